@@ -1,0 +1,71 @@
+"""ptune: P-tuning for Hugging Face language models.
+
+The public names, under PEFT's names where PEFT has them. Each is imported when it is first used, so that `import ptune` and
+`ptune --help` do not wait for torch; a type checker sees the plain imports below.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptune.config import (
+        PromptEncoderConfig,
+        PromptEncoderReparameterizationType,
+        PromptTuningConfig,
+        PromptTuningInit,
+        TaskType,
+    )
+    from ptune.data.collate import PaddingCollator
+    from ptune.data.records import Example, load_examples
+    from ptune.errors import PTuneError
+    from ptune.model.wrapper import PTunedModel, get_peft_model
+    from ptune.training.trainer import PTuneTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Example",
+    "PTuneError",
+    "PTuneTrainer",
+    "PTunedModel",
+    "PaddingCollator",
+    "PromptEncoderConfig",
+    "PromptEncoderReparameterizationType",
+    "PromptTuningConfig",
+    "PromptTuningInit",
+    "TaskType",
+    "__version__",
+    "get_peft_model",
+    "load_examples",
+]
+
+_HOMES = {
+    "Example": "ptune.data.records",
+    "PTuneError": "ptune.errors",
+    "PTuneTrainer": "ptune.training.trainer",
+    "PTunedModel": "ptune.model.wrapper",
+    "PaddingCollator": "ptune.data.collate",
+    "PromptEncoderConfig": "ptune.config",
+    "PromptEncoderReparameterizationType": "ptune.config",
+    "PromptTuningConfig": "ptune.config",
+    "PromptTuningInit": "ptune.config",
+    "TaskType": "ptune.config",
+    "get_peft_model": "ptune.model.wrapper",
+    "load_examples": "ptune.data.records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported from its home on first use."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,204 @@
+"""What a prompt is made of: the configuration classes, under PEFT's names.
+
+`PromptEncoderConfig` and `PromptTuningConfig` take the arguments of the classes of the same name in PEFT 0.21 with the same
+defaults, so that a script written for PEFT runs after changing one import. They differ from PEFT in being frozen and
+keyword-only, in checking everything at construction and reporting every fault at once, in refusing by name what ptune
+does not do, and in offering initialisation (`init`, `init_text`) to every encoder.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ptune.errors import ConfigError, unknown
+
+
+class TaskType(str, enum.Enum):
+    """Kinds of task, as PEFT names them. ptune tunes `CAUSAL_LM`."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+class PromptEncoderReparameterizationType(str, enum.Enum):
+    """How the prompt encoder turns its table into virtual tokens. `RESIDUAL` and `EMBEDDING` are ptune's additions."""
+
+    MLP = "MLP"
+    LSTM = "LSTM"
+    RESIDUAL = "RESIDUAL"
+    EMBEDDING = "EMBEDDING"
+
+
+class PromptTuningInit(str, enum.Enum):
+    """Where the first vectors of a prompt come from, as PEFT names it."""
+
+    TEXT = "TEXT"
+    SAMPLE_VOCAB = "SAMPLE_VOCAB"
+    RANDOM = "RANDOM"
+
+
+_PEFT_TYPES = {"PromptEncoderConfig": "P_TUNING", "PromptTuningConfig": "PROMPT_TUNING"}
+
+
+def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> Any:
+    """`value` as a member of `kind`, upper or lower case; a fault is noted otherwise."""
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(str(value).upper())
+    except ValueError:
+        faults.append(f"{name}: {unknown(name, str(value), [member.value for member in kind])}")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLearningConfig:
+    """What both kinds of prompt have in common. Use one of the two subclasses."""
+
+    num_virtual_tokens: int = 20
+    """Virtual tokens `P` that stand before the text. (PEFT has no default here and fails later without one.)"""
+    task_type: TaskType | str | None = None
+    """`CAUSAL_LM`, or None, which means the same."""
+    token_dim: int | None = None
+    """Size `D` of a token embedding; read from the model when None."""
+    base_model_name_or_path: str | None = None
+    """The frozen model this prompt belongs to; noted from the model when None."""
+    revision: str | None = None
+    """Revision of the base model on the hub."""
+    inference_mode: bool = False
+    """True freezes the prompt encoder too."""
+    peft_type: str | None = None
+    """Must agree with the class when given."""
+    auto_mapping: Mapping[str, Any] | None = None
+    """Accepted for PEFT's files; must be None."""
+    peft_version: str | None = None
+    """Accepted for PEFT's files; not used."""
+    num_transformer_submodules: int | None = None
+    """1 for a decoder; anything else is refused."""
+    num_attention_heads: int | None = None
+    """Read from the model; accepted for PEFT's files."""
+    num_layers: int | None = None
+    """Read from the model; accepted for PEFT's files."""
+    modules_to_save: list[str] | None = None
+    """Not supported: ptune trains the prompt encoder alone."""
+
+    def __post_init__(self) -> None:
+        faults = self._faults()
+        if faults:
+            raise ConfigError(f"{type(self).__name__}: " + " | ".join(faults))
+
+    def _faults(self) -> list[str]:
+        """Every fault in the values; enum fields are brought to their enum on the way."""
+        faults: list[str] = []
+        if self.task_type is not None:
+            task = _coerce(self.task_type, TaskType, "task_type", faults)
+            object.__setattr__(self, "task_type", task)
+            if isinstance(task, TaskType) and task is not TaskType.CAUSAL_LM:
+                faults.append(f"task_type={task.value} is not supported; ptune tunes CAUSAL_LM")
+        if not _is_int(self.num_virtual_tokens) or self.num_virtual_tokens < 1:
+            faults.append(f"num_virtual_tokens must be a whole number of at least 1, not {self.num_virtual_tokens!r}")
+        if self.token_dim is not None and (not _is_int(self.token_dim) or self.token_dim < 1):
+            faults.append(f"token_dim must be a whole number of at least 1, not {self.token_dim!r}")
+        expected = _PEFT_TYPES[type(self).__name__]
+        given = getattr(self.peft_type, "value", self.peft_type)
+        if given not in (None, expected):
+            faults.append(f"peft_type={given!r} does not fit; {type(self).__name__} is {expected}")
+        object.__setattr__(self, "peft_type", expected)
+        if self.num_transformer_submodules not in (None, 1):
+            faults.append(f"num_transformer_submodules={self.num_transformer_submodules} is not supported; a decoder has 1")
+        if self.modules_to_save:
+            faults.append(f"modules_to_save={self.modules_to_save} is not supported; the model stays frozen")
+        if self.auto_mapping:
+            faults.append("auto_mapping is not supported")
+        return faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        plain: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            plain[item.name] = value.value if isinstance(value, enum.Enum) else value
+        return plain
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEncoderConfig(PromptLearningConfig):
+    """P-tuning (Liu et al. 2021, "GPT Understands, Too"): a table run through an MLP or an LSTM.
+
+    Beyond PEFT: the types `RESIDUAL` and `EMBEDDING`, `encoder_num_layers` and `encoder_dropout` honoured by the MLP, and
+    initialisation.
+    """
+
+    encoder_reparameterization_type: PromptEncoderReparameterizationType | str = PromptEncoderReparameterizationType.MLP
+    """MLP, LSTM, RESIDUAL or EMBEDDING."""
+    encoder_hidden_size: int | None = None
+    """Width of the encoder's hidden layers; the token dimension when None, as in PEFT."""
+    encoder_num_layers: int = 2
+    """Layers of the LSTM, or hidden layers of the MLP (2 hidden layers and the output make PEFT's 3 linear layers)."""
+    encoder_dropout: float = 0.0
+    """Dropout between LSTM layers, or after each hidden layer of the MLP and of the residual encoder."""
+    init: PromptTuningInit | str = PromptTuningInit.RANDOM
+    """Where the table's first vectors come from: RANDOM, SAMPLE_VOCAB or TEXT."""
+    init_text: str | None = None
+    """The text whose token embeddings are the first vectors; needed with TEXT."""
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults()
+        kind = PromptEncoderReparameterizationType
+        value = _coerce(self.encoder_reparameterization_type, kind, "encoder_reparameterization_type", faults)
+        object.__setattr__(self, "encoder_reparameterization_type", value)
+        if self.encoder_hidden_size is not None and (not _is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1):
+            faults.append(f"encoder_hidden_size must be a whole number of at least 1, not {self.encoder_hidden_size!r}")
+        if not _is_int(self.encoder_num_layers) or self.encoder_num_layers < 1:
+            faults.append(f"encoder_num_layers must be a whole number of at least 1, not {self.encoder_num_layers!r}")
+        if not isinstance(self.encoder_dropout, (int, float)) or not 0.0 <= self.encoder_dropout < 1.0:
+            faults.append(f"encoder_dropout must be in [0, 1), not {self.encoder_dropout!r}")
+        init = PromptTuningInit.TEXT if self.init_text is not None and self.init == PromptTuningInit.RANDOM else self.init
+        object.__setattr__(self, "init", _coerce(init, PromptTuningInit, "init", faults))
+        faults.extend(_text_faults(self.init, self.init_text, "init_text"))
+        return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuningConfig(PromptLearningConfig):
+    """Prompt tuning (Lester et al. 2021): the table is the prompt, with no network behind it."""
+
+    prompt_tuning_init: PromptTuningInit | str = PromptTuningInit.RANDOM
+    """Where the first vectors come from: RANDOM, SAMPLE_VOCAB or TEXT."""
+    prompt_tuning_init_text: str | None = None
+    """The text whose token embeddings are the first vectors; needed with TEXT."""
+    tokenizer_name_or_path: str | None = None
+    """The tokenizer for `prompt_tuning_init_text`; needed with TEXT unless a tokenizer is passed to `get_peft_model`."""
+    tokenizer_kwargs: Mapping[str, Any] | None = None
+    """Arguments for loading that tokenizer. `trust_remote_code` is refused here."""
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults()
+        init = _coerce(self.prompt_tuning_init, PromptTuningInit, "prompt_tuning_init", faults)
+        object.__setattr__(self, "prompt_tuning_init", init)
+        faults.extend(_text_faults(init, self.prompt_tuning_init_text, "prompt_tuning_init_text"))
+        if self.tokenizer_kwargs and init is not PromptTuningInit.TEXT:
+            faults.append("tokenizer_kwargs is only for prompt_tuning_init=TEXT")
+        if self.tokenizer_kwargs and self.tokenizer_kwargs.get("trust_remote_code"):
+            faults.append("tokenizer_kwargs: trust_remote_code is refused; pass a loaded tokenizer to get_peft_model instead")
+        return faults
+
+
+def _text_faults(init: Any, text: str | None, name: str) -> list[str]:
+    """Faults of an initial text against the kind of initialisation."""
+    if init is PromptTuningInit.TEXT and not (text and text.strip()):
+        return [f"{name} is needed with TEXT and must not be empty"]
+    if init is not PromptTuningInit.TEXT and text is not None:
+        return [f"{name} is given, but the initialisation is {getattr(init, 'value', init)}, not TEXT"]
+    return []

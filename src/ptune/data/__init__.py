@@ -1,0 +1,59 @@
+"""From files to batches: records, templates, tokens, padded tensors.
+
+The names below are imported on first use, so that reading a file needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptune.data.collate import PaddingCollator
+    from ptune.data.records import DataReport, Example, Examples, load_examples
+    from ptune.data.template import Segments, Template, get_template
+    from ptune.data.tokenize import Encoded, Tokenized, TokenizeReport, encode, encode_prompt, tokenize_examples
+
+_HOMES = {
+    "PaddingCollator": "ptune.data.collate",
+    "DataReport": "ptune.data.records",
+    "Example": "ptune.data.records",
+    "Examples": "ptune.data.records",
+    "load_examples": "ptune.data.records",
+    "Segments": "ptune.data.template",
+    "Template": "ptune.data.template",
+    "get_template": "ptune.data.template",
+    "Encoded": "ptune.data.tokenize",
+    "TokenizeReport": "ptune.data.tokenize",
+    "Tokenized": "ptune.data.tokenize",
+    "encode": "ptune.data.tokenize",
+    "encode_prompt": "ptune.data.tokenize",
+    "tokenize_examples": "ptune.data.tokenize",
+}
+
+__all__ = [
+    "DataReport",
+    "Encoded",
+    "Example",
+    "Examples",
+    "PaddingCollator",
+    "Segments",
+    "Template",
+    "TokenizeReport",
+    "Tokenized",
+    "encode",
+    "encode_prompt",
+    "get_template",
+    "load_examples",
+    "tokenize_examples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

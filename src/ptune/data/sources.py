@@ -1,0 +1,122 @@
+"""What a data source is: a file, a folder written by `datasets`, a folder of files, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ptune.data.tables import arrow_file_rows, dataset_rows, load_arrow_folder, load_hub, parquet_rows
+from ptune.data.text_files import Row, csv_rows, json_rows, jsonl_rows
+from ptune.errors import DataError, nearest
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".json": json_rows,
+    ".jsonl": jsonl_rows,
+    ".ndjson": jsonl_rows,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".parquet": parquet_rows,
+    ".arrow": arrow_file_rows,
+}
+_SUFFIXES = ", ".join(READERS)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+_SPLITS = {
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "val", "dev", "devset"),
+    "test": ("test", "testing", "testset"),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under one name: a file, a split of an Arrow folder or of a hub data set."""
+
+    name: str
+    rows: Callable[[], Iterator[Row]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The tables of a source, in the order in which they are read."""
+
+    tables: tuple[Table, ...]
+    skipped: tuple[str, ...] = ()
+    """Files of a folder that belong to other splits."""
+
+
+def find_rows(source: str | Path, split: str) -> Found:
+    """The tables behind `source`; see `ptune.data.records.load_examples`.
+
+    Raises:
+        DataError: Nothing is there, or nothing that can be read.
+    """
+    name = str(source)
+    path = Path(source).expanduser()
+    try:
+        exists = path.exists()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        exists = False
+    if not name.strip() or (not exists and (isinstance(source, Path) or _is_path(name))):
+        raise _missing(path, name)
+    if not exists:
+        data = load_hub(name, split)
+        return Found((Table(f"{name} ({split})", partial(dataset_rows, data, name)),))
+    if not path.is_dir():
+        return Found((_file(path),))
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        data = load_arrow_folder(path, split)
+        return Found((Table(name, partial(dataset_rows, data, name)),))
+    return _folder(path, split)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that does not exist was meant as a path rather than a hub id."""
+    return Path(name).suffix.lower() in READERS or not _HUB_ID.fullmatch(name)
+
+
+def _missing(path: Path, name: str) -> DataError:
+    parent = path.parent
+    if not parent.is_dir():
+        return DataError(f"there is no file {name!r}: the folder {str(parent)!r} does not exist.", hint="Check the path.")
+    guess = nearest(path.name, [item.name for item in parent.iterdir()])
+    hint = f"Did you mean {str(parent / guess)!r}?" if guess else "Check the path."
+    return DataError(f"there is no file or folder {name!r}.", hint=hint)
+
+
+def _file(path: Path) -> Table:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path} is of no kind that can be read.", hint=f"Known kinds: {_SUFFIXES}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
+    return Table(str(path), partial(reader, path))
+
+
+def _folder(path: Path, split: str) -> Found:
+    """The data files of a folder in name order; where file names say which split they are, only those of `split`."""
+    files = sorted(
+        item for item in path.iterdir()
+        if item.is_file() and item.suffix.lower() in READERS and not item.name.startswith((".", "_"))
+    )
+    if not files:
+        raise DataError(f"the folder {path} holds no data file.", hint=f"Known kinds: {_SUFFIXES}.")
+    wanted = files
+    if any(_split_of(item) for item in files):
+        name = next((key for key, words in _SPLITS.items() if split.lower() in words), split)
+        wanted = [item for item in files if _split_of(item) == name]
+        if not wanted:
+            raise DataError(
+                f"the folder {path} has no file for the split {split!r}.",
+                hint=f"Its files: {', '.join(item.name for item in files)}.",
+            )
+    skipped = tuple(item.name for item in files if item not in wanted)
+    return Found(tuple(_file(item) for item in wanted), skipped)
+
+
+def _split_of(path: Path) -> str | None:
+    """The split a file name speaks of, if any: `train-00000-of-00002.parquet`, `dev32.jsonl`, `my_test.csv`."""
+    words = re.findall(r"[a-z]+", path.stem.lower())
+    return next((split for split, names in _SPLITS.items() if any(word in names for word in words)), None)

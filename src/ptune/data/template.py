@@ -1,0 +1,294 @@
+"""Templates: how an `Example` becomes the text of a prompt and the text of its answer.
+
+Three kinds. `tutorial` is the layout `Human: …\\n\\nAssistant: ` with the end-of-sequence token behind the answer, token for
+token what the P-tuning tutorial's `process_func` makes. `chat` is the tokenizer's own chat template. Any text with `{output}`
+and `{instruction}` (or `{input}`) is a template of the user's. The same object writes the prompt for training and for
+generation, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ptune.data.example import Example
+from ptune.data.text_files import read_text
+from ptune.errors import ConfigError, DataError, ModelError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NAMES = ("tutorial", "alpaca", "chat")
+_FIELDS = ("instruction", "input", "system", "output", "eos_token")
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
+
+History = Sequence[tuple[str, str]]
+"""Earlier turns as (role, content), oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The text of one example, in two parts that are tokenized separately."""
+
+    prompt: str
+    """What the model is given; masked in the labels."""
+    answer: str
+    """What it learns to write, its end token included; empty in a prompt for generation."""
+    add_special_tokens: bool
+    """Whether the tokenizer's own leading tokens (such as BOS) go before the prompt. They never go before the answer."""
+
+
+class Template(Protocol):
+    """What every template offers."""
+
+    @property
+    def name(self) -> str:
+        """`tutorial`, `chat` or `custom`."""
+
+    @property
+    def text(self) -> str:
+        """What to store: `get_template(text, tokenizer)` makes this template again."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the text made from an example would change."""
+
+    def segments(self, example: Example) -> Segments:
+        """Prompt and answer of an example, for training and evaluation."""
+
+    def prompt(
+        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+    ) -> Segments:
+        """The prompt for generation: the same text as in training, with an empty answer."""
+
+
+def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The template of that name, or made from that text.
+
+    Args:
+        name_or_text: `tutorial` (alias `alpaca`), `chat`, a text with `{output}` and `{instruction}` and/or `{input}` (also
+            `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
+        tokenizer: Gives the end-of-sequence token and the chat template.
+
+    Raises:
+        ConfigError: An unknown name, a text whose placeholders cannot be used, or a tokenizer without a chat template.
+        ModelError: The tokenizer has no end-of-sequence token.
+        DataError: The file cannot be read.
+    """
+    if name_or_text == "chat":
+        return _chat(tokenizer)
+    if name_or_text in NAMES:
+        return TutorialTemplate(_eos(tokenizer))
+    if name_or_text.startswith("@"):
+        path = Path(name_or_text[1:]).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"the template file {str(path)!r} does not exist.", hint="Check the path after '@'.")
+        return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), _eos(tokenizer))
+    if "{" in name_or_text:
+        return _custom(name_or_text, _eos(tokenizer))
+    error = unknown("template", name_or_text, NAMES)
+    error.hint = f"{error.hint} Or give a text with {{instruction}} and {{output}}, or @file."
+    raise error
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+    eos = tokenizer.eos_token
+    if not eos:
+        raise ModelError(
+            "the tokenizer has no end-of-sequence token, so an answer could not be ended.",
+            hint="Set tokenizer.eos_token to the token that ends an answer.",
+        )
+    return str(eos)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class TutorialTemplate:
+    """`Human: {instruction}\\n{input}\\n\\nAssistant: {output}{eos}`, exactly as the tutorial writes it.
+
+    Beyond the tutorial: earlier turns stand before it in the same form, each answer with its end token; a system message is
+    a paragraph of its own at the start.
+    """
+
+    eos: str
+    name: str = "tutorial"
+    text: str = "tutorial"
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and end token."""
+        return _digest(self.name, self.eos)
+
+    def segments(self, example: Example) -> Segments:
+        """Prompt and answer of an example."""
+        made = self.prompt(example.instruction, example.input, example.history, example.system)
+        return Segments(made.prompt, example.output + self.eos, True)
+
+    def prompt(
+        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+    ) -> Segments:
+        """The prompt up to and including `Assistant: `."""
+        question = "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
+        if not history and not system:
+            return Segments(question, "", True)
+        parts = [system + "\n\n"] if system else []
+        for role, content in history:
+            if role == "assistant":
+                parts.append("Assistant: " + content + self.eos + "\n\n")
+            elif role == "user":
+                parts.append(("Human: " + content).strip() + "\n\n")
+            else:
+                raise ConfigError(
+                    f"the tutorial template has no place for a {role} message among the earlier turns.",
+                    hint="Use the template 'chat'.",
+                )
+        return Segments("".join(parts) + question, "", True)
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template.",
+            hint="Use the template 'tutorial', or an instruction-tuned model.",
+        )
+    return ChatTemplate(tokenizer)
+
+
+@dataclass(frozen=True, eq=False)
+class ChatTemplate:
+    """The tokenizer's own chat template; the answer is everything it writes after the generation prompt."""
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str = "chat"
+    text: str = "chat"
+
+    @property
+    def fingerprint(self) -> str:
+        """The chat template's own text."""
+        return _digest(self.name, repr(self.tokenizer.chat_template))
+
+    def segments(self, example: Example) -> Segments:
+        """Prompt and answer of an example."""
+        turns = _messages(example.instruction, example.input, example.history, example.system)
+        prompt = self._render(turns, generation=True, place=example.source)
+        answered = [*turns, {"role": "assistant", "content": example.output}]
+        full = self._render(answered, generation=False, place=example.source)
+        if not full.startswith(prompt):
+            raise ConfigError(
+                "the chat template writes a prompt for generation that its finished conversation does not begin with: "
+                f"{prompt[-40:]!r}.",
+                hint="Use the template 'tutorial' or a text of your own.",
+            )
+        return Segments(prompt, full[len(prompt) :], False)
+
+    def prompt(
+        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+    ) -> Segments:
+        """The conversation with the opening of the answer."""
+        return Segments(self._render(_messages(instruction, input, history, system), generation=True), "", False)
+
+    def _render(self, turns: list[dict[str, str]], *, generation: bool, place: str = "") -> str:
+        import jinja2
+
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+            where = f"{place}: " if place else ""
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise DataError(
+                f"{where}the chat template refuses the messages ({roles}): {error}", hint="Leave out what it has no place for."
+            ) from error
+        return str(text)
+
+
+def _messages(instruction: str, input: str, history: History, system: str | None) -> list[dict[str, str]]:
+    turns = [{"role": "system", "content": system}] if system else []
+    turns += [{"role": role, "content": content} for role, content in history]
+    return [*turns, {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}]
+
+
+def _custom(text: str, eos: str) -> CustomTemplate:
+    """A template of the user's, checked."""
+    names = [match[2] for match in _PLACEHOLDER.finditer(text) if match[2]]
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    for name in names:
+        if name not in _FIELDS:
+            error = unknown(f"placeholder in the template {shown!r}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS])
+            error.hint = f"{error.hint} Write {{{{{name}}}}} for the text itself."
+            raise error
+    if names.count("output") != 1:
+        raise ConfigError(
+            f"the template {shown!r} has {names.count('output')} times {{output}}.", hint="Put {output} in it once, for the answer."
+        )
+    before, after = names[: names.index("output")], names[names.index("output") + 1 :]
+    if not {"instruction", "input"} & set(before):
+        raise ConfigError(f"the template {shown!r} asks nothing.", hint="Put {instruction} or {input} before {output}.")
+    late = [name for name in after if name != "eos_token"]
+    if late:
+        raise ConfigError(
+            f"the template {shown!r} has {{{late[0]}}} after {{output}}, where the answer would contain it.",
+            hint="Put it before {output}.",
+        )
+    return CustomTemplate(text, eos)
+
+
+@dataclass(frozen=True)
+class CustomTemplate:
+    """A text of the user's: before `{output}` stands the prompt; `{output}` and what follows, with the end token, the answer."""
+
+    text: str
+    eos: str
+    name: str = "custom"
+
+    @property
+    def fingerprint(self) -> str:
+        """The text and the end token."""
+        return _digest(self.name, self.text, self.eos)
+
+    def segments(self, example: Example) -> Segments:
+        """Prompt and answer of an example."""
+        place = f"{example.source}: " if example.source else ""
+        question = self._question(example.instruction, example.input, example.history, example.system, place)
+        ending = self._fill(self._halves()[1], {})
+        if not ending.endswith(self.eos):
+            ending += self.eos
+        return Segments(question, example.output + ending, True)
+
+    def prompt(
+        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+    ) -> Segments:
+        """The text up to `{output}`."""
+        return Segments(self._question(instruction, input, history, system, ""), "", True)
+
+    def _halves(self) -> tuple[str, str]:
+        """The template before and after `{output}`."""
+        match = next(match for match in _PLACEHOLDER.finditer(self.text) if match[2] == "output")
+        return self.text[: match.start()], self.text[match.end() :]
+
+    def _question(self, instruction: str, input: str, history: History, system: str | None, place: str) -> str:
+        values = {"instruction": instruction, "input": input, "system": system or ""}
+        before = self._halves()[0]
+        has = {match[2] for match in _PLACEHOLDER.finditer(before)}
+        for name, value in values.items():
+            if value and name not in has:
+                raise ConfigError(
+                    f"{place}there is {name} text ({value[:40]!r}), but the template has no {{{name}}}.",
+                    hint=f"Put {{{name}}} in the template, so that nothing is lost.",
+                )
+        if history:
+            raise ConfigError(
+                f"{place}there are earlier turns, and a template of one's own has no place for them.",
+                hint="Use the template 'chat' or 'tutorial'.",
+            )
+        return self._fill(before, values)
+
+    def _fill(self, text: str, values: dict[str, str]) -> str:
+        filled = {**values, "eos_token": self.eos}
+        return _PLACEHOLDER.sub(lambda match: "{" + match[1] + "}" if match[1] else filled[match[2]], text)

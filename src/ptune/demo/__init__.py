@@ -1,0 +1,1 @@
+"""The demo's own data: customer messages and the support tickets they amount to."""

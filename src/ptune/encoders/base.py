@@ -1,0 +1,39 @@
+"""What every prompt encoder has in common: a trainable table of `P` vectors and an output of shape `(P, D)`.
+
+Shapes: `P` virtual tokens, `D` token dimension of the frozen model, `H` hidden size of the encoder.
+
+The output depends on no input, so an encoder is called without arguments and gives one `(P, D)` tensor, not one copy a row:
+a soft prompt is the same for every row of a batch. Parameter names follow PEFT's `PromptEncoder` (`embedding`, `mlp_head`,
+`lstm_head`), so weights move between the two without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class PromptEncoder(nn.Module):
+    """Base of the prompt encoders.
+
+    Args:
+        num_virtual_tokens: `P`, rows of the table.
+        token_dim: `D`, size of a token embedding of the frozen model.
+    """
+
+    keeps_vectors = False
+    """True where the encoder's output before training is exactly its table."""
+
+    def __init__(self, *, num_virtual_tokens: int, token_dim: int) -> None:
+        super().__init__()
+        self.num_virtual_tokens = num_virtual_tokens
+        self.token_dim = token_dim
+        self.embedding = nn.Embedding(num_virtual_tokens, token_dim)
+
+    def forward(self) -> torch.Tensor:
+        """The virtual-token embeddings, `(P, D)`."""
+        raise NotImplementedError
+
+    def output_layer(self) -> nn.Linear | None:
+        """The last linear layer, whose scale sets the output's scale; None where the table is the output."""
+        return None

@@ -1,0 +1,59 @@
+"""The prompt encoders by name, and the one place that builds them."""
+
+from __future__ import annotations
+
+from ptune.encoders.base import PromptEncoder
+from ptune.encoders.embedding import EmbeddingEncoder
+from ptune.encoders.lstm import LSTMEncoder
+from ptune.encoders.mlp import MLPEncoder
+from ptune.encoders.residual import ResidualEncoder
+from ptune.errors import unknown
+
+ENCODERS: dict[str, type[PromptEncoder]] = {
+    "embedding": EmbeddingEncoder,
+    "mlp": MLPEncoder,
+    "lstm": LSTMEncoder,
+    "residual": ResidualEncoder,
+}
+
+
+def build_encoder(
+    kind: str,
+    *,
+    num_virtual_tokens: int,
+    token_dim: int,
+    hidden_size: int | None = None,
+    num_layers: int = 2,
+    dropout: float = 0.0,
+) -> PromptEncoder:
+    """A new prompt encoder with PyTorch's default initialisation.
+
+    Args:
+        kind: One of `ENCODERS`.
+        num_virtual_tokens: `P`.
+        token_dim: `D`.
+        hidden_size: Width of hidden layers; `D` when None, as in PEFT. Not used by `embedding`.
+        num_layers: LSTM layers, or hidden layers of the MLP. Not used by `embedding` and `residual`.
+        dropout: Dropout inside the encoder. Not used by `embedding`.
+
+    Raises:
+        ConfigError: `kind` is unknown; the nearest known name is suggested.
+    """
+    width = token_dim if hidden_size is None else hidden_size
+    match kind:
+        case "embedding":
+            return EmbeddingEncoder(num_virtual_tokens=num_virtual_tokens, token_dim=token_dim)
+        case "residual":
+            return ResidualEncoder(
+                num_virtual_tokens=num_virtual_tokens, token_dim=token_dim, hidden_size=width, dropout=dropout
+            )
+        case "mlp" | "lstm":
+            network = MLPEncoder if kind == "mlp" else LSTMEncoder
+            return network(
+                num_virtual_tokens=num_virtual_tokens,
+                token_dim=token_dim,
+                hidden_size=width,
+                num_layers=num_layers,
+                dropout=dropout,
+            )
+    raise unknown("prompt encoder", kind, ENCODERS)

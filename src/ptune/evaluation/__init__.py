@@ -1,0 +1,1 @@
+"""What a prompt achieves: held-out loss, answers, and metrics over them."""

@@ -1,0 +1,110 @@
+"""Between a prompt encoder on a frozen model and a prompt folder: what is noted when saving, what is checked when loading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, write_prompt
+from ptune.config import PromptTuningConfig
+from ptune.encoders import PromptEncoder
+from ptune.errors import PromptError
+from ptune.model.fingerprint import fingerprint
+from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
+
+_VERSIONS = ("ptune", "torch", "transformers")
+
+
+def save_prompt(
+    base: PreTrainedModel, encoder: PromptEncoder, config: PromptConfig, folder: Path, metadata: Mapping[str, Any]
+) -> Path:
+    """Write a prompt folder for an encoder that belongs to `base`."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        vectors = encoder()
+    encoder.train(was_training)
+    details = {
+        "base_model": config.base_model_name_or_path,
+        "base_class": type(base).__name__,
+        "base_fingerprint": fingerprint(base),
+        "encoder": encoder_kind(config),
+        "trainable_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "versions": {name: version(name) for name in _VERSIONS},
+        **metadata,
+    }
+    text = base.config.get_text_config()
+    noted = replace(
+        config,
+        num_layers=getattr(text, "num_hidden_layers", None),
+        num_attention_heads=getattr(text, "num_attention_heads", None),
+    )
+    return write_prompt(folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details))
+
+
+def base_name(folder: Path) -> str:
+    """The name of the frozen model a prompt folder belongs to.
+
+    Raises:
+        PromptError: The folder does not say.
+    """
+    name = read_details(folder)["config"].get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise PromptError(f"{folder} does not name its base model.", hint="Load the model yourself, or pass --model.")
+    return name
+
+
+def load_prompt(
+    base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool
+) -> tuple[PromptEncoder, PromptConfig]:
+    """A prompt encoder from a folder, checked against the model it is to stand in front of.
+
+    Args:
+        base: The frozen model.
+        folder: The prompt folder, or a PEFT adapter's.
+        trainable: The encoder itself, to train on; otherwise its baked vectors alone, which give the same prompt.
+        force: Accept a model whose fingerprint differs.
+
+    Raises:
+        PromptError: The folder is missing or damaged, or belongs to another model.
+    """
+    saved = read_prompt(folder)
+    dim = token_dim(base)
+    if saved.vectors.shape[1] != dim:
+        raise PromptError(
+            f"{folder} holds a prompt for embeddings of size {saved.vectors.shape[1]}; this model's have {dim}.",
+            hint=f"It was made for {saved.config.base_model_name_or_path}.",
+        )
+    noted = saved.details.get("base_fingerprint")
+    if noted is not None and not force and noted != fingerprint(base):
+        raise PromptError(
+            f"{folder} was made for another model: {saved.config.base_model_name_or_path} with fingerprint {noted}, "
+            f"not {fingerprint(base)}.",
+            hint="Use that model, or --force (force=True) to try the prompt on this one.",
+        )
+    if not trainable or saved.encoder is None:
+        config = PromptTuningConfig(
+            num_virtual_tokens=saved.config.num_virtual_tokens,
+            token_dim=dim,
+            base_model_name_or_path=saved.config.base_model_name_or_path,
+            revision=saved.config.revision,
+        )
+        encoder = empty_encoder(config, dim)
+        encoder.load_state_dict({"embedding.weight": saved.vectors})
+        return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
+    encoder = empty_encoder(saved.config, dim)
+    try:
+        encoder.load_state_dict(dict(saved.encoder))
+    except RuntimeError as error:
+        raise PromptError(f"{folder}: the encoder's tensors do not fit its configuration: {error}") from error
+    return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
+
+
+def _placed(encoder: PromptEncoder, base: PreTrainedModel, trainable: bool) -> PromptEncoder:
+    return encoder.to(base.device).requires_grad_(trainable)

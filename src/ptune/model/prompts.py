@@ -1,0 +1,133 @@
+"""From a prompt's configuration to an initialised prompt encoder for a given frozen model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit
+from ptune.encoders import PromptEncoder, build_encoder, initial_vectors, initialise
+from ptune.encoders.initialise import embedding_std
+from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.model.backbone import load_tokenizer
+
+PromptConfig = PromptEncoderConfig | PromptTuningConfig
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_prompt_name(name: str) -> str:
+    """The name, if it can name a prompt.
+
+    Raises:
+        PromptError: Not a word of letters, digits, `_` and `-`.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PromptError(
+            f"{name!r} cannot name a prompt.", hint="Use 1 to 64 letters, digits, '_' or '-', starting with a letter or digit."
+        )
+    return name
+
+
+def encoder_kind(config: PromptConfig) -> str:
+    """The registry name of the encoder a configuration asks for."""
+    if isinstance(config, PromptTuningConfig):
+        return "embedding"
+    return str(getattr(config.encoder_reparameterization_type, "value", config.encoder_reparameterization_type)).lower()
+
+
+def token_dim(base: PreTrainedModel) -> int:
+    """`D`: the size of the model's input embeddings, which need not be its hidden size."""
+    return int(base.get_input_embeddings().weight.shape[-1])
+
+
+def empty_encoder(config: PromptConfig, dim: int) -> PromptEncoder:
+    """The encoder a configuration describes, before any initialisation of ours."""
+    if isinstance(config, PromptTuningConfig):
+        return build_encoder("embedding", num_virtual_tokens=config.num_virtual_tokens, token_dim=dim)
+    return build_encoder(
+        encoder_kind(config),
+        num_virtual_tokens=config.num_virtual_tokens,
+        token_dim=dim,
+        hidden_size=config.encoder_hidden_size,
+        num_layers=config.encoder_num_layers,
+        dropout=config.encoder_dropout,
+    )
+
+
+def build_prompt(
+    base: PreTrainedModel, config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PromptEncoder, PromptConfig]:
+    """A new, initialised prompt encoder, and its configuration completed from the model.
+
+    Args:
+        base: The frozen model the prompt is for.
+        config: What to build.
+        tokenizer: Needed for an initial text, unless the configuration names one.
+
+    Raises:
+        ConfigError: The configuration does not fit the model, or an initial text has no tokenizer.
+    """
+    dim = token_dim(base)
+    if config.token_dim not in (None, dim):
+        raise ConfigError(
+            f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
+        )
+    name = config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None
+    completed = replace(config, token_dim=dim, num_transformer_submodules=1, base_model_name_or_path=name)
+    if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
+        completed = replace(completed, encoder_hidden_size=dim)
+    encoder = empty_encoder(completed, dim)
+    if not base.get_input_embeddings().weight.is_meta:
+        embed, vocab_size = base.get_input_embeddings(), int(base.config.get_text_config().vocab_size)
+        initialise(
+            encoder, vectors=_start_vectors(base, completed, tokenizer), std=embedding_std(embed, vocab_size=vocab_size)
+        )
+    encoder.to(base.device)
+    encoder.requires_grad_(not completed.inference_mode)
+    return encoder, completed
+
+
+def _start_vectors(
+    base: PreTrainedModel, config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> torch.Tensor | None:
+    """The `(P, D)` vectors a prompt starts from; None for a random start."""
+    if isinstance(config, PromptTuningConfig):
+        init, text = config.prompt_tuning_init, config.prompt_tuning_init_text
+    else:
+        init, text = config.init, config.init_text
+    if init is PromptTuningInit.RANDOM:
+        return None
+    token_ids: Sequence[int] | None = None
+    if init is PromptTuningInit.TEXT:
+        assert text is not None
+        token_ids = _tokenizer_for(config, tokenizer)(text, add_special_tokens=False)["input_ids"]
+    special = tokenizer.all_special_ids if tokenizer is not None else []
+    return initial_vectors(
+        base.get_input_embeddings(),
+        num_virtual_tokens=config.num_virtual_tokens,
+        vocab_size=int(base.config.get_text_config().vocab_size),
+        token_ids=token_ids,
+        special_ids=special,
+    )
+
+
+def _tokenizer_for(config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The given tokenizer, the one the configuration names, or the base model's own."""
+    if tokenizer is not None:
+        return tokenizer
+    named = config.tokenizer_name_or_path if isinstance(config, PromptTuningConfig) else None
+    name = named or config.base_model_name_or_path
+    if not name:
+        raise ConfigError(
+            "an initial text needs a tokenizer, and the model has no name to load one by.",
+            hint="Pass tokenizer=… to get_peft_model.",
+        )
+    try:
+        return load_tokenizer(name)
+    except ModelError as error:
+        raise ConfigError(f"an initial text needs a tokenizer: {error}", hint="Pass tokenizer=… to get_peft_model.") from error

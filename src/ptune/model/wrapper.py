@@ -1,0 +1,446 @@
+"""`PTunedModel`: a frozen causal language model with one or more soft prompts in front of it.
+
+The wrapper owns the prompt encoders and nothing else: the frozen model is held, never changed. `forward` takes the prefix path (the
+prompt runs through the model once a batch, see `prefix`) or the concatenation path (see `concat`), and returns logits that line up with
+the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of transformers; virtual tokens are not among them.
+
+Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ptune.encoders import PromptEncoder
+from ptune.errors import ConfigError, ModelError, PromptError, unknown
+from ptune.model import persistence
+from ptune.model.backbone import load_model
+from ptune.model.batch import TextBatch, run_concatenated, run_prefixed
+from ptune.model.capability import context_length, prefix_capability
+from ptune.model.generation import check_arguments, concat_forward, left_padded, prefix_forward, prompted_view
+from ptune.model.prefix import RowPrefix, encode_prefix, mixed_prefix, same_prefix
+from ptune.model.prompts import PromptConfig, build_prompt, check_prompt_name
+
+DEFAULT_PROMPT = "default"
+RowPrompts = str | Sequence[str | None] | None
+
+
+class PTunedModel(nn.Module):
+    """A frozen model and its soft prompts.
+
+    Args:
+        base: Any decoder from `AutoModelForCausalLM`. It is frozen in place and otherwise left as it is.
+        config: Configuration of the first prompt; None starts without one (see `add_prompt`, `load_prompt`).
+        prompt_name: Name of the first prompt.
+        tokenizer: Needed for an initial text, unless the configuration names one.
+
+    Raises:
+        ModelError: The model cannot carry a soft prompt.
+        ConfigError: The configuration does not fit the model.
+    """
+
+    # Read by transformers.Trainer: the loss is summed over labels and divided by `num_items_in_batch`, and the first
+    # label of a row counts, since the last virtual token predicts it.
+    accepts_loss_kwargs = True
+    loss_type = None
+    main_input_name = "input_ids"
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        config: PromptConfig | None = None,
+        *,
+        prompt_name: str = DEFAULT_PROMPT,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is None:
+            raise ModelError(
+                f"{type(base).__name__} is not a causal language model of transformers.",
+                hint="Load it with AutoModelForCausalLM.",
+            )
+        if base.config.is_encoder_decoder:
+            raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
+        base.requires_grad_(False)
+        self.base = base
+        self.capability = prefix_capability(base)
+        self.context_length = context_length(base)
+        self.prompts = nn.ModuleDict()
+        self.prompt_configs: dict[str, PromptConfig] = {}
+        self.active_prompt: str | None = None
+        self._disabled = False
+        if config is not None:
+            self.add_prompt(prompt_name, config, tokenizer=tokenizer)
+
+    # ---- prompts -----------------------------------------------------------------------------------------------
+
+    @property
+    def prompt_names(self) -> list[str]:
+        """Names of the prompts, in the order they were added."""
+        return list(self.prompts.keys())
+
+    def add_prompt(
+        self, name: str, config: PromptConfig, *, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> PromptEncoder:
+        """Add a new, initialised prompt. The first one becomes the active one.
+
+        Raises:
+            PromptError: The name is taken or cannot name a prompt.
+            ConfigError: The configuration does not fit the model, or the prompt is longer than the context.
+        """
+        check_prompt_name(name)
+        if name in self.prompts:
+            raise PromptError(f"there is a prompt {name!r} already.", hint="Choose another name, or delete_prompt first.")
+        if self.context_length is not None and config.num_virtual_tokens >= self.context_length:
+            raise ConfigError(
+                f"num_virtual_tokens={config.num_virtual_tokens} leaves no room in the model's context of "
+                f"{self.context_length} tokens.",
+                hint="Use fewer virtual tokens.",
+            )
+        encoder, completed = build_prompt(self.base, config, tokenizer)
+        self._install(name, encoder, completed)
+        return encoder
+
+    def _install(self, name: str, encoder: PromptEncoder, config: PromptConfig) -> None:
+        self.prompts[name] = encoder
+        self.prompt_configs[name] = config
+        if self.active_prompt is None:
+            self.set_prompt(name)
+        else:
+            encoder.requires_grad_(False)
+
+    def set_prompt(self, name: str) -> None:
+        """Make a prompt the active one: used where no name is given, and the one that trains."""
+        self._encoder(name)
+        self.active_prompt = name
+        for other, encoder in self.prompts.items():
+            encoder.requires_grad_(other == name and not self.prompt_configs[other].inference_mode)
+
+    def delete_prompt(self, name: str) -> None:
+        """Remove a prompt. The active one cannot be removed while there are others."""
+        self._encoder(name)
+        if name == self.active_prompt and len(self.prompts) > 1:
+            raise PromptError(f"{name!r} is the active prompt.", hint="Call set_prompt with another name first.")
+        del self.prompts[name]
+        del self.prompt_configs[name]
+        if name == self.active_prompt:
+            self.active_prompt = None
+
+    @contextmanager
+    def disable_prompt(self) -> Iterator[None]:
+        """Inside the `with`, the bare frozen model answers."""
+        before, self._disabled = self._disabled, True
+        try:
+            yield
+        finally:
+            self._disabled = before
+
+    disable_adapter = disable_prompt  # PEFT's name
+
+    def _encoder(self, name: str) -> PromptEncoder:
+        if name not in self.prompts:
+            raise unknown("prompt", name, self.prompts.keys(), error=PromptError)
+        encoder = self.prompts[name]
+        assert isinstance(encoder, PromptEncoder)
+        return encoder
+
+    def encode(self, name: str | None = None) -> torch.Tensor:
+        """The `(P, D)` virtual-token embeddings of a prompt, in float32; with gradients where the encoder has them."""
+        return self._encoder(self._active(name))()
+
+    def _active(self, name: str | None) -> str:
+        chosen = self.active_prompt if name is None else name
+        if chosen is None:
+            raise PromptError("the model has no prompt.", hint="Call add_prompt or load_prompt.")
+        return chosen
+
+    # ---- forward -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        *,
+        prompt_names: RowPrompts = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool = True,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Loss and logits behind the prompt.
+
+        Args:
+            input_ids: `(B, T)` text tokens.
+            attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
+            labels: `(B, T)`, -100 where not supervised. The first token of a row counts: the last virtual token predicts it.
+            inputs_embeds: `(B, T, D)` in place of `input_ids`.
+            prompt_names: A prompt's name for all rows, or one per row (None: no prompt for that row). The active one by default.
+            num_items_in_batch: Supervised labels of the whole optimizer step; the loss is the sum over labels divided by it.
+            return_logits: False computes the LM head at supervised positions alone and returns no logits.
+            kwargs: Passed to the frozen model (`output_hidden_states`, …).
+
+        Returns:
+            `loss` (with labels), `logits` `(B, T, V)`, and what the frozen model adds. No cache: `generate` keeps its own.
+
+        Raises:
+            ModelError: The text and prompt are longer than the context, or a filled cache or position ids are passed.
+        """
+        if self._disabled:
+            if labels is not None:
+                kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
+            return self.base(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
+        for refused in ("past_key_values", "cache_params", "position_ids"):
+            if kwargs.pop(refused, None) is not None:
+                raise ModelError(f"forward does not take {refused} behind a soft prompt.", hint="Use generate, or model.base.")
+        kwargs.pop("use_cache", None)
+        kwargs.pop("return_dict", None)
+        batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
+        names = self._row_names(prompt_names, batch.rows)
+        self._check_length(names, batch.length)
+        vectors = self._vectors(names)
+        if self._takes_prefix(batch.mask, batch.length + self._width(names)):
+            prefix = self._row_prefix(names, vectors)
+            return run_prefixed(self.base, self.capability, prefix, batch, num_items_in_batch, return_logits, kwargs)
+        rows = [None if name is None else vectors[name] for name in names]
+        return run_concatenated(self.base, self.capability, rows, batch, num_items_in_batch, return_logits, kwargs)
+
+    def _row_names(self, names: RowPrompts, rows: int) -> list[str | None]:
+        """The prompt of each of `rows` rows."""
+        if names is None or isinstance(names, str):
+            return [self._active(names)] * rows
+        if len(names) != rows:
+            raise ConfigError(f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row.")
+        return list(names)
+
+    def _vectors(self, names: Sequence[str | None]) -> dict[str, torch.Tensor]:
+        """The encoded prompts that the rows use, each once, in the dtype of the model's embeddings."""
+        dtype = self.base.get_input_embeddings().weight.dtype
+        return {name: self.encode(name).to(dtype) for name in dict.fromkeys(names) if name is not None}
+
+    def _row_prefix(self, names: Sequence[str | None], vectors: Mapping[str, torch.Tensor]) -> RowPrefix:
+        """The prefix of every row; each different prompt runs through the model once."""
+        prefixes = {name: encode_prefix(self.base, value) for name, value in vectors.items()}
+        if len(prefixes) == 1 and None not in names:
+            return same_prefix(next(iter(prefixes.values())), len(names))
+        order = list(prefixes)
+        return mixed_prefix(list(prefixes.values()), [None if name is None else order.index(name) for name in names])
+
+    def _width(self, names: Sequence[str | None]) -> int:
+        """The longest prompt among the rows, in virtual tokens."""
+        return max((self._encoder(name).num_virtual_tokens for name in names if name is not None), default=0)
+
+    def _takes_prefix(self, mask: torch.Tensor | None, total: int) -> bool:
+        """Whether a batch can take the prefix path; the concatenation path otherwise."""
+        if not self.capability.prefix or (self.base.is_activation_checkpointing and self.training):
+            return False
+        window = self.capability.sliding_window
+        return window is None or mask is None or total <= window or bool((mask[:, 0] == 1).all())
+
+    def _check_length(self, names: Sequence[str | None], text_length: int, new_tokens: int = 0) -> None:
+        if self.context_length is None:
+            return
+        width = self._width(names)
+        if width + text_length + new_tokens > self.context_length:
+            new = f" and {new_tokens} new tokens" if new_tokens else ""
+            raise ModelError(
+                f"{width} virtual tokens and {text_length} text tokens{new} exceed the model's context of "
+                f"{self.context_length} tokens.",
+                hint=f"Shorten the text to {max(self.context_length - width - new_tokens, 0)} tokens, or use fewer of the others.",
+            )
+
+    # ---- generation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        prompt_names: RowPrompts = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate` behind the prompt, with all its options: sampling, beams, streamer, logits processors.
+
+        Args:
+            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the left, so
+                that the new tokens are `output[:, T:]` for every row.
+            attention_mask: `(B, T)`, 0 at padding; needed when rows are padded.
+            prompt_names: As in `forward`.
+            kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
+
+        Returns:
+            What `generate` returns: text and new tokens, no virtual tokens.
+
+        Raises:
+            ModelError: A filled cache is passed, or prompt, text and new tokens exceed the context.
+        """
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        if self._disabled:
+            return self.base.generate(input_ids, attention_mask=attention_mask, **kwargs)
+        check_arguments(kwargs)
+        embeds = kwargs.get("inputs_embeds")
+        text = embeds if input_ids is None else input_ids
+        if text is None:
+            raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
+        rows, length = text.shape[:2]
+        if attention_mask is not None and embeds is None:
+            input_ids, attention_mask = left_padded(input_ids, attention_mask)
+        names = self._row_names(prompt_names, rows)
+        config = kwargs.get("generation_config") or self.base.generation_config
+        new_tokens = kwargs.get("max_new_tokens") or config.max_new_tokens or 0
+        self._check_length(names, length, new_tokens)
+        vectors = self._vectors(names)
+        if not vectors:
+            return self.base.generate(input_ids, attention_mask=attention_mask, **kwargs)
+        if self._takes_prefix(attention_mask, length + self._width(names) + (new_tokens or length)):
+            forward = prefix_forward(self.base, self._row_prefix(names, vectors))
+        else:
+            forward = concat_forward(self.base, [None if name is None else vectors[name] for name in names])
+        view = prompted_view(self.base, forward)
+        return view.generate(input_ids, attention_mask=attention_mask, **kwargs)
+
+    # ---- parameters and state ----------------------------------------------------------------------------------
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """`(trainable, all)` parameters, counted as PEFT counts them: the frozen model's and the prompt encoders'."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return trainable, sum(_logical_numel(p) for p in self.parameters())
+
+    def print_trainable_parameters(self) -> None:
+        """Print the line that PEFT prints."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The prompt encoders' tensors alone, so that any trainer's checkpoint is small."""
+        if args:
+            raise ConfigError("state_dict takes its arguments by name.")
+        return self.prompts.state_dict(destination=destination, prefix=f"{prefix}prompts.", keep_vars=keep_vars)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave. The frozen model's own tensors are neither expected nor touched."""
+        own = {key.removeprefix("prompts."): value for key, value in state_dict.items() if key.startswith("prompts.")}
+        foreign = [key for key in state_dict if not key.startswith("prompts.")]
+        if strict and foreign:
+            raise PromptError(f"the state holds {foreign[0]!r}, which is not part of a prompt encoder.")
+        result = self.prompts.load_state_dict(own, strict=strict, assign=assign)
+        return _IncompatibleKeys(
+            [f"prompts.{key}" for key in result.missing_keys], [f"prompts.{key}" for key in result.unexpected_keys] + foreign
+        )
+
+    def save_pretrained(self, directory: str | Path, *, prompt_name: str | None = None, **metadata: Any) -> Path:
+        """Write a prompt as a folder that ptune and PEFT read; see `ptune.checkpoint.format`.
+
+        Args:
+            directory: The folder; made if it is not there.
+            prompt_name: Which prompt; the active one by default.
+            metadata: Plain values for `ptune.json`: template, metrics, what it was trained on.
+        """
+        name = self._active(prompt_name)
+        return persistence.save_prompt(self.base, self._encoder(name), self.prompt_configs[name], Path(directory), metadata)
+
+    def load_prompt(
+        self, directory: str | Path, *, name: str | None = None, trainable: bool = True, force: bool = False
+    ) -> str:
+        """Read a prompt folder and add it under `name` (by default the folder's name, or `default` for the first).
+
+        Raises:
+            PromptError: The folder is missing or damaged, or was made for another model (`force` overrides a fingerprint that differs).
+        """
+        encoder, config = persistence.load_prompt(self.base, Path(directory), trainable=trainable, force=force)
+        chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
+        check_prompt_name(chosen)
+        if chosen in self.prompts:
+            raise PromptError(f"there is a prompt {chosen!r} already.", hint="Give the new one another name.")
+        self._install(chosen, encoder, config)
+        return chosen
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        base: PreTrainedModel | None = None,
+        *,
+        trainable: bool = False,
+        force: bool = False,
+        **load: Any,
+    ) -> PTunedModel:
+        """A frozen model with a saved prompt.
+
+        Args:
+            directory: The prompt folder.
+            base: The frozen model; loaded by the name in the folder when None.
+            trainable: Load the prompt encoder to train on, where the folder has it.
+            force: Accept a base model whose fingerprint differs.
+            load: Passed to `load_model` (`dtype`, `device`, `trust_remote_code`, …).
+        """
+        if base is None:
+            base = load_model(persistence.base_name(Path(directory)), **load)
+        model = cls(base)
+        model.load_prompt(directory, trainable=trainable, force=force)
+        return model.train(trainable)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the wrapper does not have is the frozen model's: `config`, `device`, `lm_head`, …"""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base":
+                raise
+            return getattr(self.base, name)
+
+
+def _logical_numel(parameter: torch.Tensor) -> int:
+    """Elements of a parameter; 4-bit weights of bitsandbytes hold two in a byte, as PEFT counts them."""
+    if type(parameter).__name__ == "Params4bit":
+        return parameter.numel() * 2 * parameter.element_size()
+    return parameter.numel()
+
+
+def get_peft_model(
+    model: PreTrainedModel,
+    peft_config: PromptConfig,
+    adapter_name: str = DEFAULT_PROMPT,
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> PTunedModel:
+    """A `PTunedModel` around a frozen model, under PEFT's name and with PEFT's arguments.
+
+    Args:
+        model: The model to freeze and wrap.
+        peft_config: `PromptEncoderConfig` or `PromptTuningConfig`.
+        adapter_name: Name of the prompt.
+        mixed: Refused: there is one kind of adapter here.
+        autocast_adapter_dtype: Must stay True: the prompt encoder is always float32.
+        revision: Noted in the configuration when that has none.
+        low_cpu_mem_usage: Without effect; a prompt encoder is small.
+        tokenizer: For an initial text.
+    """
+    from dataclasses import replace
+
+    if mixed:
+        raise ConfigError("mixed=True is not supported: ptune has soft prompts only.", hint="Leave it out.")
+    if not autocast_adapter_dtype:
+        raise ConfigError("autocast_adapter_dtype=False is not supported: the prompt encoder is float32.", hint="Leave it out.")
+    if not isinstance(peft_config, PromptConfig):
+        raise ConfigError(
+            f"{type(peft_config).__name__} is not supported.", hint="Use ptune.PromptEncoderConfig or PromptTuningConfig."
+        )
+    if revision is not None and peft_config.revision is None:
+        peft_config = replace(peft_config, revision=revision)
+    return PTunedModel(model, peft_config, prompt_name=adapter_name, tokenizer=tokenizer)
