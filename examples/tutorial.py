@@ -1,13 +1,13 @@
 """P-tuning step by step, with a plain `transformers.Trainer`.
 
-This is the script people write for PEFT, with `peft` replaced by `ptune`; nothing else in it knows about ptune. It tunes a
-soft prompt for a Chinese BLOOM on Alpaca rows. Fetch the model and the data first, or name your own:
+This is the script people write for PEFT, with `peft` replaced by `ptune`; nothing else in it knows about ptune. It
+tunes a soft prompt for a Chinese BLOOM on Alpaca rows. Fetch the model and the data first, or name your own:
 
     python examples/tutorial.py --model bloom-1b4-zh/ --data alpaca_data_zh/ --output-dir "./p tuning"
     python examples/tutorial.py --encoder lstm --encoder-hidden-size 1024
 
-`--data` is a folder written by `datasets.Dataset.save_to_disk` with the columns instruction, input and output. For new work
-`ptune train` does all of this, and packs rows, reports what it drops and resumes exactly.
+`--data` is a folder written by `datasets.Dataset.save_to_disk` with the columns instruction, input and output. For new
+work there is `ptune train`, which also reports the rows it drops and measures the result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The public face: every name is there, comes from where the type checker sees it, and costs nothing until it is used."""
+"""The public face: every name is there, is the one a type checker sees, and costs nothing until it is used."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def load_model(
     except LOAD_FAULTS as fault:
         raise _not_loaded("model", name, source, fault) from fault
     model.requires_grad_(False)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     model.name_or_path = model.config._name_or_path = name  # noqa: SLF001 (the only place where transformers keeps it)
     return model
 
@@ -265,5 +265,5 @@ def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> 
     builtin = f" Or did you mean {PREFIX}{guess}?" if guess else ""
     return ModelError(
         f"cannot load the {kind} {name!r} from the hub: {cause}",
-        hint=f"Check the id and the connection, or name a folder, a .gguf file or {PREFIX}{next(iter(BUILTINS))}.{builtin}",
+        hint=f"Check the id and the connection, or name a folder, a .gguf file or a {PREFIX} model.{builtin}",
     )

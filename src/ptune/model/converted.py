@@ -157,7 +157,8 @@ def _read_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file.
 
-    SmolLM's cuts texts at every digit before anything else; transformers leaves that out, which shows where blanks stand before a digit.
+    SmolLM's cuts texts at every digit before anything else; transformers leaves that out, which shows where blanks
+    stand before a digit.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     metadata, _ = read_gguf_metadata(str(path))

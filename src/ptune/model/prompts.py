@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit
+from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType
 from ptune.encoders import PromptEncoder, build_encoder, initial_vectors, initialise
 from ptune.encoders.initialise import embedding_std
 from ptune.errors import ConfigError, ModelError, PromptError
@@ -78,7 +78,7 @@ def build_prompt(
             f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
         )
     name = config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None
-    completed = replace(config, token_dim=dim, num_transformer_submodules=1, base_model_name_or_path=name)
+    completed = replace(config, token_dim=dim, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name)
     if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
         completed = replace(completed, encoder_hidden_size=dim)
     encoder = empty_encoder(completed, dim)

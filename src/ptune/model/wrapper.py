@@ -208,7 +208,7 @@ class PTunedModel(nn.Module):
         names = self._row_names(prompt_names, batch.rows)
         self._check_length(names, batch.length)
         vectors = self._vectors(names)
-        if self._takes_prefix(batch.mask, batch.length + self._width(names)):
+        if vectors and self._takes_prefix(batch.mask, batch.length + self._width(names)):
             prefix = self._row_prefix(names, vectors)
             return run_prefixed(self.base, self.capability, prefix, batch, num_items_in_batch, return_logits, kwargs)
         rows = [None if name is None else vectors[name] for name in names]

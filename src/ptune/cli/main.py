@@ -1,0 +1,88 @@
+"""`ptune`: picks the sub-command and turns errors into one line.
+
+Only the chosen sub-command's module is imported, so `ptune --help` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from ptune import __version__
+from ptune.errors import ConfigError, PTuneError, unknown
+
+COMMANDS = {
+    "demo": "the whole story on a real 135M model, no network needed",
+    "train": "train a soft prompt on a model and a data file",
+    "generate": "answer one text with a trained prompt",
+    "chat": "talk to a model with a trained prompt",
+    "inspect": "what a prompt folder holds",
+}
+"""Sub-commands and what they do, in the order of the help. Each lives in `ptune.cli.<name>` as `run(argv) -> int`."""
+
+
+def usage() -> str:
+    """The text of `ptune --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ptune COMMAND [flags]      (ptune COMMAND --help shows a command's flags)",
+            "",
+            "Tune soft prompts (P-tuning) for Hugging Face language models; the model stays frozen.",
+            "",
+            *lines,
+            "",
+            "  --debug     show the traceback of an error",
+            "  --version   print the version",
+            "  --help      print this",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code (0, 2 for an error of the user's, 130 for Ctrl-C)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    command = words[0] if words else "--help"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        return _dispatch(command, words[1:])
+    except PTuneError as error:
+        if debug:
+            raise
+        name = f"ptune {command}" if command in COMMANDS else "ptune"
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`ptune generate … | head`): not an error, and nothing left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    if command in ("--help", "-h", "help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        print(f"ptune {__version__}")
+        return 0
+    if command not in COMMANDS:
+        if command.startswith("-"):
+            raise ConfigError(f"unknown flag {command!r}.", hint="The command comes first; see ptune --help.")
+        raise unknown("command", command, COMMANDS)
+    run = importlib.import_module(f"ptune.cli.{command}").run
+    return int(run(rest))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())

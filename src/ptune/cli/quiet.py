@@ -1,0 +1,30 @@
+"""Keeping the libraries quiet, so that what a command prints is its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from rich.console import Console
+
+
+def console() -> Console:
+    """Where commands report: standard error, plain where it is not a terminal."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Errors only from transformers and its kin; their progress bars only on a terminal."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity_error()
+    for name in ("accelerate", "torch.distributed", "huggingface_hub", "filelock", "fsspec", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
