@@ -1,7 +1,7 @@
 """Small random models of every architecture the tests cover, quick to build and alike in size.
 
-Each has hidden size 32, 4 heads, a vocabulary of 128 and no dropout. Weights are drawn wider than is usual, so that the logits
-of different inputs differ clearly and a wrong mask or position shows.
+Each has hidden size 32, 4 heads, a vocabulary of 128 and no dropout. Weights are drawn wider than is usual, so that the
+logits of different inputs differ clearly and a wrong mask or position shows.
 """
 
 from __future__ import annotations

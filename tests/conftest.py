@@ -38,10 +38,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 128 tokens for the models of `architectures`: printable ASCII, pairs, `<pad>`, `<eos>`, `<bos>`.
+    """A byte-level tokenizer of 128 tokens for the models of `architectures`, with `<pad>`, `<eos>`, `<bos>`, `<unk>`.
 
-    It cuts every ASCII text and gives it back; what lies outside ASCII becomes `<unk>`. It adds no special tokens of its own, and
-    has no chat template. Shared by the whole session: copy it before changing it.
+    It cuts every ASCII text and gives it back; what lies outside ASCII becomes `<unk>`. It adds no special tokens of
+    its own, and has no chat template. Shared by the whole session: copy it before changing it.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -64,9 +64,8 @@ def _byte_pieces(text: str) -> list[str]:
     """How the byte-level alphabet writes `text`."""
     from tokenizers import pre_tokenizers
 
-    return [
-        piece for word, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text) for piece in word
-    ]
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+    return [piece for word, _ in words for piece in word]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """ptune: P-tuning for Hugging Face language models.
 
-The public names, under PEFT's names where PEFT has them. Each is imported when it is first used, so that `import ptune` and
-`ptune --help` do not wait for torch; a type checker sees the plain imports below.
+The public names, under PEFT's names where PEFT has them. Each is imported when it is first used, so that `import ptune`
+and `ptune --help` do not wait for torch; a type checker sees the plain imports below.
 """
 
 from __future__ import annotations

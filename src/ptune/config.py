@@ -1,9 +1,9 @@
 """What a prompt is made of: the configuration classes, under PEFT's names.
 
-`PromptEncoderConfig` and `PromptTuningConfig` take the arguments of the classes of the same name in PEFT 0.21 with the same
-defaults, so that a script written for PEFT runs after changing one import. They differ from PEFT in being frozen and
-keyword-only, in checking everything at construction and reporting every fault at once, in refusing by name what ptune
-does not do, and in offering initialisation (`init`, `init_text`) to every encoder.
+`PromptEncoderConfig` and `PromptTuningConfig` take the arguments of the classes of the same name in PEFT 0.21 with
+the same defaults, so that a script written for PEFT runs after changing one import. They differ from PEFT in being
+frozen and keyword-only, in checking everything at construction and reporting every fault at once, in refusing by
+name what ptune does not do, and in offering initialisation (`init`, `init_text`) to every encoder.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class PromptLearningConfig:
             faults.append(f"peft_type={given!r} does not fit; {type(self).__name__} is {expected}")
         object.__setattr__(self, "peft_type", expected)
         if self.num_transformer_submodules not in (None, 1):
-            faults.append(f"num_transformer_submodules={self.num_transformer_submodules} is not supported; a decoder has 1")
+            faults.append(
+                f"num_transformer_submodules={self.num_transformer_submodules} is not supported; a decoder has 1"
+            )
         if self.modules_to_save:
             faults.append(f"modules_to_save={self.modules_to_save} is not supported; the model stays frozen")
         if self.auto_mapping:
@@ -136,8 +138,8 @@ def _is_int(value: Any) -> bool:
 class PromptEncoderConfig(PromptLearningConfig):
     """P-tuning (Liu et al. 2021, "GPT Understands, Too"): a table run through an MLP or an LSTM.
 
-    Beyond PEFT: the types `RESIDUAL` and `EMBEDDING`, `encoder_num_layers` and `encoder_dropout` honoured by the MLP, and
-    initialisation.
+    Beyond PEFT: the types `RESIDUAL` and `EMBEDDING`, `encoder_num_layers` and `encoder_dropout` honoured by the
+    MLP, and initialisation.
     """
 
     encoder_reparameterization_type: PromptEncoderReparameterizationType | str = PromptEncoderReparameterizationType.MLP
@@ -158,13 +160,17 @@ class PromptEncoderConfig(PromptLearningConfig):
         kind = PromptEncoderReparameterizationType
         value = _coerce(self.encoder_reparameterization_type, kind, "encoder_reparameterization_type", faults)
         object.__setattr__(self, "encoder_reparameterization_type", value)
-        if self.encoder_hidden_size is not None and (not _is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1):
+        if self.encoder_hidden_size is not None and (
+            not _is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1
+        ):
             faults.append(f"encoder_hidden_size must be a whole number of at least 1, not {self.encoder_hidden_size!r}")
         if not _is_int(self.encoder_num_layers) or self.encoder_num_layers < 1:
             faults.append(f"encoder_num_layers must be a whole number of at least 1, not {self.encoder_num_layers!r}")
         if not isinstance(self.encoder_dropout, (int, float)) or not 0.0 <= self.encoder_dropout < 1.0:
             faults.append(f"encoder_dropout must be in [0, 1), not {self.encoder_dropout!r}")
-        init = PromptTuningInit.TEXT if self.init_text is not None and self.init == PromptTuningInit.RANDOM else self.init
+        init = (
+            PromptTuningInit.TEXT if self.init_text is not None and self.init == PromptTuningInit.RANDOM else self.init
+        )
         object.__setattr__(self, "init", _coerce(init, PromptTuningInit, "init", faults))
         faults.extend(_text_faults(self.init, self.init_text, "init_text"))
         return faults
@@ -179,7 +185,7 @@ class PromptTuningConfig(PromptLearningConfig):
     prompt_tuning_init_text: str | None = None
     """The text whose token embeddings are the first vectors; needed with TEXT."""
     tokenizer_name_or_path: str | None = None
-    """The tokenizer for `prompt_tuning_init_text`; needed with TEXT unless a tokenizer is passed to `get_peft_model`."""
+    """The tokenizer for `prompt_tuning_init_text`; needed with TEXT unless `get_peft_model` is given one."""
     tokenizer_kwargs: Mapping[str, Any] | None = None
     """Arguments for loading that tokenizer. `trust_remote_code` is refused here."""
 
@@ -191,7 +197,9 @@ class PromptTuningConfig(PromptLearningConfig):
         if self.tokenizer_kwargs and init is not PromptTuningInit.TEXT:
             faults.append("tokenizer_kwargs is only for prompt_tuning_init=TEXT")
         if self.tokenizer_kwargs and self.tokenizer_kwargs.get("trust_remote_code"):
-            faults.append("tokenizer_kwargs: trust_remote_code is refused; pass a loaded tokenizer to get_peft_model instead")
+            faults.append(
+                "tokenizer_kwargs: trust_remote_code is refused; pass a loaded tokenizer to get_peft_model instead"
+            )
         return faults
 
 

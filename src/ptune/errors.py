@@ -1,7 +1,7 @@
 """Every error ptune raises on purpose: what was found, where, and the way out.
 
-A `PTuneError` is the user's to mend. The command line prints it as one line and exits with `exit_code`; the traceback is
-shown only under `--debug`. Anything that is not a `PTuneError` is a defect of ptune.
+A `PTuneError` is the user's to mend. The command line prints it as one line and exits with `exit_code`; the
+traceback is shown only under `--debug`. Anything that is not a `PTuneError` is a defect of ptune.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Everything `ptune train` can be told beyond `transformers.TrainingArguments`: one field is a flag, a YAML key and a Python argument.
+"""Everything `ptune train` can be told beyond `transformers.TrainingArguments`.
 
-Kept free of torch and transformers, so that help and checks of flags are quick.
+A field is a flag, a YAML key and an argument. Kept free of torch and transformers, so that help and checks of flags
+are quick.
 """
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,71 +17,129 @@ from ptune.errors import ConfigError, unknown
 
 ENCODER_NAMES = ("mlp", "lstm", "residual", "embedding")
 INIT_NAMES = ("random", "vocab", "text")
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
 """Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
 
 _INIT = {"random": PromptTuningInit.RANDOM, "vocab": PromptTuningInit.SAMPLE_VOCAB, "text": PromptTuningInit.TEXT}
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
+_DATA, _PROMPT, _OUTPUT = "model and data", "prompt", "output"
 
 
-def _flag(default: Any, text: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": text, **metadata})
+def _flag(group: str, default: Any, text: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": text, "group": group, **metadata})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
-    """What to train, on what, and how the prompt encoder is built. The field's help is its documentation."""
+    """What to train, on what, and how the prompt encoder is built. A field's help is its documentation.
 
-    model: str = _flag("", "hub id, folder, .gguf file, or builtin:smollm2-135m", required=True)
-    data: str = _flag("", "JSON, JSONL, CSV, Parquet, Arrow folder, folder of such files, or hub id", required=True)
-    output: str = _flag("", "folder for the prompt; checkpoints lie in OUTPUT/checkpoint-N", required=True)
-    overwrite: bool = _flag(False, "replace what an earlier run left in OUTPUT")
-    encoder: str = _flag("mlp", "prompt encoder", choices=ENCODER_NAMES)
-    num_virtual_tokens: int = _flag(10, "virtual tokens")
-    encoder_hidden_size: int | None = _flag(None, "width of the encoder's hidden layers (default: the model's)")
-    encoder_num_layers: int = _flag(2, "LSTM layers, or hidden layers of the MLP")
-    encoder_dropout: float = _flag(0.0, "dropout inside the encoder")
-    init: str | None = _flag(None, "start of the prompt (default: text with --init-text, else random)", choices=INIT_NAMES)
-    init_text: str | None = _flag(None, "start from this text's vectors, for example a description of the task")
-    template: str = _flag("tutorial", "tutorial, chat, a text with {instruction}, {input}, {output}, or @file")
-    columns: Mapping[str, str] | None = _flag(None, "columns of other names, as instruction=QUESTION output=ANSWER", nargs="+")
-    split: str = _flag("train", "split of a hub data set or Arrow folder")
-    limit: int | None = _flag(None, "use only the first rows")
-    max_length: int = _flag(256, "longest row in tokens, template included, virtual tokens not")
-    eval_data: str | None = _flag(None, "held-out data, for the loss before and after")
-    eval_rows: int = _flag(0, "hold out this many random rows of DATA instead")
-    dtype: str = _flag("auto", "weights of the frozen model: auto (float32 on CPU, bfloat16 on CUDA), float32, bfloat16, float16")
-    revision: str | None = _flag(None, "revision of the model on the hub")
-    trust_remote_code: bool = _flag(False, "run model code that comes from the hub")
-    num_proc: int | None = _flag(None, "processes for tokenization")
+    Raises:
+        ConfigError: Values that are missing, of the wrong type or do not go together; all of them at once.
+    """
+
+    model: str = _flag(_DATA, "", "hub id, folder, .gguf file, or builtin:smollm2-135m", required=True)
+    data: str = _flag(
+        _DATA, "", "JSON, JSONL, CSV, Parquet, Arrow folder, folder of such files, or hub id", required=True
+    )
+    columns: Mapping[str, str] | None = _flag(
+        _DATA, None, "columns of other names, as instruction=QUESTION output=ANSWER", nargs="+"
+    )
+    split: str = _flag(_DATA, "train", "split of a hub data set or Arrow folder")
+    limit: int | None = _flag(_DATA, None, "use only this many rows, from the start")
+    eval_data: str | None = _flag(_DATA, None, "held-out data, for the loss before and after")
+    eval_rows: int = _flag(_DATA, 0, "hold out this many random rows of DATA instead")
+    template: str = _flag(_DATA, "tutorial", "tutorial, chat, a text with {instruction}, {input}, {output}, or @file")
+    max_length: int = _flag(_DATA, 256, "longest row in tokens, template included, virtual tokens not")
+    num_proc: int | None = _flag(_DATA, None, "processes for tokenization")
+    dtype: str = _flag(
+        _DATA,
+        "auto",
+        "weights of the frozen model; auto is float32 on the CPU and bfloat16 on CUDA",
+        choices=DTYPE_NAMES,
+    )
+    revision: str | None = _flag(_DATA, None, "revision of the model on the hub")
+    trust_remote_code: bool = _flag(_DATA, False, "run model code that comes from the hub")
+    encoder: str = _flag(_PROMPT, "mlp", "prompt encoder", choices=ENCODER_NAMES)
+    num_virtual_tokens: int = _flag(_PROMPT, 10, "virtual tokens")
+    encoder_hidden_size: int | None = _flag(
+        _PROMPT, None, "width of the encoder's hidden layers; by default the model's"
+    )
+    encoder_num_layers: int = _flag(_PROMPT, 2, "LSTM layers, or hidden layers of the MLP")
+    encoder_dropout: float = _flag(_PROMPT, 0.0, "dropout inside the encoder")
+    init: str | None = _flag(
+        _PROMPT, None, "start of the prompt; by default text with --init-text, else random", choices=INIT_NAMES
+    )
+    init_text: str | None = _flag(
+        _PROMPT, None, "start from the vectors of this text, for example a description of the task"
+    )
+    output: str = _flag(
+        _OUTPUT,
+        "",
+        "folder for the prompt; checkpoints lie in OUTPUT/checkpoint-N",
+        required=True,
+        aliases=("output_dir",),
+    )
+    overwrite: bool = _flag(_OUTPUT, False, "replace what an earlier run left in OUTPUT")
 
     def __post_init__(self) -> None:
-        faults = [f"{item.name} is needed" for item in fields(self) if item.metadata.get("required") and not getattr(self, item.name)]
-        for name, known in (("encoder", ENCODER_NAMES), ("init", INIT_NAMES)):
+        faults = [*self._type_faults()]
+        if not faults:
+            missing = [
+                item.name for item in fields(self) if item.metadata.get("required") and not getattr(self, item.name)
+            ]
+            faults += [f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
+            faults += [*self._value_faults(), *self._prompt_faults()]
+        if len(faults) == 1:
+            raise ConfigError(f"{faults[0].rstrip('.')}.")
+        if faults:
+            numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
+            raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")
+
+    def _type_faults(self) -> list[str]:
+        """Fields whose value is of another type than theirs, as a recipe file may hold."""
+        hints = typing.get_type_hints(type(self))
+        faults = []
+        for item in fields(self):
+            value, kinds = getattr(self, item.name), allowed_types(hints[item.name])
+            fits = type(value) in kinds or (isinstance(value, Mapping) and Mapping in kinds)
+            if not fits and not (type(value) is int and float in kinds):
+                wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
+                faults.append(f"{item.name} must be {wanted}, not {value!r}")
+        return faults
+
+    def _value_faults(self) -> list[str]:
+        """Values that the data, the model or the run cannot use."""
+        faults = []
+        for item in fields(self):
+            value, known = getattr(self, item.name), item.metadata.get("choices")
+            if known and value is not None and value not in known:
+                faults.append(str(unknown(item.name, str(value), known)))
+        for name, least in (("max_length", 2), ("limit", 1), ("num_proc", 1), ("eval_rows", 0)):
             value = getattr(self, name)
-            if value is not None and value not in known:
-                faults.append(str(unknown(name, str(value), known)))
-        for name in ("num_virtual_tokens", "max_length", "encoder_num_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                faults.append(f"{name} must be a whole number of at least 1, not {value!r}")
-        if self.limit is not None and self.limit < 1:
-            faults.append(f"limit must be at least 1, not {self.limit}")
-        if self.eval_rows < 0:
-            faults.append(f"eval_rows must not be negative, not {self.eval_rows}")
+            if value is not None and value < least:
+                faults.append(f"{name} must be at least {least}, not {value}")
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
-        if self.init == "text" and not self.init_text:
-            faults.append("init=text needs init_text")
-        if self.init_text is not None and not self.init_text.strip():
-            faults.append("init_text is empty")
+        return faults
+
+    def _prompt_faults(self) -> list[str]:
+        """Values that no prompt can be built from."""
+        if self.encoder not in ENCODER_NAMES or self.init not in (None, *INIT_NAMES):
+            return []
         if self.init_text is not None and self.init in ("random", "vocab"):
-            faults.append(f"init_text is given, but init is {self.init}")
-        if faults:
-            raise ConfigError(" | ".join(faults))
+            return [f"init_text is given, but init is {self.init}"]
+        try:
+            self.prompt_config()
+        except ConfigError as error:
+            return [
+                error.message.removeprefix("PromptEncoderConfig: ").replace("needed with TEXT", "needed with init text")
+            ]
+        return []
 
     def prompt_config(self) -> PromptEncoderConfig:
         """The configuration of the prompt this recipe describes."""
-        start = _INIT[self.init or ("text" if self.init_text else "random")]
+        start = _INIT[self.init or ("random" if self.init_text is None else "text")]
         return PromptEncoderConfig(
             num_virtual_tokens=self.num_virtual_tokens,
             encoder_reparameterization_type=self.encoder.upper(),
@@ -108,4 +169,20 @@ class TrainRecipe:
             "report_to": "none",
             "prediction_loss_only": True,
             "dataloader_pin_memory": False,
+            # Every parameter that trains takes part in every step.
+            "ddp_find_unused_parameters": False,
+            # transformers would take its quiet log level for a wish to see no progress.
+            "disable_tqdm": False,
         }
+
+
+def allowed_types(hint: Any) -> tuple[type, ...]:
+    """The types of a field's annotation: `int | None` → `(int, NoneType)`, `Mapping[str, str]` → `(Mapping,)`."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    parts = typing.get_args(hint) if union else (hint,)
+    return tuple(typing.get_origin(part) or part for part in parts)
+
+
+def _listed(names: list[str]) -> str:
+    """`a`, `a and b`, or `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

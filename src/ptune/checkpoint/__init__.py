@@ -1,2 +1,1 @@
-"""Prompts on disk. This layer knows tensors and plain values, not models, so it stands below `ptune.model`, which saves and
-loads through it."""
+"""Prompts on disk. Knows tensors and plain values, not models: `ptune.model` saves and loads through it."""

@@ -20,7 +20,9 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}.", hint="Choose another place.") from error
+        raise OutputError(
+            f"cannot make the folder {folder}: {error.strerror}.", hint="Choose another place."
+        ) from error
     return folder
 
 
@@ -39,7 +41,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}.", hint="Free some space or choose another place.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}.", hint="Free some space or choose another place."
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

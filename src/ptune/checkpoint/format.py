@@ -4,12 +4,12 @@
 | --- | --- |
 | `adapter_config.json`, `adapter_model.safetensors` | the baked `(P, D)` vectors, as PEFT 0.21 writes them |
 | `encoder.safetensors` | the prompt encoder's tensors, to train on |
-| `ptune.json` | configuration, base model and its fingerprint, template, versions, metrics, checksums of the tensor files |
+| `ptune.json` | configuration, base model and its fingerprint, template, versions, metrics, checksums of the tensors |
 | `README.md` | a model card |
 
-Each file is written under a temporary name and renamed, `ptune.json` last: a folder whose checksums do not hold was not written
-to the end. Nothing in a folder is ever unpickled or run. A residual encoder is `PROMPT_TUNING` to PEFT, which knows no
-residual; its baked vectors are the same.
+Each file is written under a temporary name and renamed, `ptune.json` last: a folder whose checksums do not hold was
+not written to the end. Nothing in a folder is ever unpickled or run. A residual encoder is `PROMPT_TUNING` to PEFT,
+which knows no residual; its baked vectors are the same.
 
 Shapes: `P` virtual tokens, `D` token dimension.
 """
@@ -30,7 +30,7 @@ from safetensors.torch import save as save_safetensors
 from ptune.checkpoint.card import model_card
 from ptune.checkpoint.files import make_folder, sha256, write_atomic, write_json
 from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningConfig
-from ptune.errors import PromptError
+from ptune.errors import ConfigError, PromptError
 
 FORMAT_VERSION = 1
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +65,9 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
     assert prompt.encoder is not None
     contents = {
         ADAPTER_WEIGHTS: save_safetensors({PEFT_KEY: _plain(prompt.vectors)}, metadata={"format": "pt"}),
-        ENCODER_WEIGHTS: save_safetensors({key: _plain(value) for key, value in prompt.encoder.items()}, {"format": "pt"}),
+        ENCODER_WEIGHTS: save_safetensors(
+            {key: _plain(value) for key, value in prompt.encoder.items()}, {"format": "pt"}
+        ),
     }
     for name, content in contents.items():
         write_atomic(folder / name, content)
@@ -93,8 +95,9 @@ def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, A
         "base_model_name_or_path": config.base_model_name_or_path,
         "inference_mode": True,
         "modules_to_save": None,
-        "num_attention_heads": config.num_attention_heads,
-        "num_layers": config.num_layers,
+        # PEFT asks for both and uses neither here; a state-space model has no heads.
+        "num_attention_heads": config.num_attention_heads or 1,
+        "num_layers": config.num_layers or 1,
         "num_transformer_submodules": 1,
         "num_virtual_tokens": config.num_virtual_tokens,
         "revision": config.revision,
@@ -121,7 +124,9 @@ def read_details(folder: Path) -> dict[str, Any]:
         PromptError: There is no such folder, or the file is damaged.
     """
     if not folder.is_dir():
-        raise PromptError(f"there is no prompt folder {folder}.", hint="Give the folder that `ptune train --output` wrote.")
+        raise PromptError(
+            f"there is no prompt folder {folder}.", hint="Give the folder that `ptune train --output` wrote."
+        )
     if (folder / PTUNE_CONFIG).is_file():
         details = _read_json(folder / PTUNE_CONFIG)
         version = details.get("format_version")
@@ -168,7 +173,10 @@ def read_prompt(folder: Path) -> SavedPrompt:
 
 
 def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfig | PromptTuningConfig:
-    kinds = {"PromptEncoderConfig": PromptEncoderConfig, "PromptTuningConfig": PromptTuningConfig}
+    kinds: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
+        "PromptEncoderConfig": PromptEncoderConfig,
+        "PromptTuningConfig": PromptTuningConfig,
+    }
     kind = kinds.get(str(details.get("config_class")))
     values = details.get("config")
     if kind is None or not isinstance(values, dict):
@@ -180,9 +188,10 @@ def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfi
         kept = {key: value for key, value in kept.items() if key not in {"auto_mapping", "tokenizer_kwargs"}}
         kept.update(inference_mode=False, **_plain_start(kind))
     try:
-        return kind(**kept)
-    except TypeError as error:
+        config: PromptEncoderConfig | PromptTuningConfig = kind(**kept)
+    except (ConfigError, TypeError) as error:
         raise PromptError(f"{folder} is damaged: its configuration does not fit ({error}).") from error
+    return config
 
 
 def _plain_start(kind: type) -> dict[str, Any]:
@@ -197,6 +206,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise PromptError(f"{path} has {path.stat().st_size:,} bytes, more than any prompt's {MAX_JSON_BYTES:,}.")
         value = json.loads(path.read_bytes())
+    except PromptError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise PromptError(f"cannot read {path}: {type(error).__name__}: {error}.") from error
     if not isinstance(value, dict):
@@ -212,7 +223,9 @@ def _read_tensors(path: Path, expected_sha256: Any) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error.strerror}.", hint="The prompt folder is incomplete.") from error
     if expected_sha256 is not None and sha256(content) != expected_sha256:
-        raise PromptError(f"{path} does not match its checksum in {PTUNE_CONFIG}.", hint="It was changed or cut; get it anew.")
+        raise PromptError(
+            f"{path} does not match its checksum in {PTUNE_CONFIG}.", hint="It was changed or cut; get it anew."
+        )
     try:
         tensors: dict[str, torch.Tensor] = load_safetensors(content)
     except (SafetensorError, ValueError, KeyError) as error:

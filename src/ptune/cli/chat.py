@@ -7,28 +7,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptune.cli.flags import Parser
+from ptune.cli.session_flags import NEW_TOKENS, add_session_flags, generation_options
+from ptune.errors import PTuneError
 
 _HELP = "/base  show or hide the frozen model's answer too    /reset  forget the conversation    /exit  leave"
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    from ptune.cli.quiet import quiet_libraries
-    from ptune.cli.session import add_session_flags, open_session
-
-    parser = Parser("chat", "Talk to a model with a trained prompt. " + _HELP)
+def build_parser() -> Parser:
+    """The flags of `ptune chat`."""
+    parser = Parser(
+        "chat",
+        "Talk to a model with a trained prompt. The answers go to standard output.",
+        usage="DIR [flags]",
+        more=f"while talking:\n  {_HELP}",
+    )
     add_session_flags(parser)
-    parser.add_argument("--system", default=None, help="a system message, where the template has a place for one")
     parser.add_argument(
         "--history", action="store_true", help="send earlier turns along (always so with the template 'chat')"
     )
-    args = parser.parse(argv)
-    quiet_libraries()
-    session = open_session(args)
-    if args.seed is not None:
-        from transformers import set_seed
+    return parser
 
-        set_seed(args.seed)
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse(argv)
+    from ptune.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from ptune.cli.session import open_session
+
+    session = open_session(args)
+    session.seed(args.seed)
     if sys.stdin.isatty():
         print(_HELP)
     Conversation(session, args).loop()
@@ -39,8 +48,6 @@ class Conversation:
     """The turns so far and how to go on."""
 
     def __init__(self, session: Any, args: Any) -> None:
-        from ptune.cli.session import generation_options
-
         self.session, self.args = session, args
         self.options = generation_options(args)
         self.keeps_history = args.history or session.template.name == "chat"
@@ -62,15 +69,13 @@ class Conversation:
             elif text == "/base":
                 self.compare = not self.compare
                 print(f"(the frozen model's answer is {'shown' if self.compare else 'hidden'})")
-            elif text.startswith("/"):
+            elif text.startswith("/") and len(text.split()) == 1:
                 print(_HELP)
             elif text:
                 self.turn(text)
 
     def turn(self, text: str) -> None:
         """Answer one message; an error of the user's (a text too long) does not end the conversation."""
-        from ptune.errors import PTuneError
-
         try:
             ids = self.fitting(text)
             answer = self.say("base" if self.args.no_prompt else "tuned", ids)
@@ -79,16 +84,19 @@ class Conversation:
         except PTuneError as error:
             print(f"({error})")
             return
+        except KeyboardInterrupt:
+            print("\n(stopped)")
+            return
         if self.keeps_history:
             self.history += [("user", text), ("assistant", answer)]
 
     def fitting(self, text: str) -> Any:
         """Token ids of the conversation with `text`; the oldest turns are dropped until it fits the context."""
-        limit = self.session.model.context_length
+        wanted = self.args.max_new_tokens or NEW_TOKENS
         while True:
             ids = self.session.encode(text, history=tuple(self.history), system=self.args.system)
-            width = max(encoder.num_virtual_tokens for encoder in self.session.model.prompts.values())
-            if limit is None or not self.history or ids.shape[1] + width + self.args.max_new_tokens <= limit:
+            room = self.session.room(ids)
+            if room is None or not self.history or room >= wanted:
                 return ids
             del self.history[:2]
 
@@ -96,11 +104,14 @@ class Conversation:
         """Stream one answer to standard output."""
         from transformers import TextStreamer
 
+        new_tokens = self.session.new_tokens(ids, self.args.max_new_tokens)
         print(f"{who}> ", end="", flush=True)
         streamer = None
         if self.args.num_beams == 1:
             streamer = TextStreamer(self.session.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        answer: str = self.session.answer(ids, with_prompt=who == "tuned", streamer=streamer, **self.options)
+        answer: str = self.session.answer(
+            ids, with_prompt=who == "tuned", streamer=streamer, max_new_tokens=new_tokens, **self.options
+        )
         if streamer is None:
             print(answer)
         return answer

@@ -1,13 +1,15 @@
-"""`ptune demo`: the whole story on a real 135M model from a package, with data written for it; no network, a few minutes.
+"""`ptune demo`: the whole story on a real 135M model from a package; no network, a few minutes.
 
-A customer's message is to become a JSON ticket. The message is all the model is given: what to do with it is in the prompt alone, so the frozen
-model fails, and whatever it gets right afterwards the virtual tokens have learned.
+A customer's message is to become a JSON ticket. The message is all the model is given: what to do with it is in the
+prompt alone, so the frozen model fails, and whatever it gets right afterwards the virtual tokens have learned. The data
+was written for this project; `ptune.demo.tickets` makes it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from ptune.recipe import TrainRecipe
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ptune.evaluation.json_metrics import JsonScores
     from ptune.evaluation.report import Figure, Sample
     from ptune.training.run import TrainResult
 
@@ -34,6 +37,7 @@ TRAINING = {
 }
 MAX_NEW_TOKENS = 48
 SHOWN = 3
+PICTURE = "result.png"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,14 +61,16 @@ def run(argv: Sequence[str]) -> int:
     values: dict[str, Any] = {**recipe.trainer_defaults(), **TRAINING, "max_steps": args.max_steps}
     say.print("A customer's message is to become a JSON ticket. Model: SmolLM2-135M, frozen. Only the prompt learns.")
     result = train(recipe, TrainingArguments(output_dir=recipe.output, **values), say)
-    figures, samples, scores = measure(result, args.rows, say)
-    report = finish(result, figures, samples)
-    show(figures, samples, say)
-    for name, path in (("prompt", result.folder), ("plot", result.folder / "loss.png"), ("report", report)):
+    outcome = measure(result, args.rows, say)
+    report = finish(result, outcome)
+    show(outcome, say)
+    for name, path in (("prompt", result.folder), ("plot", result.folder / PICTURE), ("report", report)):
         say.print(f"{name:<7} {path}", highlight=False)
-    say.print(f'try it  ptune chat {result.folder}   (or: ptune generate {result.folder} "…" --compare)', highlight=False)
+    say.print(
+        f'try it  ptune chat {result.folder}   (or: ptune generate {result.folder} "…" --compare)', highlight=False
+    )
     if args.json:
-        print(json.dumps({**result.to_dict(), **scores}))
+        print(json.dumps({**result.to_dict(), **outcome.to_dict()}))
     return 0
 
 
@@ -83,49 +89,85 @@ def demo_recipe(output: Path, *, overwrite: bool) -> TrainRecipe:
     )
 
 
-def measure(result: TrainResult, rows: int, say: Console) -> tuple[list[Figure], list[Sample], dict[str, Any]]:
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of the frozen model alone and with the prompt, and some of the answers."""
+
+    loss: tuple[float, float]
+    before: JsonScores
+    after: JsonScores
+    samples: list[Sample]
+    answered: int
+
+    def figures(self) -> list[Figure]:
+        """The rows of the table."""
+        from ptune.evaluation.report import Figure
+
+        loss = Figure("held-out loss (nats a token)", f"{self.loss[0]:.3f}", f"{self.loss[1]:.3f}")
+        return [loss, *[Figure(name, f"{old:.0%}", f"{new:.0%}") for name, (old, new) in self.shares().items()]]
+
+    def shares(self) -> dict[str, tuple[float, float]]:
+        """Each share before and after."""
+        fields = {f"{key} right": (self.before.fields[key], self.after.fields[key]) for key in self.after.fields}
+        return {
+            "valid JSON": (self.before.valid, self.after.valid),
+            "exact match": (self.before.exact, self.after.exact),
+            **fields,
+        }
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values, for `--json`."""
+        return {
+            "valid_json_before": self.before.valid,
+            "valid_json_after": self.after.valid,
+            "exact_match_before": self.before.exact,
+            "exact_match_after": self.after.exact,
+            "answered_rows": self.answered,
+        }
+
+
+def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
     """Answer held-out messages with and without the prompt, and score the answers."""
     from ptune.evaluation.generation import generate_answers
     from ptune.evaluation.json_metrics import score_json
-    from ptune.evaluation.report import Figure, Sample
+    from ptune.evaluation.report import Sample
 
-    assert result.held_out is not None and result.before is not None and result.after is not None
+    assert result.held_out is not None
+    assert result.before is not None
+    assert result.after is not None
     examples = list(result.held_out)[:rows]
     prompts = [result.template.prompt(example.instruction, example.input) for example in examples]
     answers = {}
-    for key, with_prompt in (("before", False), ("after", True)):
-        with say.status(f"answering {len(examples)} held-out messages {'with' if with_prompt else 'without'} the prompt"):
-            answers[key] = generate_answers(
-                result.model, result.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, with_prompt=with_prompt
-            )
+    for with_prompt in (False, True):
+        say.print(f"answering {len(examples)} held-out messages {'with' if with_prompt else 'without'} the prompt …")
+        answers[with_prompt] = generate_answers(
+            result.model, result.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, with_prompt=with_prompt
+        )
     expected = [example.output for example in examples]
-    before, after = score_json(answers["before"], expected), score_json(answers["after"], expected)
-    figures = [
-        Figure("held-out loss (nats a token)", f"{result.before.loss:.3f}", f"{result.after.loss:.3f}"),
-        Figure("valid JSON", f"{before.valid:.0%}", f"{after.valid:.0%}"),
-        Figure("exact match", f"{before.exact:.0%}", f"{after.exact:.0%}"),
-        *[Figure(f"{key} right", f"{before.fields[key]:.0%}", f"{after.fields[key]:.0%}") for key in after.fields],
-    ]
-    samples = [
-        Sample(examples[row].instruction, expected[row], answers["before"][row].strip(), answers["after"][row].strip())
-        for row in range(min(SHOWN, len(examples)))
-    ]
-    scores = {
-        "valid_json_before": before.valid,
-        "valid_json_after": after.valid,
-        "exact_match_before": before.exact,
-        "exact_match_after": after.exact,
-        "answered_rows": len(examples),
-    }
-    return figures, samples, scores
+    rows_of = zip(examples, expected, answers[False], answers[True], strict=True)
+    samples = [Sample(example.instruction, want, old.strip(), new.strip()) for example, want, old, new in rows_of]
+    return Outcome(
+        loss=(result.before.loss, result.after.loss),
+        before=score_json(answers[False], expected),
+        after=score_json(answers[True], expected),
+        samples=samples[:SHOWN],
+        answered=len(examples),
+    )
 
 
-def finish(result: TrainResult, figures: list[Figure], samples: list[Sample]) -> Path:
-    """Write the report beside the prompt."""
+def finish(result: TrainResult, outcome: Outcome) -> Path:
+    """Write picture and report beside the prompt."""
+    from ptune.evaluation.picture import plot_before_after
     from ptune.evaluation.report import write_report
-    from ptune.training.progress import clock
-    from ptune.training.run import PLOT
+    from ptune.training.progress import clock, read_metrics
 
+    records = read_metrics(result.folder / "metrics.jsonl")
+    plot_before_after(
+        result.folder / PICTURE,
+        title=f"SmolLM2-135M, frozen, before and after {clock(result.seconds)} minutes of P-tuning",
+        losses=[(record["step"], record["loss"]) for record in records if "loss" in record],
+        scores=outcome.shares(),
+    )
     trainable, total = result.model.get_nb_trainable_parameters()
     return write_report(
         result.folder / "report.md",
@@ -136,25 +178,35 @@ def finish(result: TrainResult, figures: list[Figure], samples: list[Sample]) ->
             f"prompt: {VIRTUAL_TOKENS} virtual tokens",
             result.memory.line(),
         ],
-        figures=figures,
-        samples=samples,
-        plot=PLOT,
+        figures=outcome.figures(),
+        samples=outcome.samples,
+        plot=PICTURE,
     )
 
 
-def show(figures: list[Figure], samples: list[Sample], say: Console) -> None:
+def show(outcome: Outcome, say: Console) -> None:
     """The tables on the terminal."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "frozen model alone", "with the prompt", title="held-out messages", title_justify="left")
-    for item in figures:
+    for item in outcome.figures():
         table.add_row(item.name, item.before, item.after)
     say.print(table)
-    examples = Table("message", "with the prompt", "frozen model alone", show_lines=True)
-    for sample in samples:
+    for sample in outcome.samples:
         right = sample.after == sample.expected
-        after = Text(("✓ " if right else "✗ ") + sample.after, style="green" if right else "red")
-        short = sample.before if len(sample.before) <= 160 else sample.before[:157] + "…"
-        examples.add_row(Text(sample.text), after, Text(short or "(nothing)"))
-    say.print(examples)
+        card = Table(
+            show_header=False, box=None, padding=(0, 1), title=Text(sample.text, style="bold"), title_justify="left"
+        )
+        card.add_row("with the prompt", Text(sample.after, style="green" if right else "red"), "✓" if right else "✗")
+        if not right:
+            card.add_row("expected", Text(sample.expected), "")
+        card.add_row("frozen model alone", Text(_short(sample.before), style="dim"), "")
+        say.print(card)
+        say.print()
+
+
+def _short(text: str) -> str:
+    """One line of at most 120 characters."""
+    line = " ".join(text.split()) or "(nothing)"
+    return line if len(line) <= 120 else line[:119] + "…"

@@ -1,51 +1,88 @@
 """Flags from dataclass fields, and a parser whose faults are errors of ptune's own.
 
-`--num-virtual-tokens` and `--num_virtual_tokens` are the same flag. A flag that does not exist is refused with the nearest one that does.
+`--num-virtual-tokens` and `--num_virtual_tokens` are the same flag. A flag that does not exist is refused with the
+nearest one that does.
 """
 
 from __future__ import annotations
 
 import argparse
-import types
+import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
-from ptune.errors import ConfigError, nearest, unknown
+from ptune.errors import ConfigError, nearest
+from ptune.recipe import allowed_types
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one worth naming, and gives flags room."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, "", argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` that raises `ConfigError` instead of printing usage and exiting."""
+    """`argparse` that raises `ConfigError` instead of printing usage and exiting.
 
-    def __init__(self, command: str, description: str) -> None:
+    Args:
+        command: The sub-command.
+        description: What it does.
+        usage: The command line in short, without `ptune` and the command.
+        more: Text after the flags in the help, printed as it is.
+    """
+
+    def __init__(self, command: str, description: str, *, usage: str | None = None, more: str = "") -> None:
         super().__init__(
             prog=f"ptune {command}",
+            usage=None if usage is None else f"ptune {command} {usage}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         self.command = command
+        self.more = more
+
+    def format_help(self) -> str:
+        """The help page."""
+        return super().format_help() + (f"\n{self.more.rstrip()}\n" if self.more else "")
 
     def error(self, message: str) -> NoReturn:
         """A fault in the command line."""
-        raise ConfigError(f"{message}.", hint=f"See ptune {self.command} --help.")
+        raise ConfigError(f"{argparse_message(message)}.", hint=f"See ptune {self.command} --help.")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse a whole command line.
+        """Parse a whole command line; flags may stand before, between and after the other words.
 
         Raises:
             ConfigError: A flag is unknown (the nearest is named), or a value does not fit.
         """
-        found, extra = self.parse_known_args(dashed(argv))
+        found, extra = self.parse_known_intermixed_args(dashed(argv))
         if extra:
-            raise unknown_flag(extra[0], self.flags(), self.command)
+            raise unknown_flags(extra, self.flags(), self.command)
         return found
 
     def flags(self) -> list[str]:
         """All flags, as written with dashes."""
-        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+        return flags_of(self)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """All flags of a parser, in the spelling with dashes."""
+    known = parser._option_string_actions  # noqa: SLF001 (argparse has no public list)
+    return [name for name in known if name.startswith("--") and "_" not in name]
+
+
+def argparse_message(message: str) -> str:
+    """A message of argparse's with each flag in one spelling and no full stop."""
+    return re.sub(r"--\w+/(?=--)", "", " ".join(message.split())).rstrip(".")
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
@@ -53,41 +90,77 @@ def dashed(argv: Sequence[str]) -> list[str]:
     words = []
     for word in argv:
         if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            word = flag.replace("_", "-") + equals + value
+            name, equals, value = word.partition("=")
+            word = name.replace("_", "-") + equals + value
         words.append(word)
     return words
 
 
-def unknown_flag(word: str, known: Iterable[str], command: str) -> ConfigError:
-    """The error for a word that no flag takes."""
-    flag = word.split("=", 1)[0]
-    if not flag.startswith("-"):
-        return ConfigError(f"unexpected argument {word!r}.", hint=f"See ptune {command} --help.")
-    guess = nearest(flag, known)
-    return ConfigError(
-        f"unknown flag {flag}.", hint=(f"Did you mean {guess}? " if guess else "") + f"See ptune {command} --help."
+def unknown_flags(words: Sequence[str], known: Iterable[str], command: str) -> ConfigError:
+    """The error for words that no flag takes; all unknown flags are named, each with the nearest known one."""
+    flags = [word.split("=", 1)[0] for word in words if word.startswith("-")]
+    see = f"See ptune {command} --help."
+    if not flags:
+        return ConfigError(f"unexpected argument {words[0]!r}.", hint=f"Put a text of several words in quotes. {see}")
+    names = [name.removeprefix("--") for name in known]
+    guesses = [nearest(word.lstrip("-"), names) for word in flags]
+    said = "; ".join(
+        f"unknown flag {word}" + (f", did you mean --{guess}?" if guess else "")
+        for word, guess in zip(flags, guesses, strict=True)
     )
+    return ConfigError(said if said.endswith("?") else f"{said}.", hint=see)
+
+
+def number(kind: type[int] | type[float], *, least: float, most: float | None = None) -> Callable[[str], Any]:
+    """A flag's type: a whole number or a number within bounds."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        # Written so that NaN is refused too.
+        if not value >= least or (most is not None and not value <= most):
+            bound = f"at least {least:g}" if most is None else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+        return value
+
+    return convert
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
-    """A flag for each field of a dataclass, with no default of its own: what is absent was not said."""
+    """A flag for each field of a dataclass, in the groups its metadata name.
+
+    No flag has a default of its own: what is absent was not said.
+    """
     hints = typing.get_type_hints(kind)
+    groups: dict[str, Any] = {}
     for item in fields(kind):
-        _add_field(parser, item, hints[item.name])
+        title = item.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        _add_field(groups[title], item, hints[item.name])
 
 
-def _add_field(parser: argparse.ArgumentParser, item: Field[Any], hint: Any) -> None:
-    flag = "--" + item.name.replace("_", "-")
+def _add_field(group: Any, item: Field[Any], hint: Any) -> None:
+    name = flag(item.name)
     options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": _help(item)}
-    plain = _without_none(hint)
+    plain = next(part for part in allowed_types(hint) if part is not type(None))
     if plain is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
-    elif item.metadata.get("nargs"):
-        parser.add_argument(flag, nargs=item.metadata["nargs"], type=pair, metavar="FIELD=COLUMN", **options)
+        group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
+    elif plain is Mapping:
+        group.add_argument(name, action="extend", nargs="+", type=pair, metavar="FIELD=COLUMN", **options)
     else:
-        metavar = plain.__name__.upper().replace("STR", "TEXT").replace("INT", "N")
-        parser.add_argument(flag, type=plain, metavar="|".join(item.metadata.get("choices", ())) or metavar, **options)
+        metavar = {int: "N", float: "X"}.get(plain, item.name.upper())
+        group.add_argument(name, type=plain, metavar="|".join(item.metadata.get("choices", ())) or metavar, **options)
+        for alias in item.metadata.get("aliases", ()):
+            group.add_argument(flag(alias), type=plain, **{**options, "help": argparse.SUPPRESS})
+
+
+def flag(name: str) -> str:
+    """A field's name as a flag."""
+    return "--" + name.replace("_", "-")
 
 
 def _help(item: Field[Any]) -> str:
@@ -97,39 +170,9 @@ def _help(item: Field[Any]) -> str:
     return text if item.default in (None, False) else f"{text} (default: {item.default})"
 
 
-def _without_none(hint: Any) -> Any:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return next(part for part in typing.get_args(hint) if part is not type(None))
-    return hint
-
-
 def pair(text: str) -> tuple[str, str]:
     """`field=column` as two words."""
     field, equals, column = text.partition("=")
     if not equals or not field or not column:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=COLUMN")
     return field, column
-
-
-def read_recipe(path: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The values of a YAML recipe, keys with dashes or underscores.
-
-    Raises:
-        ConfigError: The file is missing or not a mapping, or has a key that is no flag (the nearest is named).
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"the recipe {path} holds no keys.", hint="Write one flag a line: `model: …`.")
-    named = {str(key).replace("-", "_"): value for key, value in values.items()}
-    names = set(known)
-    for key in named:
-        if key not in names:
-            raise unknown(f"key in {path}:", key, names)
-    return named

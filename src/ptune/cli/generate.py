@@ -7,37 +7,48 @@ import sys
 from collections.abc import Sequence
 
 from ptune.cli.flags import Parser
+from ptune.cli.session_flags import add_session_flags, generation_options
 from ptune.errors import ConfigError
+
+
+def build_parser() -> Parser:
+    """The flags of `ptune generate`."""
+    parser = Parser(
+        "generate",
+        "Answer one text with a trained prompt. The answer goes to standard output.",
+        usage="DIR [TEXT] [flags]",
+    )
+    add_session_flags(parser)
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT", help="the instruction; without it, or with -, standard input"
+    )
+    parser.add_argument("--input", default="", metavar="TEXT", help="the instruction's input, as in Alpaca data")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with text and answers")
+    return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    from ptune.cli.quiet import quiet_libraries
-    from ptune.cli.session import add_session_flags, generation_options, open_session
-
-    parser = Parser("generate", "Answer one text with a trained prompt. The answer goes to standard output.")
-    add_session_flags(parser)
-    parser.add_argument("text", nargs="?", default=None, help="the instruction (default, or with '-': standard input)")
-    parser.add_argument("--input", default="", help="the instruction's input, as in Alpaca data")
-    parser.add_argument("--system", default=None, help="a system message, where the template has a place for one")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with text and answers")
-    args = parser.parse(argv)
-    text = args.text if args.text not in (None, "-") else sys.stdin.read()
+    args = build_parser().parse(argv)
+    text = args.text
+    if text in (None, "-"):
+        if sys.stdin.isatty():
+            print("(the text, then Ctrl-D)", file=sys.stderr)
+        text = sys.stdin.read().rstrip("\r\n")
     if not text.strip():
         raise ConfigError("there is no text to answer.", hint='Give it as an argument: ptune generate DIR "text".')
-    quiet_libraries()
-    session = open_session(args)
-    if args.seed is not None:
-        from transformers import set_seed
+    from ptune.cli.quiet import quiet_libraries
 
-        set_seed(args.seed)
+    quiet_libraries()
+    from ptune.cli.session import open_session
+
+    session = open_session(args)
     ids = session.encode(text, args.input, system=args.system)
-    options = generation_options(args)
+    options = {**generation_options(args), "max_new_tokens": session.new_tokens(ids, args.max_new_tokens)}
     answers = {}
-    if not args.no_prompt:
-        answers["tuned"] = session.answer(ids, **options)
-    if args.no_prompt or args.compare:
-        answers["base"] = session.answer(ids, with_prompt=False, **options)
+    for name in ["base"] if args.no_prompt else ["tuned", "base"] if args.compare else ["tuned"]:
+        session.seed(args.seed)
+        answers[name] = session.answer(ids, with_prompt=name == "tuned", **options)
     if args.json:
         print(json.dumps({"text": text, "input": args.input, **answers}, ensure_ascii=False))
     elif args.compare and sys.stdout.isatty():
@@ -56,5 +67,5 @@ def print_side_by_side(answers: dict[str, str]) -> None:
     from rich.text import Text
 
     table = Table("with the prompt", "frozen model alone", show_lines=True)
-    table.add_row(Text(answers.get("tuned", "")), Text(answers.get("base", "")))
+    table.add_row(Text(answers["tuned"]), Text(answers["base"]))
     Console().print(table)

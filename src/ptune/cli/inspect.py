@@ -43,7 +43,8 @@ def describe(folder: Path) -> dict[str, Any]:
     saved = read_prompt(folder)
     details = saved.details
     norms = saved.vectors.norm(dim=1)
-    sizes = {name: (folder / name).stat().st_size for name in (ADAPTER_WEIGHTS, ENCODER_WEIGHTS) if (folder / name).is_file()}
+    files = [folder / name for name in (ADAPTER_WEIGHTS, ENCODER_WEIGHTS)]
+    sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
     return {
         "base_model": saved.config.base_model_name_or_path,
         "base_fingerprint": details.get("base_fingerprint"),
@@ -54,7 +55,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "template": details.get("template"),
         "trained_on": details.get("data"),
         "rows": (details.get("tokens_report") or {}).get("kept"),
-        **{name: value for name, value in (details.get("metrics") or {}).items()},
+        **(details.get("metrics") or {}),
         "vector_norms": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
         "bytes": sizes,
         "versions": details.get("versions"),

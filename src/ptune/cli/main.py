@@ -9,7 +9,9 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from ptune import __version__
 from ptune.errors import ConfigError, PTuneError, unknown
@@ -22,6 +24,9 @@ COMMANDS = {
     "inspect": "what a prompt folder holds",
 }
 """Sub-commands and what they do, in the order of the help. Each lives in `ptune.cli.<name>` as `run(argv) -> int`."""
+
+
+_TRAINER_DEBUG = ("underflow_overflow", "tpu_metrics_debug")
 
 
 def usage() -> str:
@@ -45,27 +50,46 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (0, 2 for an error of the user's, 130 for Ctrl-C)."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     command = words[0] if words else "--help"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a pipe stays plain; read by tqdm when it is imported
     try:
-        return _dispatch(command, words[1:])
+        code = _dispatch(command, words[1:])
+        sys.stdout.flush()
+        return code
     except PTuneError as error:
         if debug:
-            raise
+            traceback.print_exc()
         name = f"ptune {command}" if command in COMMANDS else "ptune"
-        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{_rank()}{name}: error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
+        print(f"{_rank()}ptune: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of a pipe has gone (`ptune generate … | head`): not an error, and nothing left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
+    """The command line without ptune's own `--debug`; `--debug underflow_overflow` is for `TrainingArguments`."""
+    words = list(argv)
+    kept = [
+        word for word, following in zip_longest(words, words[1:]) if word != "--debug" or following in _TRAINER_DEBUG
+    ]
+    return kept, len(kept) < len(words)
+
+
+def _rank() -> str:
+    """Which of several processes speaks; nothing in the first one, or when there is one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"[process {rank}] "
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
@@ -77,10 +101,13 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         if command.startswith("-"):
-            raise ConfigError(f"unknown flag {command!r}.", hint="The command comes first; see ptune --help.")
+            raise ConfigError(f"unknown flag {command}.", hint="The command comes first; see ptune --help.")
         raise unknown("command", command, COMMANDS)
     run = importlib.import_module(f"ptune.cli.{command}").run
-    return int(run(rest))
+    try:
+        return int(run(rest))
+    except SystemExit as leaving:  # argparse, after --help
+        return int(leaving.code or 0)
 
 
 def one_line(error: BaseException) -> str:

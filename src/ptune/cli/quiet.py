@@ -19,12 +19,12 @@ def quiet_libraries() -> None:
     import datasets
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity_error()
     for name in ("accelerate", "torch.distributed", "huggingface_hub", "filelock", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if not sys.stderr.isatty():
-        transformers.logging.disable_progress_bar()
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         datasets.disable_progress_bars()

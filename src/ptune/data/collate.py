@@ -1,7 +1,7 @@
 """Batches of tokenized rows, padded to one length.
 
-Shapes: `B` rows, `T` tokens of the longest row. What is padding is known from the lengths, never from the token ids: in many
-models the padding token is the end token, which must be learned.
+Shapes: `B` rows, `T` tokens of the longest row. What is padding is known from the lengths, never from the token ids: in
+many models the padding token is the end token, which must be learned.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class PaddingCollator:
         """One batch.
 
         Args:
-            features: Rows with `input_ids`; `attention_mask` (ones when absent) and `labels` (left out when absent) of the
-                same length.
+            features: Rows with `input_ids`; `attention_mask` (ones when absent) and `labels` (left out when absent) of
+                the same length.
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, each (B, T), int64.

@@ -1,10 +1,10 @@
 """Column layouts: how a row of named values becomes an `Example`.
 
 Four layouts are recognised by their column names, in this order: Alpaca (instruction, output; input optional),
-prompt/completion, chat (`messages`), and text/label. A column mapping gives any column the name of a field. Only the text
-itself is accepted as text: a number where an answer belongs is an error with its place, never converted in silence. The one
-exception is the field `label`, where numbers and booleans are how classes are commonly written; they become their JSON
-spelling (`1`, `true`).
+prompt/completion, chat (`messages`), and text/label. A column mapping gives any column the name of a field. Only the
+text itself is accepted as text: a number where an answer belongs is an error with its place, never converted in
+silence. The one exception is the field `label`, where numbers and booleans are how classes are commonly written; they
+become their JSON spelling (`1`, `true`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def check_columns(columns: Mapping[str, str]) -> dict[str, str]:
         if not isinstance(column, str) or not column:
             raise ConfigError(f"columns: {field} must name a column, not {column!r}.")
     if not any(set(columns) <= set(layout.fields) for layout in LAYOUTS):
-        raise ConfigError(f"columns: {', '.join(columns)} do not go together.", hint=f"Use the fields of one layout: {EXPECTED}.")
+        raise ConfigError(
+            f"columns: {', '.join(columns)} do not go together.", hint=f"Use the fields of one layout: {EXPECTED}."
+        )
     return dict(columns)
 
 
@@ -197,7 +199,10 @@ def _turn(message: Any, number: int, place: str) -> tuple[str, str]:
 def _from_messages(messages: Any, place: str, require_output: bool) -> Example:
     """A conversation: its last answer is learned, the user turn before it is the instruction, the rest is history."""
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{place}: messages is {_kind(messages)}, not a list of messages.")
+        raise DataError(
+            f"{place}: messages is {_kind(messages)}, not a list of messages.",
+            hint="Write it as [{role: user, content: ...}, {role: assistant, content: ...}].",
+        )
     turns = [_turn(message, number, place) for number, message in enumerate(messages, start=1)]
     system = turns.pop(0)[1] if turns[0][0] == "system" else None
     output = ""
@@ -211,9 +216,7 @@ def _from_messages(messages: Any, place: str, require_output: bool) -> Example:
         )
     if not turns or turns[-1][0] != "user":
         raise DataError(f"{place}: there is no user message before the answer.", hint="Put a user message before it.")
-    return Example(
-        instruction=turns[-1][1], output=output, system=system, history=tuple(turns[:-1]), source=place
-    )
+    return Example(instruction=turns[-1][1], output=output, system=system, history=tuple(turns[:-1]), source=place)
 
 
 def _history(value: Any, place: str) -> tuple[tuple[str, str], ...]:

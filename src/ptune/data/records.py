@@ -1,8 +1,8 @@
 """`load_examples`: a file, folder or hub id becomes a sequence of `Example`, with a report of what was left out.
 
 Reading is split by concern: `sources` finds the files, `text_files` and `tables` read rows with their places, `layouts`
-turns a row into an `Example`. Here rows without an answer and repeated rows are dropped, and counted: what is not trained on
-is always said.
+turns a row into an `Example`. Here rows without an answer and repeated rows are dropped, and counted: what is not
+trained on is always said.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def load_examples(
     """Read examples from a file, a folder or the hub.
 
     Args:
-        source: A `.json` (a list, or an object with the list under `data`), `.jsonl`, `.csv`, `.tsv`, `.parquet` or `.arrow`
-            file; a folder written by `Dataset.save_to_disk`; a folder of such files, read in name order; or a hub id,
-            `owner/name` or `owner/name:configuration`.
-        columns: Which column holds which field, e.g. `{"instruction": "mr", "output": "ref"}`. Columns that already have
-            their field's name need no entry.
+        source: A `.json` (a list, or an object with the list under `data`), `.jsonl`, `.csv`, `.tsv`, `.parquet` or
+            `.arrow` file; a folder written by `Dataset.save_to_disk`; a folder of such files, read in name order; or a
+            hub id, `owner/name` or `owner/name:configuration`.
+        columns: Which column holds which field, e.g. `{"instruction": "mr", "output": "ref"}`. Columns that already
+            have their field's name need no entry.
         split: The split to take from a `DatasetDict`, the hub, or a folder whose file names say `train`, `dev`, `test`…
         limit: Stop after this many kept examples.
         drop_duplicates: Drop rows equal to an earlier one in every field. Several answers to one question all stay.
@@ -109,7 +109,8 @@ def load_examples(
         The examples, never empty, with `.report`.
 
     Raises:
-        DataError: A source that is missing, empty, or holds a row that cannot be used; names the file and the line or row.
+        DataError: A source that is missing, empty, or holds a row that cannot be used; names the file and the line or
+            row.
         ConfigError: `columns` names an unknown field, or `limit` is below 1.
     """
     mapping = check_columns(columns or {})

@@ -63,7 +63,8 @@ def find_rows(source: str | Path, split: str) -> Found:
         raise _missing(path, name)
     if not exists:
         data = load_hub(name, split)
-        return Found((Table(f"{name} ({split})", partial(dataset_rows, data, name)),))
+        table = f"{name} ({split})"
+        return Found((Table(table, partial(dataset_rows, data, table)),))
     if not path.is_dir():
         return Found((_file(path),))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -80,7 +81,9 @@ def _is_path(name: str) -> bool:
 def _missing(path: Path, name: str) -> DataError:
     parent = path.parent
     if not parent.is_dir():
-        return DataError(f"there is no file {name!r}: the folder {str(parent)!r} does not exist.", hint="Check the path.")
+        return DataError(
+            f"there is no file {name!r}: the folder {str(parent)!r} does not exist.", hint="Check the path."
+        )
     guess = nearest(path.name, [item.name for item in parent.iterdir()])
     hint = f"Did you mean {str(parent / guess)!r}?" if guess else "Check the path."
     return DataError(f"there is no file or folder {name!r}.", hint=hint)
@@ -98,7 +101,8 @@ def _file(path: Path) -> Table:
 def _folder(path: Path, split: str) -> Found:
     """The data files of a folder in name order; where file names say which split they are, only those of `split`."""
     files = sorted(
-        item for item in path.iterdir()
+        item
+        for item in path.iterdir()
         if item.is_file() and item.suffix.lower() in READERS and not item.name.startswith((".", "_"))
     )
     if not files:

@@ -1,7 +1,7 @@
 """Parquet files, Arrow files and folders, and hub data sets as rows, through pyarrow and `datasets`.
 
-Rows are taken from the Arrow tables without decoding, so columns of images or audio cost nothing. Class labels are turned
-into their names; an unlabelled row (-1) has no answer.
+Rows are taken from the Arrow tables without decoding, so columns of images or audio cost nothing. Class labels are
+turned into their names; an unlabelled row (-1) has no answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ptune.errors import DataError, PTuneError, unknown
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
 ROWS_PER_BATCH = 1000
 
@@ -23,25 +23,25 @@ ROWS_PER_BATCH = 1000
 def parquet_rows(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
     import datasets
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pq.ParquetFile(path) as file:
             features = datasets.Features.from_arrow_schema(file.schema_arrow)
             yield from _rows(file.iter_batches(batch_size=ROWS_PER_BATCH), features, str(path))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "a Parquet file", error) from error
 
 
 def arrow_file_rows(path: Path) -> Iterator[Row]:
     """Rows of one Arrow file as `datasets` writes it."""
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
     try:
         yield from dataset_rows(datasets.Dataset.from_file(str(path)), str(path))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "an Arrow file", error) from error
 
 
@@ -52,11 +52,11 @@ def load_arrow_folder(path: Path, split: str) -> datasets.Dataset:
         DataError: The folder is damaged, or has no such split.
     """
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, "an Arrow folder", error) from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
@@ -96,9 +96,7 @@ def dataset_rows(data: datasets.Dataset, name: str) -> Iterator[Row]:
     yield from _rows(batches, data.features, name)
 
 
-def _rows(
-    batches: Iterable[pyarrow.RecordBatch | pyarrow.Table], features: Mapping[str, Any], name: str
-) -> Iterator[Row]:
+def _rows(batches: Iterable[pa.RecordBatch | pa.Table], features: Mapping[str, Any], name: str) -> Iterator[Row]:
     import datasets
 
     labels = {column: kind for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)}

@@ -1,9 +1,9 @@
-"""Templates: how an `Example` becomes the text of a prompt and the text of its answer.
+r"""Templates: how an `Example` becomes the text of a prompt and the text of its answer.
 
-Three kinds. `tutorial` is the layout `Human: …\\n\\nAssistant: ` with the end-of-sequence token behind the answer, token for
-token what the P-tuning tutorial's `process_func` makes. `chat` is the tokenizer's own chat template. Any text with `{output}`
-and `{instruction}` (or `{input}`) is a template of the user's. The same object writes the prompt for training and for
-generation, so the two cannot drift apart.
+Three kinds. `tutorial` is the layout `Human: …\n\nAssistant: ` with the end-of-sequence token behind the answer, token
+for token what the P-tuning tutorial's `process_func` makes. `chat` is the tokenizer's own chat template. Any text with
+`{output}` and `{instruction}` (or `{input}`) is a template of the user's. The same object writes the prompt for
+training and for generation, so the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Segments:
     answer: str
     """What it learns to write, its end token included; empty in a prompt for generation."""
     add_special_tokens: bool
-    """Whether the tokenizer's own leading tokens (such as BOS) go before the prompt. They never go before the answer."""
+    """Whether the tokenizer's own leading tokens (such as BOS) go before the prompt; never before the answer."""
 
 
 class Template(Protocol):
@@ -61,7 +61,11 @@ class Template(Protocol):
         """Prompt and answer of an example, for training and evaluation."""
 
     def prompt(
-        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+        self,
+        instruction: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        history: History = (),
+        system: str | None = None,
     ) -> Segments:
         """The prompt for generation: the same text as in training, with an empty answer."""
 
@@ -70,8 +74,8 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase) -> Templ
     """The template of that name, or made from that text.
 
     Args:
-        name_or_text: `tutorial` (alias `alpaca`), `chat`, a text with `{output}` and `{instruction}` and/or `{input}` (also
-            `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
+        name_or_text: `tutorial` (alias `alpaca`), `chat`, a text with `{output}` and `{instruction}` and/or `{input}`
+            (also `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
         tokenizer: Gives the end-of-sequence token and the chat template.
 
     Raises:
@@ -111,10 +115,10 @@ def _digest(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class TutorialTemplate:
-    """`Human: {instruction}\\n{input}\\n\\nAssistant: {output}{eos}`, exactly as the tutorial writes it.
+    r"""`Human: {instruction}\n{input}\n\nAssistant: {output}{eos}`, exactly as the tutorial writes it.
 
-    Beyond the tutorial: earlier turns stand before it in the same form, each answer with its end token; a system message is
-    a paragraph of its own at the start.
+    Beyond the tutorial: earlier turns stand before it in the same form, each answer with its end token; a system
+    message is a paragraph of its own at the start.
     """
 
     eos: str
@@ -132,7 +136,11 @@ class TutorialTemplate:
         return Segments(made.prompt, example.output + self.eos, True)
 
     def prompt(
-        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+        self,
+        instruction: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        history: History = (),
+        system: str | None = None,
     ) -> Segments:
         """The prompt up to and including `Assistant: `."""
         question = "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
@@ -189,7 +197,11 @@ class ChatTemplate:
         return Segments(prompt, full[len(prompt) :], False)
 
     def prompt(
-        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+        self,
+        instruction: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        history: History = (),
+        system: str | None = None,
     ) -> Segments:
         """The conversation with the opening of the answer."""
         return Segments(self._render(_messages(instruction, input, history, system), generation=True), "", False)
@@ -203,15 +215,16 @@ class ChatTemplate:
             where = f"{place}: " if place else ""
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(
-                f"{where}the chat template refuses the messages ({roles}): {error}", hint="Leave out what it has no place for."
+                f"{where}the chat template refuses the messages ({roles}): {error}",
+                hint="Leave out what it has no place for.",
             ) from error
         return str(text)
 
 
-def _messages(instruction: str, input: str, history: History, system: str | None) -> list[dict[str, str]]:
+def _messages(instruction: str, extra: str, history: History, system: str | None) -> list[dict[str, str]]:
     turns = [{"role": "system", "content": system}] if system else []
     turns += [{"role": role, "content": content} for role, content in history]
-    return [*turns, {"role": "user", "content": f"{instruction}\n{input}" if input else instruction}]
+    return [*turns, {"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction}]
 
 
 def _custom(text: str, eos: str) -> CustomTemplate:
@@ -220,12 +233,15 @@ def _custom(text: str, eos: str) -> CustomTemplate:
     shown = text if len(text) <= 60 else text[:57] + "..."
     for name in names:
         if name not in _FIELDS:
-            error = unknown(f"placeholder in the template {shown!r}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS])
+            error = unknown(
+                f"placeholder in the template {shown!r}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS]
+            )
             error.hint = f"{error.hint} Write {{{{{name}}}}} for the text itself."
             raise error
     if names.count("output") != 1:
         raise ConfigError(
-            f"the template {shown!r} has {names.count('output')} times {{output}}.", hint="Put {output} in it once, for the answer."
+            f"the template {shown!r} has {names.count('output')} times {{output}}.",
+            hint="Put {output} in it once, for the answer.",
         )
     before, after = names[: names.index("output")], names[names.index("output") + 1 :]
     if not {"instruction", "input"} & set(before):
@@ -241,7 +257,7 @@ def _custom(text: str, eos: str) -> CustomTemplate:
 
 @dataclass(frozen=True)
 class CustomTemplate:
-    """A text of the user's: before `{output}` stands the prompt; `{output}` and what follows, with the end token, the answer."""
+    """A text of the user's: what stands before `{output}` is the prompt, the rest with the end token the answer."""
 
     text: str
     eos: str
@@ -262,7 +278,11 @@ class CustomTemplate:
         return Segments(question, example.output + ending, True)
 
     def prompt(
-        self, instruction: str, input: str = "", history: History = (), system: str | None = None
+        self,
+        instruction: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        history: History = (),
+        system: str | None = None,
     ) -> Segments:
         """The text up to `{output}`."""
         return Segments(self._question(instruction, input, history, system, ""), "", True)
@@ -272,8 +292,8 @@ class CustomTemplate:
         match = next(match for match in _PLACEHOLDER.finditer(self.text) if match[2] == "output")
         return self.text[: match.start()], self.text[match.end() :]
 
-    def _question(self, instruction: str, input: str, history: History, system: str | None, place: str) -> str:
-        values = {"instruction": instruction, "input": input, "system": system or ""}
+    def _question(self, instruction: str, extra: str, history: History, system: str | None, place: str) -> str:
+        values = {"instruction": instruction, "input": extra, "system": system or ""}
         before = self._halves()[0]
         has = {match[2] for match in _PLACEHOLDER.finditer(before)}
         for name, value in values.items():

@@ -1,8 +1,8 @@
 """JSON, JSONL and CSV files as rows, each with the line it starts on.
 
-JSON is parsed by the standard library's C scanner, one array element at a time, which costs little more than parsing the
-whole and gives the position of every row. CSV is read by the standard library's reader in strict mode: every value stays
-text (no guessed numbers) and a broken quote is an error. Files are UTF-8, with or without a byte order mark.
+JSON is parsed by the standard library's C scanner, one array element at a time, which costs little more than parsing
+the whole and gives the position of every row. CSV is read by the standard library's reader in strict mode: every value
+stays text (no guessed numbers) and a broken quote is an error. Files are UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ class _JsonText:
 def _as_row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
         shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-        raise DataError(f"{place}: the row is {shown}, not an object.", hint='Write it as {"instruction": ..., "output": ...}.')
+        raise DataError(
+            f"{place}: the row is {shown}, not an object.", hint='Write it as {"instruction": ..., "output": ...}.'
+        )
     return place, value
 
 
@@ -216,7 +218,9 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
 def csv_rows(path: Path) -> Iterator[Row]:
     """Rows of a CSV file with a header (`.tsv`: tab-separated); blank lines are passed over."""
     text = read_text(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+    )
     header: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -234,8 +238,8 @@ def csv_rows(path: Path) -> Iterator[Row]:
             continue
         if len(values) != len(header):
             raise DataError(
-                f"{path}:{line}: the row has {len(values)} values, the header {len(header)} columns ({', '.join(header)}).",
-                hint="Put values with commas or line breaks in quotes.",
+                f"{path}:{line}: the row has {len(values)} values, the header {len(header)} columns.",
+                hint=f"Its columns: {', '.join(header)}. Put values with commas or line breaks in quotes.",
             )
         yield f"{path}:{line}", dict(zip(header, values, strict=True))
     if header is None:
@@ -243,7 +247,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _next_long(reader: Iterator[list[str]]) -> list[str] | None:
-    """The next row, however long its fields. The csv module's own limit is global, so it is lifted for this row alone."""
+    """The next row, however long its fields: the csv module's limit is global, so it is lifted for this row alone."""
     with _csv_limit:
         before = csv.field_size_limit(sys.maxsize)
         try:

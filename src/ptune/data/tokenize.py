@@ -1,9 +1,9 @@
 """Segments become token ids and labels; the whole data set is encoded in batches and cached.
 
-Labels are -100 on the prompt, by length. A row longer than `max_length` is cut at its end, as in the tutorial; a row of which
-no answer token is left would teach nothing (its loss is 0/0), so it is dropped and counted. Tokenizers work on batches with
-all cores by themselves, which measured faster than worker processes; `num_proc` is there for machines with many cores and for
-tokenizers written in Python.
+Labels are -100 on the prompt, by length. A row longer than `max_length` is cut at its end, as in the tutorial; a row of
+which no answer token is left would teach nothing (its loss is 0/0), so it is dropped and counted. Tokenizers work on
+batches with all cores by themselves, which measured faster than worker processes; `num_proc` is there for machines with
+many cores and for tokenizers written in Python.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ptune.errors import ConfigError, DataError, OutputError
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 ROWS_PER_BATCH = 1000
 _CACHE_FORMAT = 1
 _REPORT_KEY = b"ptune_report"
-_NAMED_DROPS = 5
+_NAMED_DROPS = 3
 
 TokenPair = tuple[list[int], list[int]]
 """Token ids of a prompt and of its answer."""
@@ -74,10 +74,8 @@ class TokenizeReport:
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
         cached = " (from the cache)" if self.from_cache else ""
-        lines = [
-            f"tokenized {self.kept:,} rows{cached}: {self.tokens:,} tokens, {self.supervised_tokens:,} of them in answers, "
-            f"longest row {self.longest:,}"
-        ]
+        answers = f"{self.supervised_tokens:,} of them in answers, longest row {self.longest:,}"
+        lines = [f"tokenized {self.kept:,} rows{cached}: {self.tokens:,} tokens, {answers}"]
         if self.truncated:
             lines.append(f"truncated {self.truncated:,} answers at max_length {self.max_length:,}")
         if self.answers_cut_off:
@@ -162,8 +160,8 @@ def tokenize_examples(
         tokenizer: Makes their tokens.
         max_length: Tokens a row at most, prompt and answer together, virtual tokens not counted.
         num_proc: Worker processes; None tokenizes in this one with the tokenizer's own threads.
-        cache_dir: Keep the result here, under a name made from data, template, tokenizer and `max_length`, and read it from
-            here next time. None keeps it in memory.
+        cache_dir: Keep the result here, under a name made from data, template, tokenizer and `max_length`, and read it
+            from here next time. None keeps it in memory.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -208,18 +206,17 @@ class _BatchEncoder:
         ]
 
 
-_worker_encoder: _BatchEncoder | None = None
+_worker: list[_BatchEncoder] = []
+"""In a worker process: the one encoder it was started with."""
 
 
 def _start_worker(encoder: _BatchEncoder) -> None:
-    global _worker_encoder
-    _worker_encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads do not survive a fork; the processes are the parallelism
+    _worker.append(encoder)
 
 
 def _work(examples: Sequence[Example]) -> list[TokenPair]:
-    if _worker_encoder is None:
-        raise RuntimeError("the worker process was not started with an encoder")
-    return _worker_encoder(examples)
+    return _worker[0](examples)
 
 
 def _encoded_batches(
@@ -251,7 +248,7 @@ class _Rows:
 
     def __init__(self, max_length: int) -> None:
         self.max_length = max_length
-        self.batches: list[pyarrow.RecordBatch] = []
+        self.batches: list[pa.RecordBatch] = []
         self.rows_read = self.kept = self.truncated = self.cut_off = self.tokens = self.supervised = self.longest = 0
         self.shortest_prompt: int | None = None
         self.dropped: list[str] = []
@@ -259,7 +256,7 @@ class _Rows:
     def add(self, examples: Sequence[Example], pairs: Sequence[TokenPair]) -> None:
         """One batch of examples with their token ids."""
         import numpy as np
-        import pyarrow
+        import pyarrow as pa
 
         ids, labels, ends = array("i"), array("i"), array("i", [0])
         for example, (prompt, answer) in zip(examples, pairs, strict=True):
@@ -286,12 +283,12 @@ class _Rows:
             "attention_mask": np.ones(len(ids), dtype=np.int8),
             "labels": np.frombuffer(labels, dtype=np.int32),
         }
-        lists = {name: pyarrow.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
-        self.batches.append(pyarrow.RecordBatch.from_pydict(lists))
+        lists = {name: pa.ListArray.from_arrays(offsets, values) for name, values in columns.items()}
+        self.batches.append(pa.RecordBatch.from_pydict(lists))
 
-    def table(self) -> pyarrow.Table:
+    def table(self) -> pa.Table:
         """The kept rows; an error when there are none."""
-        import pyarrow
+        import pyarrow as pa
 
         if not self.kept:
             raise DataError(
@@ -299,7 +296,7 @@ class _Rows:
                 f"the shortest prompt alone has {self.shortest_prompt} tokens (first row: {self.dropped[0]}).",
                 hint="Raise max_length, or shorten the prompts.",
             )
-        return pyarrow.Table.from_batches(self.batches)
+        return pa.Table.from_batches(self.batches)
 
     def report(self) -> TokenizeReport:
         """The counts."""
@@ -341,7 +338,7 @@ def fingerprint(
     return digest.hexdigest()[:32]
 
 
-def _in_memory(table: pyarrow.Table, report: TokenizeReport) -> Tokenized:
+def _in_memory(table: pa.Table, report: TokenizeReport) -> Tokenized:
     import datasets
 
     return Tokenized(datasets.Dataset(table), report)
@@ -350,36 +347,37 @@ def _in_memory(table: pyarrow.Table, report: TokenizeReport) -> Tokenized:
 def _from_cache(path: Path) -> Tokenized | None:
     """The result stored there; None when there is none, or it cannot be read."""
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
     if not path.is_file():
         return None
     try:
-        with pyarrow.memory_map(str(path)) as file:
-            stored = pyarrow.ipc.open_stream(file).schema.metadata[_REPORT_KEY]
+        with pa.memory_map(str(path)) as file:
+            stored = pa.ipc.open_stream(file).schema.metadata[_REPORT_KEY]
         fields = json.loads(stored)
         fields["dropped"] = tuple(fields["dropped"])
         report = replace(TokenizeReport(**fields), from_cache=True)
         dataset = datasets.Dataset.from_file(str(path))
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
     return Tokenized(dataset, report) if len(dataset) == report.kept else None
 
 
-def _to_cache(path: Path, table: pyarrow.Table, report: TokenizeReport) -> Tokenized:
+def _to_cache(path: Path, table: pa.Table, report: TokenizeReport) -> Tokenized:
     """Write under a temporary name, rename (other processes may be doing the same), and read from there."""
     import datasets
-    import pyarrow
+    import pyarrow as pa
 
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     table = table.replace_schema_metadata({_REPORT_KEY: json.dumps(report.to_dict()).encode()})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pyarrow.OSFile(str(temporary), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         raise OutputError(
             f"the token cache {path.parent} cannot be written: {error.strerror or error}.",
             hint="Give another cache_dir, or none.",

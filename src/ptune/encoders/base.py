@@ -2,9 +2,9 @@
 
 Shapes: `P` virtual tokens, `D` token dimension of the frozen model, `H` hidden size of the encoder.
 
-The output depends on no input, so an encoder is called without arguments and gives one `(P, D)` tensor, not one copy a row:
-a soft prompt is the same for every row of a batch. Parameter names follow PEFT's `PromptEncoder` (`embedding`, `mlp_head`,
-`lstm_head`), so weights move between the two without renaming.
+The output depends on no input, so an encoder is called without arguments and gives one `(P, D)` tensor, not one copy
+a row: a soft prompt is the same for every row of a batch. Parameter names follow PEFT's `PromptEncoder`
+(`embedding`, `mlp_head`, `lstm_head`), so weights move between the two without renaming.
 """
 
 from __future__ import annotations

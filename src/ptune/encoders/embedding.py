@@ -1,5 +1,7 @@
-"""Prompt tuning: the trainable table is the prompt (Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt
-Tuning"). PEFT's counterpart is `PromptEmbedding`."""
+"""Prompt tuning: the trainable table is the prompt.
+
+Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning". PEFT's counterpart is `PromptEmbedding`.
+"""
 
 from __future__ import annotations
 

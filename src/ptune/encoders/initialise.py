@@ -1,8 +1,8 @@
 """Where a prompt starts: random vectors, sampled vocabulary, or the token embeddings of a text.
 
-Soft prompts train faster from vectors the model already knows (Lester et al. 2021, section 3.2), and from vectors of the size the model
-expects. PEFT's MLP and LSTM start at an output deviation of about 0.1 where a model's embeddings have 0.02 or so; here the last
-layer is scaled so that the prompt starts at the embeddings' own deviation.
+Soft prompts train faster from vectors the model already knows (Lester et al. 2021, section 3.2), and from vectors of
+the size the model expects. PEFT's MLP and LSTM start at an output deviation of about 0.1 where a model's embeddings
+have 0.02 or so; here the last layer is scaled so that the prompt starts at the embeddings' own deviation.
 
 Shapes: `P` virtual tokens, `D` token dimension, `V` vocabulary.
 """
@@ -49,7 +49,7 @@ def initial_vectors(
         chosen = [token for token in order if token not in special][:num_virtual_tokens]
         if len(chosen) < num_virtual_tokens:
             raise ConfigError(
-                f"num_virtual_tokens={num_virtual_tokens} is more than the {len(chosen)} ordinary tokens of the vocabulary.",
+                f"num_virtual_tokens={num_virtual_tokens}, but the vocabulary has {len(chosen)} ordinary tokens.",
                 hint="Use fewer virtual tokens, or init=TEXT or RANDOM.",
             )
     else:
@@ -74,9 +74,10 @@ def embedding_std(embed: nn.Module, *, vocab_size: int) -> float:
 def initialise(encoder: PromptEncoder, *, vectors: torch.Tensor | None, std: float) -> None:
     """Set an encoder's starting point in place.
 
-    With `vectors`, they become the table: `embedding` and `residual` then give exactly them; an MLP or LSTM reads them, scaled to the unit
-    deviation its default table has. Without, an `embedding` or `residual` table is drawn with deviation `std`, and an MLP or LSTM keeps PyTorch's
-    default. In both cases the last layer of an MLP or LSTM is scaled so that the output's deviation is `std`.
+    With `vectors`, they become the table: `embedding` and `residual` then give exactly them; an MLP or LSTM reads
+    them, scaled to the unit deviation its default table has. Without, an `embedding` or `residual` table is drawn
+    with deviation `std`, and an MLP or LSTM keeps PyTorch's default. In both cases the last layer of an MLP or LSTM
+    is scaled so that the output's deviation is `std`.
 
     Args:
         encoder: A freshly built encoder.

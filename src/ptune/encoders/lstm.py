@@ -1,7 +1,7 @@
-"""P-tuning with an LSTM (Liu et al. 2021, "GPT Understands, Too"): a table read by a bidirectional LSTM, then a two-layer MLP.
+"""P-tuning with an LSTM (Liu et al. 2021, "GPT Understands, Too"): a table, a bidirectional LSTM and a two-layer MLP.
 
-Layers, sizes and parameter names are those of PEFT's `PromptEncoder` with `LSTM`: `D → 2H` by the LSTM, `2H → 2H → D` by the
-MLP. As in PyTorch, dropout acts between LSTM layers, so with one layer there is none.
+Layers, sizes and parameter names are those of PEFT's `PromptEncoder` with `LSTM`: `D → 2H` by the LSTM, then
+`2H → 2H → D` by the MLP. As in PyTorch, dropout acts between LSTM layers, so with one layer there is none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class LSTMEncoder(PromptEncoder):
         super().__init__(num_virtual_tokens=num_virtual_tokens, token_dim=token_dim)
         if dropout and num_layers == 1:
             warnings.warn(
-                f"encoder_dropout={dropout} has no effect on an LSTM of one layer: it acts between layers.", stacklevel=2
+                f"encoder_dropout={dropout} has no effect on an LSTM of one layer: it acts between layers.",
+                stacklevel=2,
             )
         self.lstm_head = nn.LSTM(
             input_size=token_dim,

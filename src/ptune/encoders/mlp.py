@@ -6,6 +6,8 @@ With `num_layers=2` these are PEFT's three linear layers, `D → H → H → D`,
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -31,7 +33,7 @@ class MLPEncoder(PromptEncoder):
         self.dropout = dropout
         sizes = [token_dim, *[hidden_size] * num_layers]
         layers: list[nn.Module] = []
-        for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+        for wide, narrow in pairwise(sizes):
             layers += [nn.Linear(wide, narrow), nn.ReLU()]
         self.mlp_head = nn.Sequential(*layers, nn.Linear(hidden_size, token_dim))
 

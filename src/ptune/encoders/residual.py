@@ -1,10 +1,10 @@
-"""Residual prompt tuning (Razdaibiedina et al. 2023, "Residual Prompt Tuning: Improving Prompt Tuning with Residual
-Reparameterization"): each vector plus a shallow MLP of itself.
+"""Residual prompt tuning: each vector plus a shallow MLP of itself.
 
-Differs from the paper in two points. The MLP's last layer starts at zero, so the prompt before training is exactly the table
-(a text, say), where the paper starts from a random shift. And layer normalisation stands before the bottleneck instead of
-behind it, which keeps that exact start and gives the MLP inputs of unit scale whatever the model's embeddings are. PEFT has no
-counterpart.
+Razdaibiedina et al. 2023, "Residual Prompt Tuning: Improving Prompt Tuning with Residual Reparameterization".
+Differs from the paper in two points. The MLP's last layer starts at zero, so the prompt before training is exactly
+the table (a text, say), where the paper starts from a random shift. And layer normalisation stands before the
+bottleneck instead of behind it, which keeps that exact start and gives the MLP inputs of unit scale whatever the
+model's embeddings are. PEFT has no counterpart.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def generate_answers(
             **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options},
         )
         for at, row in enumerate(rows):
-            answers[row] = tokenizer.decode(output[at, width:], skip_special_tokens=True)
+            answers[row] = str(tokenizer.decode(output[at, width:], skip_special_tokens=True))
         done += len(rows)
         if progress is not None:
             progress(done)

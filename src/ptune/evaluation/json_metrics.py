@@ -33,7 +33,8 @@ def score_json(answers: Sequence[str], expected: Sequence[str]) -> JsonScores:
     total = max(len(rows), 1)
 
     def share(key: str) -> float:
-        return sum(item is not None and key in item and item[key] == want.get(key) for item, want in rows) / total
+        right = [item is not None and key in item and item[key] == want.get(key) for item, want in rows]
+        return right.count(True) / total
 
     return JsonScores(
         valid=sum(item is not None for item in found) / total,

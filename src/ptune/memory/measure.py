@@ -1,8 +1,8 @@
 """Peak memory of a stretch of work, each figure with its meaning: GiB are units of 2^30 bytes.
 
-On CUDA there are three different numbers: what tensors took (allocated), what PyTorch's allocator held (reserved), and what the driver had
-given away on the device (all processes, contexts included). On the CPU it is the process's resident memory: its peak, and
-how far the peak lies above the start of the stretch.
+On CUDA there are three different numbers: what tensors took (allocated), what PyTorch's allocator held (reserved),
+and what the driver had given away on the device at the end (all processes, contexts included). On the CPU it is the
+process's resident memory: its peak, and how far the peak lies above the start of the stretch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class PeakMemory:
         cuda: tuple[float | None, ...] = (None, None, None)
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
-            cuda = (torch.cuda.max_memory_allocated() / GIB, torch.cuda.max_memory_reserved() / GIB, (total - free) / GIB)
+            cuda = (
+                torch.cuda.max_memory_allocated() / GIB,
+                torch.cuda.max_memory_reserved() / GIB,
+                (total - free) / GIB,
+            )
         self.report = MemoryReport(self._start / GIB, peak / GIB, *cuda)
 
 

@@ -1,1 +1,1 @@
-"""The frozen model with its soft prompts: loading, prefix, concatenation, loss, generation, and the wrapper around them."""
+"""The frozen model with its soft prompts: loading, prefix, concatenation, loss, generation, and the wrapper."""

@@ -178,6 +178,10 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _source(name: str) -> _Source:
     """What `name` stands for. Nothing is read from a hub here."""
+    if not name.strip():
+        raise ModelError(
+            f"the model's name is empty: {name!r}.", hint=f"Name a hub id, a folder, a file or a {PREFIX} model."
+        )
     if name.startswith(PREFIX):
         return _Source(gguf=builtin_path(name))
     path = Path(name).expanduser()
@@ -187,7 +191,7 @@ def _source(name: str) -> _Source:
         return _Source(pretrained=str(path), folder=path)
     if path.is_file():
         raise ModelError(f"{name} is a file.", hint="A model is a folder, a .gguf file, a hub id, or builtin:NAME.")
-    if not name.strip() or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"there is no model folder {name!r}.", hint="Check the path.")
     return _Source(pretrained=name)
 

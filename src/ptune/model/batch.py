@@ -1,4 +1,4 @@
-"""One batch of text behind its prompts, by the prefix path or by concatenation: logits that line up with the labels, and the loss.
+"""One batch of text behind its prompts, by the prefix path or by concatenation: aligned logits, and the loss.
 
 Shapes: `B` rows, `T` text tokens, `P` longest prompt, `D` token dimension, `S` supervised labels, `V` vocabulary.
 """
@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, ModelError
 from ptune.model.capability import Capability
 from ptune.model.concat import concatenate, first_tokens, positions
 from ptune.model.loss import Predictors, cross_entropy, find_predictors, head_at
@@ -68,11 +68,25 @@ class TextBatch:
         return first_tokens(self.mask)
 
 
+def check_forward_arguments(kwargs: dict[str, Any]) -> None:
+    """Refuse what has no meaning behind a soft prompt, and drop what `forward` decides itself.
+
+    Raises:
+        ModelError: A cache or position ids of the caller's own.
+    """
+    for name in ("past_key_values", "cache_params", "position_ids"):
+        if kwargs.pop(name, None) is not None:
+            raise ModelError(f"forward does not take {name} behind a soft prompt.", hint="Use generate, or model.base.")
+    kwargs.pop("use_cache", None)
+    kwargs.pop("return_dict", None)
+
+
 def run_prefixed(
     base: PreTrainedModel,
     capability: Capability,
     prefix: RowPrefix,
     batch: TextBatch,
+    *,
     num_items: torch.Tensor | int | None,
     return_logits: bool,
     kwargs: dict[str, Any],
@@ -113,6 +127,7 @@ def run_concatenated(
     capability: Capability,
     prompts: Sequence[torch.Tensor | None],
     batch: TextBatch,
+    *,
     num_items: torch.Tensor | int | None,
     return_logits: bool,
     kwargs: dict[str, Any],
@@ -129,7 +144,11 @@ def run_concatenated(
         predictors = find_predictors(batch.labels, batch.first(), lengths, joined.columns)
     with _narrowed(base, predictors, return_logits):
         output = base(inputs_embeds=joined.embeds, attention_mask=joined.mask, use_cache=False, **kwargs)
-    loss = None if predictors is None else cross_entropy(_at(output.logits, predictors, not return_logits), None, predictors, num_items)
+    loss = (
+        None
+        if predictors is None
+        else cross_entropy(_at(output.logits, predictors, not return_logits), None, predictors, num_items)
+    )
     row = torch.arange(batch.rows, device=batch.device)[:, None]
     hidden = output.hidden_states
     return CausalLMOutputWithPast(

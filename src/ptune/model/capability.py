@@ -38,11 +38,11 @@ class Capability:
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens, virtual ones included, that the model's positions reach.
 
-    None where the architecture has no such limit: ALiBi (BLOOM), state-space models. A sliding window is no limit.
+    None where the architecture has no such limit: ALiBi (BLOOM, Falcon with it), state-space models. A sliding window
+    is no limit. MPT has one in spite of its ALiBi: its bias is built for `max_seq_len` positions.
     """
     config = model.config.get_text_config(decoder=True)
-    attention = getattr(config, "attn_config", None)
-    if config.model_type in _ALIBI_MODELS or getattr(config, "alibi", False) or getattr(attention, "alibi", False):
+    if config.model_type in _ALIBI_MODELS or getattr(config, "alibi", False):
         return None
     for name in _LENGTH_NAMES:
         value = getattr(config, name, None)
@@ -81,10 +81,10 @@ def _cache_of(model: PreTrainedModel) -> DynamicCache:
 def _obstacle(model: PreTrainedModel, *, takes_cache: bool) -> str | None:
     """What keeps the model from the prefix path, as a verb phrase; None when nothing does."""
     config = model.config.get_text_config(decoder=True)
-    if not takes_cache:
-        return "takes no past_key_values"
     if getattr(model, "_is_stateful", False):
         return "keeps a running state rather than keys and values"
+    if not takes_cache:
+        return "takes no past_key_values"
     if type(model).__module__.startswith(_REMOTE_CODE):
         return "runs code from its repository, whose cache may differ"
     if model.config.is_encoder_decoder:

@@ -1,11 +1,12 @@
 """The fallback: prompt and token embeddings concatenated, for models without a key/value cache.
 
-This is the textbook form of prompt tuning (Lester et al. 2021): every row carries its own copy of the prompt through the whole
-model. ptune takes it where the prefix path cannot be taken: state-space models, activation checkpointing, and left-padded rows of a
-sliding-window model that reach beyond the window (padding between prefix and text would use up the window).
+This is the textbook form of prompt tuning (Lester et al. 2021): every row carries its own copy of the prompt through
+the whole model. ptune takes it where the prefix path cannot be taken: state-space models, activation checkpointing,
+and left-padded rows of a sliding-window model that reach beyond the window (padding between prefix and text would
+use up the window).
 
-The prompt stands directly before the first real token of its row: `[padding | prompt | text | padding]`. A recurrent model has
-then no gap in the middle, and positions count on without one.
+The prompt stands directly before the first real token of its row: `[padding | prompt | text | padding]`. A recurrent
+model has then no gap in the middle, and positions count on without one.
 
 Shapes: `B` rows, `T` text tokens, `P` longest prompt of the batch, `D` token dimension.
 """
@@ -69,5 +70,5 @@ def concatenate(
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
-    """Position ids of a padded batch: 0 at the first real token of a row, counting on over real tokens, 0 at padding."""
+    """Position ids of a padded batch: 0 at the first real token of a row, counting over real tokens, 0 at padding."""
     return (mask.long().cumsum(dim=1) - 1).clamp_min(0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -155,15 +157,20 @@ def _read_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file.
+    """The tokenizer of a GGUF file, with two things put right that transformers leaves out or adds.
 
-    SmolLM's cuts texts at every digit before anything else; transformers leaves that out, which shows where blanks
-    stand before a digit.
+    - SmolLM's cuts texts at every digit before anything else, which shows where blanks stand before a digit.
+    - A byte-level tokenizer comes back with GPT-2's `<|endoftext|>`, whether the file has that token or not. Where it
+      has not (Llama 3), the token would stand one row beyond the model's embedding.
     """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     metadata, _ = read_gguf_metadata(str(path))
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    # The reader gives the length of an array in place of its content.
+    core["added_tokens"] = [token for token in core["added_tokens"] if token["id"] < metadata["tokenizer.ggml.tokens"]]
+    backend = Tokenizer.from_str(json.dumps(core))
     if metadata.get("tokenizer.ggml.pre") == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizers(  # type: ignore[attr-defined]
-            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-        )
-    return tokenizer
+        backend.pre_tokenizer = PreTokenizers([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer._tokenizer = backend  # noqa: SLF001 (transformers has no public way to replace it)
+    kept: PreTrainedTokenizerBase = tokenizer
+    return kept

@@ -1,4 +1,4 @@
-"""Between a prompt encoder on a frozen model and a prompt folder: what is noted when saving, what is checked when loading."""
+"""Between a prompt encoder on a frozen model and a prompt folder: what saving notes, what loading checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def save_prompt(
         num_layers=getattr(text, "num_hidden_layers", None),
         num_attention_heads=getattr(text, "num_attention_heads", None),
     )
-    return write_prompt(folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details))
+    return write_prompt(
+        folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details)
+    )
 
 
 def base_name(folder: Path) -> str:

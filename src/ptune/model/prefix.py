@@ -1,11 +1,12 @@
 """A soft prompt as keys and values: encode `P` vectors once, hand the result to every row.
 
-In a causal model the virtual tokens attend only to themselves, so their keys and values are the same for every row of a batch.
-`encode_prefix` runs the frozen model once over the `P` positions at batch size 1; `RowPrefix` expands the result to the rows without
-copying, or gathers a different prompt for each row. Autograd sums the rows' gradients into the one prefix by itself.
+In a causal model the virtual tokens attend only to themselves, so their keys and values are the same for every row
+of a batch. `encode_prefix` runs the frozen model once over the `P` positions at batch size 1; `RowPrefix` expands
+the result to the rows without copying, or gathers a different prompt for each row. Autograd sums the rows' gradients
+into the one prefix by itself.
 
-Shapes: `B` rows, `P` virtual tokens (the longest prompt where prompts differ), `D` token dimension, `H` key/value heads, `E` head dimension,
-`V` vocabulary, `L` layers.
+Shapes: `B` rows, `P` virtual tokens (the longest prompt where prompts differ), `D` token dimension, `H` key/value
+heads, `E` head dimension, `V` vocabulary, `L` layers.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
     # A cache built without the configuration keeps every position, in sliding-window layers too.
     cache = DynamicCache()
     output = base(inputs_embeds=vectors.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-    return Prefix(layers=layers, logits=output.logits[:, -1])
+    layers = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layers.append((layer.keys, layer.values))
+    return Prefix(layers=tuple(layers), logits=output.logits[:, -1])
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class RowPrefix:
         """A new cache that starts with this prefix, sharing its memory."""
         cache = DynamicCache()
         for keys, values in self.layers:
-            layer = DynamicLayer()
+            layer = DynamicLayer()  # type: ignore[no-untyped-call]  # transformers' own
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
             cache.layers.append(layer)

@@ -14,6 +14,7 @@ from ptune.encoders import PromptEncoder, build_encoder, initial_vectors, initia
 from ptune.encoders.initialise import embedding_std
 from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.model.backbone import load_tokenizer
+from ptune.model.loss import output_head
 
 PromptConfig = PromptEncoderConfig | PromptTuningConfig
 
@@ -28,7 +29,8 @@ def check_prompt_name(name: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PromptError(
-            f"{name!r} cannot name a prompt.", hint="Use 1 to 64 letters, digits, '_' or '-', starting with a letter or digit."
+            f"{name!r} cannot name a prompt.",
+            hint="Use 1 to 64 letters, digits, '_' or '-', starting with a letter or digit.",
         )
     return name
 
@@ -40,9 +42,31 @@ def encoder_kind(config: PromptConfig) -> str:
     return str(getattr(config.encoder_reparameterization_type, "value", config.encoder_reparameterization_type)).lower()
 
 
+def check_base(base: PreTrainedModel) -> None:
+    """Refuse a model that cannot carry a soft prompt.
+
+    Raises:
+        ModelError: It is not a causal language model of transformers.
+    """
+    if not isinstance(base, PreTrainedModel) or output_head(base) is None:
+        raise ModelError(
+            f"{type(base).__name__} is not a causal language model of transformers.",
+            hint="Load it with AutoModelForCausalLM.",
+        )
+    if base.config.is_encoder_decoder:
+        raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
+
+
+def embedding_table(base: PreTrainedModel) -> torch.Tensor:
+    """The weights of the model's input embeddings, `(V, D)`."""
+    table = base.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    return table
+
+
 def token_dim(base: PreTrainedModel) -> int:
     """`D`: the size of the model's input embeddings, which need not be its hidden size."""
-    return int(base.get_input_embeddings().weight.shape[-1])
+    return int(embedding_table(base).shape[-1])
 
 
 def empty_encoder(config: PromptConfig, dim: int) -> PromptEncoder:
@@ -78,16 +102,18 @@ def build_prompt(
             f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
         )
     name = config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None
-    completed = replace(config, token_dim=dim, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name)
+    completed = replace(
+        config, token_dim=dim, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name
+    )
     if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
         completed = replace(completed, encoder_hidden_size=dim)
     encoder = empty_encoder(completed, dim)
-    if not base.get_input_embeddings().weight.is_meta:
+    if not embedding_table(base).is_meta:
         embed, vocab_size = base.get_input_embeddings(), int(base.config.get_text_config().vocab_size)
         initialise(
             encoder, vectors=_start_vectors(base, completed, tokenizer), std=embedding_std(embed, vocab_size=vocab_size)
         )
-    encoder.to(base.device)
+    encoder.to(device=base.device, dtype=torch.float32)
     encoder.requires_grad_(not completed.inference_mode)
     return encoder, completed
 
@@ -130,4 +156,6 @@ def _tokenizer_for(config: PromptConfig, tokenizer: PreTrainedTokenizerBase | No
     try:
         return load_tokenizer(name)
     except ModelError as error:
-        raise ConfigError(f"an initial text needs a tokenizer: {error}", hint="Pass tokenizer=… to get_peft_model.") from error
+        raise ConfigError(
+            f"an initial text needs a tokenizer: {error}", hint="Pass tokenizer=… to get_peft_model."
+        ) from error

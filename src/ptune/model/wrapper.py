@@ -1,8 +1,9 @@
 """`PTunedModel`: a frozen causal language model with one or more soft prompts in front of it.
 
-The wrapper owns the prompt encoders and nothing else: the frozen model is held, never changed. `forward` takes the prefix path (the
-prompt runs through the model once a batch, see `prefix`) or the concatenation path (see `concat`), and returns logits that line up with
-the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of transformers; virtual tokens are not among them.
+The wrapper owns the prompt encoders and nothing else: the frozen model is held, never changed. `forward` takes the
+prefix path (the prompt runs through the model once a batch, see `prefix`) or the concatenation path (see `concat`),
+and returns logits that line up with the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of
+transformers; virtual tokens are not among them.
 
 Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension, `V` vocabulary.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptune.encoders import PromptEncoder
-from ptune.errors import ConfigError, ModelError, PromptError, unknown
+from ptune.errors import ConfigError, PromptError, unknown
 from ptune.model import persistence
 from ptune.model.backbone import load_model
-from ptune.model.batch import TextBatch, run_concatenated, run_prefixed
+from ptune.model.batch import TextBatch, check_forward_arguments, run_concatenated, run_prefixed
 from ptune.model.capability import context_length, prefix_capability
-from ptune.model.generation import check_arguments, concat_forward, left_padded, prefix_forward, prompted_view
-from ptune.model.prefix import RowPrefix, encode_prefix, mixed_prefix, same_prefix
-from ptune.model.prompts import PromptConfig, build_prompt, check_prompt_name
+from ptune.model.generation import generate_behind, generator
+from ptune.model.parameters import count_parameters, parameters_line
+from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_prompt_name, embedding_table
+from ptune.model.rows import RowPrompts, takes_prefix
 
 DEFAULT_PROMPT = "default"
-RowPrompts = str | Sequence[str | None] | None
+RowNames = str | Sequence[str | None] | None
 
 
 class PTunedModel(nn.Module):
@@ -63,13 +66,7 @@ class PTunedModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(base, PreTrainedModel) or base.get_output_embeddings() is None:
-            raise ModelError(
-                f"{type(base).__name__} is not a causal language model of transformers.",
-                hint="Load it with AutoModelForCausalLM.",
-            )
-        if base.config.is_encoder_decoder:
-            raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
+        check_base(base)
         base.requires_grad_(False)
         self.base = base
         self.capability = prefix_capability(base)
@@ -99,7 +96,9 @@ class PTunedModel(nn.Module):
         """
         check_prompt_name(name)
         if name in self.prompts:
-            raise PromptError(f"there is a prompt {name!r} already.", hint="Choose another name, or delete_prompt first.")
+            raise PromptError(
+                f"there is a prompt {name!r} already.", hint="Choose another name, or delete_prompt first."
+            )
         if self.context_length is not None and config.num_virtual_tokens >= self.context_length:
             raise ConfigError(
                 f"num_virtual_tokens={config.num_virtual_tokens} leaves no room in the model's context of "
@@ -155,7 +154,8 @@ class PTunedModel(nn.Module):
 
     def encode(self, name: str | None = None) -> torch.Tensor:
         """The `(P, D)` virtual-token embeddings of a prompt, in float32; with gradients where the encoder has them."""
-        return self._encoder(self._active(name))()
+        vectors: torch.Tensor = self._encoder(self._active(name))()
+        return vectors
 
     def _active(self, name: str | None) -> str:
         chosen = self.active_prompt if name is None else name
@@ -172,7 +172,7 @@ class PTunedModel(nn.Module):
         labels: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         *,
-        prompt_names: RowPrompts = None,
+        prompt_names: RowNames = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_logits: bool = True,
         **kwargs: Any,
@@ -182,15 +182,15 @@ class PTunedModel(nn.Module):
         Args:
             input_ids: `(B, T)` text tokens.
             attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
-            labels: `(B, T)`, -100 where not supervised. The first token of a row counts: the last virtual token predicts it.
+            labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual token predicts it.
             inputs_embeds: `(B, T, D)` in place of `input_ids`.
-            prompt_names: A prompt's name for all rows, or one per row (None: no prompt for that row). The active one by default.
-            num_items_in_batch: Supervised labels of the whole optimizer step; the loss is the sum over labels divided by it.
+            prompt_names: A prompt's name for all rows, or one a row (None: no prompt). The active one by default.
+            num_items_in_batch: Supervised labels of the whole optimizer step, by which the summed loss is divided.
             return_logits: False computes the LM head at supervised positions alone and returns no logits.
             kwargs: Passed to the frozen model (`output_hidden_states`, …).
 
         Returns:
-            `loss` (with labels), `logits` `(B, T, V)`, and what the frozen model adds. No cache: `generate` keeps its own.
+            `loss` (with labels), `logits` `(B, T, V)`, and what the frozen model adds, but no cache.
 
         Raises:
             ModelError: The text and prompt are longer than the context, or a filled cache or position ids are passed.
@@ -198,65 +198,32 @@ class PTunedModel(nn.Module):
         if self._disabled:
             if labels is not None:
                 kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
-            return self.base(input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs)
-        for refused in ("past_key_values", "cache_params", "position_ids"):
-            if kwargs.pop(refused, None) is not None:
-                raise ModelError(f"forward does not take {refused} behind a soft prompt.", hint="Use generate, or model.base.")
-        kwargs.pop("use_cache", None)
-        kwargs.pop("return_dict", None)
-        batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
-        names = self._row_names(prompt_names, batch.rows)
-        self._check_length(names, batch.length)
-        vectors = self._vectors(names)
-        if vectors and self._takes_prefix(batch.mask, batch.length + self._width(names)):
-            prefix = self._row_prefix(names, vectors)
-            return run_prefixed(self.base, self.capability, prefix, batch, num_items_in_batch, return_logits, kwargs)
-        rows = [None if name is None else vectors[name] for name in names]
-        return run_concatenated(self.base, self.capability, rows, batch, num_items_in_batch, return_logits, kwargs)
-
-    def _row_names(self, names: RowPrompts, rows: int) -> list[str | None]:
-        """The prompt of each of `rows` rows."""
-        if names is None or isinstance(names, str):
-            return [self._active(names)] * rows
-        if len(names) != rows:
-            raise ConfigError(f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row.")
-        return list(names)
-
-    def _vectors(self, names: Sequence[str | None]) -> dict[str, torch.Tensor]:
-        """The encoded prompts that the rows use, each once, in the dtype of the model's embeddings."""
-        dtype = self.base.get_input_embeddings().weight.dtype
-        return {name: self.encode(name).to(dtype) for name in dict.fromkeys(names) if name is not None}
-
-    def _row_prefix(self, names: Sequence[str | None], vectors: Mapping[str, torch.Tensor]) -> RowPrefix:
-        """The prefix of every row; each different prompt runs through the model once."""
-        prefixes = {name: encode_prefix(self.base, value) for name, value in vectors.items()}
-        if len(prefixes) == 1 and None not in names:
-            return same_prefix(next(iter(prefixes.values())), len(names))
-        order = list(prefixes)
-        return mixed_prefix(list(prefixes.values()), [None if name is None else order.index(name) for name in names])
-
-    def _width(self, names: Sequence[str | None]) -> int:
-        """The longest prompt among the rows, in virtual tokens."""
-        return max((self._encoder(name).num_virtual_tokens for name in names if name is not None), default=0)
-
-    def _takes_prefix(self, mask: torch.Tensor | None, total: int) -> bool:
-        """Whether a batch can take the prefix path; the concatenation path otherwise."""
-        if not self.capability.prefix or (self.base.is_activation_checkpointing and self.training):
-            return False
-        window = self.capability.sliding_window
-        return window is None or mask is None or total <= window or bool((mask[:, 0] == 1).all())
-
-    def _check_length(self, names: Sequence[str | None], text_length: int, new_tokens: int = 0) -> None:
-        if self.context_length is None:
-            return
-        width = self._width(names)
-        if width + text_length + new_tokens > self.context_length:
-            new = f" and {new_tokens} new tokens" if new_tokens else ""
-            raise ModelError(
-                f"{width} virtual tokens and {text_length} text tokens{new} exceed the model's context of "
-                f"{self.context_length} tokens.",
-                hint=f"Shorten the text to {max(self.context_length - width - new_tokens, 0)} tokens, or use fewer of the others.",
+            bare: CausalLMOutputWithPast = self.base(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
+            return bare
+        check_forward_arguments(kwargs)
+        batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
+        prompts = self._row_prompts(prompt_names, batch.rows)
+        prompts.check_length(self.context_length, batch.length)
+        wanted: dict[str, Any] = {"num_items": num_items_in_batch, "return_logits": return_logits, "kwargs": kwargs}
+        if prompts.vectors and takes_prefix(self.base, self.capability, batch.mask, prompts.width + batch.length):
+            return run_prefixed(self.base, self.capability, prompts.prefix(self.base), batch, **wanted)
+        return run_concatenated(self.base, self.capability, prompts.each(), batch, **wanted)
+
+    def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
+        """The prompt of each of `rows` rows; each different one is encoded once, in the dtype of the embeddings."""
+        if names is None or isinstance(names, str):
+            each: list[str | None] = [self._active(names)] * rows
+        elif len(names) == rows:
+            each = list(names)
+        else:
+            raise ConfigError(
+                f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row."
+            )
+        dtype = embedding_table(self.base).dtype
+        vectors = {name: self.encode(name).to(dtype) for name in dict.fromkeys(each) if name is not None}
+        return RowPrompts(names=each, vectors=vectors)
 
     # ---- generation --------------------------------------------------------------------------------------------
 
@@ -266,15 +233,15 @@ class PTunedModel(nn.Module):
         input_ids: torch.Tensor | None = None,
         *,
         attention_mask: torch.Tensor | None = None,
-        prompt_names: RowPrompts = None,
+        prompt_names: RowNames = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate` behind the prompt, with all its options: sampling, beams, streamer, logits processors.
+        """The `generate` of transformers, behind the prompt, with sampling, beams, streamers, processors and the rest.
 
         Args:
-            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the left, so
-                that the new tokens are `output[:, T:]` for every row.
-            attention_mask: `(B, T)`, 0 at padding; needed when rows are padded.
+            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the
+                left, so that the new tokens are `output[:, T:]` for every row.
+            attention_mask: `(B, T)`, 0 at padding. Without it padding is told by its token, where that is not EOS too.
             prompt_names: As in `forward`.
             kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
 
@@ -287,40 +254,29 @@ class PTunedModel(nn.Module):
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
         if self._disabled:
-            return self.base.generate(input_ids, attention_mask=attention_mask, **kwargs)
-        check_arguments(kwargs)
-        embeds = kwargs.get("inputs_embeds")
-        text = embeds if input_ids is None else input_ids
+            return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
+        text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
         if text is None:
             raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
-        rows, length = text.shape[:2]
-        if attention_mask is not None and embeds is None:
-            input_ids, attention_mask = left_padded(input_ids, attention_mask)
-        names = self._row_names(prompt_names, rows)
-        config = kwargs.get("generation_config") or self.base.generation_config
-        new_tokens = kwargs.get("max_new_tokens") or config.max_new_tokens or 0
-        self._check_length(names, length, new_tokens)
-        vectors = self._vectors(names)
-        if not vectors:
-            return self.base.generate(input_ids, attention_mask=attention_mask, **kwargs)
-        if self._takes_prefix(attention_mask, length + self._width(names) + (new_tokens or length)):
-            forward = prefix_forward(self.base, self._row_prefix(names, vectors))
-        else:
-            forward = concat_forward(self.base, [None if name is None else vectors[name] for name in names])
-        view = prompted_view(self.base, forward)
-        return view.generate(input_ids, attention_mask=attention_mask, **kwargs)
+        return generate_behind(
+            self.base,
+            self.capability,
+            self.context_length,
+            self._row_prompts(prompt_names, text.shape[0]),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            options=kwargs,
+        )
 
     # ---- parameters and state ----------------------------------------------------------------------------------
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """`(trainable, all)` parameters, counted as PEFT counts them: the frozen model's and the prompt encoders'."""
-        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return trainable, sum(_logical_numel(p) for p in self.parameters())
+        return count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Print the line that PEFT prints."""
-        trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+        print(parameters_line(*count_parameters(self)))  # noqa: T201  # what the method is for
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The prompt encoders' tensors alone, so that any trainer's checkpoint is small."""
@@ -336,7 +292,8 @@ class PTunedModel(nn.Module):
             raise PromptError(f"the state holds {foreign[0]!r}, which is not part of a prompt encoder.")
         result = self.prompts.load_state_dict(own, strict=strict, assign=assign)
         return _IncompatibleKeys(
-            [f"prompts.{key}" for key in result.missing_keys], [f"prompts.{key}" for key in result.unexpected_keys] + foreign
+            [f"prompts.{key}" for key in result.missing_keys],
+            [f"prompts.{key}" for key in result.unexpected_keys] + foreign,
         )
 
     def save_pretrained(self, directory: str | Path, *, prompt_name: str | None = None, **metadata: Any) -> Path:
@@ -348,7 +305,9 @@ class PTunedModel(nn.Module):
             metadata: Plain values for `ptune.json`: template, metrics, what it was trained on.
         """
         name = self._active(prompt_name)
-        return persistence.save_prompt(self.base, self._encoder(name), self.prompt_configs[name], Path(directory), metadata)
+        return persistence.save_prompt(
+            self.base, self._encoder(name), self.prompt_configs[name], Path(directory), metadata
+        )
 
     def load_prompt(
         self, directory: str | Path, *, name: str | None = None, trainable: bool = True, force: bool = False
@@ -356,7 +315,7 @@ class PTunedModel(nn.Module):
         """Read a prompt folder and add it under `name` (by default the folder's name, or `default` for the first).
 
         Raises:
-            PromptError: The folder is missing or damaged, or was made for another model (`force` overrides a fingerprint that differs).
+            PromptError: The folder is missing or damaged, or made for another model (`force` overrides that).
         """
         encoder, config = persistence.load_prompt(self.base, Path(directory), trainable=trainable, force=force)
         chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
@@ -392,7 +351,7 @@ class PTunedModel(nn.Module):
         return model.train(trainable)
 
     def __getattr__(self, name: str) -> Any:
-        """What the wrapper does not have is the frozen model's: `config`, `device`, `lm_head`, …"""
+        """What the wrapper does not have is the frozen model's: `config`, `device`, `lm_head` and the rest."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -401,21 +360,14 @@ class PTunedModel(nn.Module):
             return getattr(self.base, name)
 
 
-def _logical_numel(parameter: torch.Tensor) -> int:
-    """Elements of a parameter; 4-bit weights of bitsandbytes hold two in a byte, as PEFT counts them."""
-    if type(parameter).__name__ == "Params4bit":
-        return parameter.numel() * 2 * parameter.element_size()
-    return parameter.numel()
-
-
-def get_peft_model(
+def get_peft_model(  # noqa: PLR0917  # PEFT's order of arguments
     model: PreTrainedModel,
     peft_config: PromptConfig,
     adapter_name: str = DEFAULT_PROMPT,
     mixed: bool = False,
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
-    low_cpu_mem_usage: bool = False,
+    low_cpu_mem_usage: bool = False,  # noqa: ARG001  # PEFT's
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PTunedModel:
@@ -431,15 +383,16 @@ def get_peft_model(
         low_cpu_mem_usage: Without effect; a prompt encoder is small.
         tokenizer: For an initial text.
     """
-    from dataclasses import replace
-
     if mixed:
         raise ConfigError("mixed=True is not supported: ptune has soft prompts only.", hint="Leave it out.")
     if not autocast_adapter_dtype:
-        raise ConfigError("autocast_adapter_dtype=False is not supported: the prompt encoder is float32.", hint="Leave it out.")
+        raise ConfigError(
+            "autocast_adapter_dtype=False is not supported: the prompt encoder is float32.", hint="Leave it out."
+        )
     if not isinstance(peft_config, PromptConfig):
         raise ConfigError(
-            f"{type(peft_config).__name__} is not supported.", hint="Use ptune.PromptEncoderConfig or PromptTuningConfig."
+            f"{type(peft_config).__name__} is not supported.",
+            hint="Use ptune.PromptEncoderConfig or PromptTuningConfig.",
         )
     if revision is not None and peft_config.revision is None:
         peft_config = replace(peft_config, revision=revision)

@@ -1,1 +1,1 @@
-"""Training a prompt encoder: the trainer, what it reports while it runs, and the whole run from files to prompt folder."""
+"""Training a prompt encoder: the trainer, its progress, and the whole run from files to prompt folder."""

@@ -38,7 +38,9 @@ def plot_loss(
     axes = figure.add_subplot()
     steps = [record["step"] for record in records if "loss" in record]
     losses = [record["loss"] for record in records if "loss" in record]
-    axes.plot(steps, losses, color="#1f6feb", linewidth=1.8, marker="." if len(steps) < 40 else "", label="training loss")
+    axes.plot(
+        steps, losses, color="#1f6feb", linewidth=1.8, marker="." if len(steps) < 40 else "", label="training loss"
+    )
     held_out = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#d29922", marker="o", linestyle="", label="held-out loss")

@@ -1,8 +1,12 @@
-"""What a run shows while it trains: a bar with loss, speed and time left on a terminal, plain lines in a pipe, `metrics.jsonl` on disk."""
+"""What a run shows while it trains: a bar with loss, speed and time left on a terminal, plain lines in a pipe.
+
+The same figures go to `metrics.jsonl`, one JSON object a line.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
 
 from ptune.errors import OutputError
 
@@ -19,37 +24,47 @@ _NOT_LOGGED = ("total_flos",)
 
 
 class ProgressReporter(TrainerCallback):
-    """Shows progress on a console: a bar where it is a terminal, a line a log otherwise."""
+    """Shows progress on a console: a bar where it is a terminal, a line a log otherwise.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: Where to.
+        bar: False writes lines on a terminal too.
+    """
+
+    def __init__(self, console: Console, *, bar: bool = True) -> None:
         self.console = console
+        self.bar = bar
         self._bar: Progress | None = None
         self._task: Any = None
         self._start = 0.0
         self._start_step = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Open the bar."""
         self._start, self._start_step = time.perf_counter(), state.global_step
-        if not (state.is_world_process_zero and self.console.is_terminal):
+        if not (state.is_world_process_zero and self.console.is_terminal and self.bar):
             return
         columns = [
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.completed}/{task.total} steps"),
             TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         ]
         self._bar = Progress(*columns, console=self.console, transient=False)
         self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, figures="")
         self._bar.start()
 
+    @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
+    @override
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
@@ -68,10 +83,15 @@ class ProgressReporter(TrainerCallback):
         done = state.global_step - self._start_step
         left = (time.perf_counter() - self._start) / max(done, 1) * (state.max_steps - state.global_step)
         self.console.print(
-            f"step {state.global_step}/{state.max_steps}  {figures}  {clock(left)} left", highlight=False, soft_wrap=True
+            f"step {state.global_step}/{state.max_steps}  {figures}  {clock(left)} left",
+            highlight=False,
+            soft_wrap=True,
         )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Close the bar."""
         self.close()
 
@@ -88,13 +108,17 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @override
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Write one line."""
         if not state.is_world_process_zero or not logs:
             return
-        line = {"step": state.global_step, **{key: _plain(value) for key, value in logs.items() if key not in _NOT_LOGGED}}
+        line = {
+            "step": state.global_step,
+            **{key: _plain(value) for key, value in logs.items() if key not in _NOT_LOGGED},
+        }
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -103,7 +127,9 @@ class MetricsFile(TrainerCallback):
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
+    """A value that JSON has a word for; what is not finite becomes null."""
+    number = value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
+    return None if isinstance(number, float) and not math.isfinite(number) else number
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,83 +1,43 @@
-"""A training run from files to prompt folder, top to bottom: load, check, train, measure, save, report.
+"""A training run from files to prompt folder, top to bottom: load, check, measure, train, measure, save.
 
-`train` is what `ptune train` calls. It works in one process or under `accelerate launch` and `torchrun`: every process reads the same data in the
-same order, and only the first one prints and writes.
+`train` is what `ptune train` calls. It works in one process or under `accelerate launch` and `torchrun`: every process
+reads the same data in the same order, and only the first one prints and writes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import random
-import re
-import shutil
-from dataclasses import dataclass
+import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from ptune.checkpoint.files import make_folder
-from ptune.checkpoint.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
 from ptune.data.collate import PaddingCollator
-from ptune.data.records import Examples, load_examples
-from ptune.data.template import Template, get_template
-from ptune.data.tokenize import Tokenized, tokenize_examples
-from ptune.errors import ConfigError, OutputError
+from ptune.data.template import get_template
+from ptune.errors import ConfigError, ModelError
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
-from ptune.memory.measure import MemoryReport, PeakMemory
+from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
-from ptune.model.fingerprint import tokenizer_fingerprint
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
-from ptune.training.plot import plot_loss
-from ptune.training.progress import MetricsFile, ProgressReporter, clock, read_metrics
+from ptune.training.output import PLOT, OutputFolder, find_checkpoint
+from ptune.training.progress import MetricsFile, ProgressReporter
+from ptune.training.result import (
+    TrainResult,
+    check_finite,
+    prompt_details,
+    save_result,
+    show_parameters,
+    show_result,
+    show_rows,
+)
+from ptune.training.rows import Rows, check_context, load_rows
 from ptune.training.trainer import PTuneTrainer
 
-METRICS, PLOT = "metrics.jsonl", "loss.png"
-_OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD, METRICS, PLOT)
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run gave. Losses are nats per answer token."""
-
-    folder: Path
-    model: PTunedModel
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    train_loss: float
-    before: HeldOutLoss | None
-    """Held-out loss of the frozen model alone; None without held-out data."""
-    after: HeldOutLoss | None
-    """Held-out loss with the prompt."""
-    steps: int
-    tokens: int
-    seconds: float
-    memory: MemoryReport
-    examples: Examples
-    held_out: Examples | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
-        trainable, total = self.model.get_nb_trainable_parameters()
-        return {
-            "output": str(self.folder),
-            "trainable_parameters": trainable,
-            "all_parameters": total,
-            "train_loss": self.train_loss,
-            "held_out_loss_before": None if self.before is None else self.before.loss,
-            "held_out_loss_after": None if self.after is None else self.after.loss,
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 2),
-            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
-            "memory": self.memory.to_dict(),
-            "rows": len(self.examples),
-            "held_out_rows": 0 if self.held_out is None else len(self.held_out),
-        }
+__all__ = ["PLOT", "TrainResult", "train"]
 
 
 def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None = None) -> TrainResult:
@@ -89,224 +49,155 @@ def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None 
         console: Where to report; standard error by default. Quiet in every process but the first.
 
     Raises:
-        PTuneError: Anything the user can mend, before anything is trained where possible.
+        PTuneError: Anything the user can mend; before anything is written, where it can be known by then.
     """
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
-    folder = Path(recipe.output)
-    if first:
-        prepare_output(folder, overwrite=recipe.overwrite)
-    config = recipe.prompt_config()
-    examples, held_out = read_rows(recipe, args.seed)
-    for line in examples.report.lines():
-        say.print(line, highlight=False, soft_wrap=True)
-    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-    template = get_template(recipe.template, tokenizer)
-    rows = _tokenize(examples, template, tokenizer, recipe, args, say)
-    held_out_rows = None if held_out is None else _tokenize(held_out, template, tokenizer, recipe, args, say)
-    base = load_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        device=str(args.device),
-        trust_remote_code=recipe.trust_remote_code,
-        revision=recipe.revision,
-    )
-    check_tokenizer(base, tokenizer)
-    set_seed(args.seed)
-    model = PTunedModel(base, config, tokenizer=tokenizer)
-    model._check_length([model.active_prompt], rows.report.longest)
-    collate = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
-    before = None
-    if first and held_out_rows is not None:
-        before = _held_out(model, held_out_rows, collate, args, say, with_prompt=False)
-    details = _details(recipe, template, tokenizer, examples, rows)
-    trainer = build_trainer(model, args, rows, held_out_rows, collate, details, say, folder / METRICS)
-    if first:
-        _print_parameters(model, say)
-    with PeakMemory() as peak:
-        output = _run(trainer)
-    after = None
-    if first and held_out_rows is not None:
-        after = _held_out(model, held_out_rows, collate, args, say, with_prompt=True)
-    result = TrainResult(
-        folder=folder,
-        model=model,
-        tokenizer=tokenizer,
-        template=template,
-        train_loss=float(output.training_loss),
-        before=before,
-        after=after,
-        steps=int(output.global_step),
-        tokens=trainer.tokens_seen * args.world_size,
-        seconds=float(output.metrics["train_runtime"]),
-        memory=peak.report,
-        examples=examples,
-        held_out=held_out,
-    )
-    if first:
-        _finish(result, details, say)
+    resume = find_checkpoint(args.resume_from_checkpoint, Path(recipe.output))
+    with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        template = get_template(recipe.template, tokenizer)
+        rows = load_rows(recipe, template, tokenizer, args, progress=say.is_terminal and not say.quiet)
+        base = load_model(
+            recipe.model,
+            dtype=recipe.dtype,
+            device=str(args.device),
+            trust_remote_code=recipe.trust_remote_code,
+            revision=recipe.revision,
+        )
+        check_tokenizer(base, tokenizer)
+        set_seed(args.seed)
+        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+        check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
+        collate = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
+        details = prompt_details(recipe, template, tokenizer, rows)
+        trainer = build_trainer(model, args, rows, collate, details=details, console=say, metrics=folder.metrics)
+        # Whatever is wrong with the request has been said by now, in one line and with nothing written.
+        show_rows(rows, say)
+        show_parameters(model, say)
+        before = measure(model, rows, collate, args, say, with_prompt=False)
+        if first:
+            folder.claim()
+        with PeakMemory() as peak:
+            outcome = run_trainer(trainer, resume, say)
+        check_finite(model)
+        after = measure(model, rows, collate, args, say, with_prompt=True)
+        result = TrainResult(
+            folder=folder.path,
+            model=model,
+            tokenizer=tokenizer,
+            template=template,
+            train_loss=float(outcome.training_loss),
+            before=before,
+            after=after,
+            steps=int(outcome.global_step),
+            tokens=trainer.total_tokens(),
+            seconds=float(outcome.metrics["train_runtime"]),
+            memory=peak.report,
+            examples=rows.examples,
+            held_out=rows.held_out_examples,
+        )
+        if first:
+            save_result(result, recipe, details, folder)
+            show_result(result, folder, say)
     return result
 
 
-def prepare_output(folder: Path, *, overwrite: bool) -> None:
-    """Make sure that nothing of value is lost in the output folder; with `overwrite`, remove what an earlier run wrote there.
-
-    Raises:
-        OutputError: It is not empty (without `overwrite`), or cannot be made.
-    """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputError(f"the output folder {folder} is not empty.", hint="Choose another one, or pass --overwrite.")
-    make_folder(folder)
-    for path in list(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and _CHECKPOINT.fullmatch(path.name):
-            shutil.rmtree(path)
-        elif path.name in _OWN_FILES:
-            path.unlink()
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"the output folder {folder} cannot be written.", hint="Choose another place.")
-
-
-def read_rows(recipe: TrainRecipe, seed: int) -> tuple[Examples, Examples | None]:
-    """Training rows and held-out rows (None when there are none)."""
-    examples = load_examples(recipe.data, columns=recipe.columns, split=recipe.split, limit=recipe.limit)
-    if recipe.eval_data:
-        # A hub data set or Arrow folder may have the same split names; a plain file has none.
-        return examples, load_examples(recipe.eval_data, columns=recipe.columns, split=recipe.split)
-    if not recipe.eval_rows:
-        return examples, None
-    if recipe.eval_rows >= len(examples):
-        raise ConfigError(
-            f"eval_rows={recipe.eval_rows} leaves none of the {len(examples)} rows to train on.", hint="Hold out fewer."
-        )
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    held_out, kept = sorted(order[: recipe.eval_rows]), sorted(order[recipe.eval_rows :])
-    rows = list(examples)
-    return (
-        Examples((rows[index] for index in kept), examples.report),
-        Examples((rows[index] for index in held_out), examples.report),
-    )
-
-
-def build_trainer(
+def measure(
     model: PTunedModel,
-    args: TrainingArguments,
-    rows: Tokenized,
-    held_out: Tokenized | None,
-    collate: PaddingCollator,
-    details: dict[str, Any],
-    console: Console,
-    metrics: Path,
-) -> PTuneTrainer:
-    """The trainer of a run, with ptune's progress and metrics in place of transformers' own."""
-    quiet = dataclasses.replace(args, disable_tqdm=True)
-    trainer = PTuneTrainer(
-        model=model,
-        args=quiet,
-        train_dataset=rows.dataset,
-        eval_dataset=None if held_out is None else held_out.dataset,
-        data_collator=collate,
-        callbacks=[ProgressReporter(console), MetricsFile(metrics)],
-        prompt_details=details,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _run(trainer: PTuneTrainer) -> Any:
-    try:
-        return trainer.train()
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressReporter):
-                callback.close()
-
-
-def _tokenize(
-    examples: Examples,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: TrainRecipe,
-    args: TrainingArguments,
-    console: Console,
-) -> Tokenized:
-    """Token ids and labels; the first process fills the cache that the others read."""
-    with args.main_process_first(desc="tokenization"):
-        rows = tokenize_examples(
-            examples,
-            template,
-            tokenizer,
-            max_length=recipe.max_length,
-            num_proc=recipe.num_proc,
-            progress=console.is_terminal and not console.quiet,
-        )
-    for line in rows.report.lines():
-        console.print(line, highlight=False, soft_wrap=True)
-    return rows
-
-
-def _held_out(
-    model: PTunedModel,
-    rows: Tokenized,
+    rows: Rows,
     collate: PaddingCollator,
     args: TrainingArguments,
     console: Console,
     *,
     with_prompt: bool,
-) -> HeldOutLoss:
-    result = held_out_loss(
-        model, rows.dataset, collate, batch_size=args.per_device_eval_batch_size, with_prompt=with_prompt
-    )
+) -> HeldOutLoss | None:
+    """The loss on the held-out rows, each process taking its share; None when there are none."""
+    if rows.held_out_tokens is None:
+        return None
+    dataset: Dataset = rows.held_out_tokens.dataset
+    share = dataset.select(range(args.process_index, len(dataset), args.world_size))
+    own = held_out_loss(model, share, collate, batch_size=args.per_device_eval_batch_size, with_prompt=with_prompt)
+    result = own
+    if args.world_size > 1:
+        sums = torch.tensor([own.loss * own.tokens, own.tokens], dtype=torch.float64, device=args.device)
+        torch.distributed.all_reduce(sums)
+        result = HeldOutLoss(loss=float(sums[0] / sums[1].clamp(min=1)), tokens=int(sums[1]))
     whose = "with the prompt" if with_prompt else "of the frozen model alone"
     console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
     return result
 
 
-def _print_parameters(model: PTunedModel, console: Console) -> None:
-    trainable, total = model.get_nb_trainable_parameters()
-    console.print(
-        f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}",
-        highlight=False,
-        soft_wrap=True,
-    )
+def build_trainer(
+    model: PTunedModel,
+    args: TrainingArguments,
+    rows: Rows,
+    collate: PaddingCollator,
+    *,
+    details: dict[str, Any],
+    console: Console,
+    metrics: Path,
+) -> PTuneTrainer:
+    """The trainer of a run, with ptune's progress and metrics in place of transformers' own.
+
+    Raises:
+        ConfigError: A training argument that cannot be used here.
+    """
+    quiet = copy.copy(args)
+    quiet.disable_tqdm = True
+    if args.n_gpu > 1:
+        # One process drives one GPU (Trainer would use DataParallel). For more: torchrun, accelerate launch.
+        quiet._n_gpu = 1  # noqa: SLF001 (transformers sets it itself in this way for models split over devices)
+    try:
+        trainer = PTuneTrainer(
+            model=model,
+            args=quiet,
+            train_dataset=rows.tokens.dataset,
+            eval_dataset=None if rows.held_out_tokens is None else rows.held_out_tokens.dataset,
+            data_collator=collate,
+            callbacks=[ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)],
+            prompt_details=details,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"training arguments: {' '.join(str(error).split())}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
-def _details(
-    recipe: TrainRecipe, template: Template, tokenizer: PreTrainedTokenizerBase, examples: Examples, rows: Tokenized
-) -> dict[str, Any]:
-    """What a prompt folder says about how it was made."""
-    return {
-        "template": template.text,
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "data": recipe.data,
-        "data_report": examples.report.to_dict(),
-        "tokens_report": rows.report.to_dict(),
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "overwrite"},
-    }
+def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) -> Any:
+    """Train; whatever ends it, the progress bar is closed and a stop by the user is said in one line.
+
+    Raises:
+        ModelError: The GPU's memory is not enough.
+        ConfigError: A training argument asks for a package that is not there.
+    """
+    try:
+        return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    except KeyboardInterrupt:
+        _close_bars(trainer)
+        last = max(Path(trainer.args.output_dir or "").glob("checkpoint-*/ptune.json"), default=None, key=_step_of)
+        kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last.parent}"
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        console.print(f"stopped after step {step} of {steps}; {kept}", highlight=False, soft_wrap=True, markup=False)
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"the GPU's memory is not enough: {str(error).splitlines()[0]}",
+            hint="Lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set "
+            "activation_checkpointing.",
+        ) from error
+    except ImportError as error:
+        raise ConfigError(f"training arguments: {' '.join(str(error).split())}") from error
+    finally:
+        _close_bars(trainer)
 
 
-def _finish(result: TrainResult, details: dict[str, Any], console: Console) -> None:
-    """Save the prompt with its metrics, draw the plot, and say where everything is."""
-    metrics = {
-        "train_loss": result.train_loss,
-        "held_out_loss_before": None if result.before is None else result.before.loss,
-        "held_out_loss_after": None if result.after is None else result.after.loss,
-        "steps": result.steps,
-    }
-    result.model.save_pretrained(result.folder, **details, metrics=metrics)
-    plot_loss(
-        read_metrics(result.folder / METRICS),
-        result.folder / PLOT,
-        title=f"{details['recipe']['encoder']}, {details['recipe']['num_virtual_tokens']} virtual tokens",
-        before=None if result.before is None else result.before.loss,
-        after=None if result.after is None else result.after.loss,
-    )
-    speed = result.tokens / max(result.seconds, 1e-9)
-    size = (result.folder / ADAPTER_WEIGHTS).stat().st_size / 1000
-    for line in (
-        f"trained {result.steps:,} steps in {clock(result.seconds)} ({speed:.0f} tokens/s), mean loss {result.train_loss:.4f}",
-        result.memory.line(),
-        f"prompt ({size:.0f} kB): {result.folder}   plot: {result.folder / PLOT}   log: {result.folder / METRICS}",
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
+def _step_of(path: Path) -> int:
+    return int(path.parent.name.rpartition("-")[2])
+
+
+def _close_bars(trainer: PTuneTrainer) -> None:
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressReporter):
+            callback.close()

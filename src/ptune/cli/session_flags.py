@@ -1,0 +1,61 @@
+"""The flags that `ptune generate` and `ptune chat` share. Needs no library, so that their help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ptune.cli.flags import Parser, number
+from ptune.recipe import DTYPE_NAMES
+
+NEW_TOKENS = 128
+"""Longest answer where none is asked for."""
+
+
+def add_session_flags(parser: Parser) -> None:
+    """Add the flags for opening a prompt folder and for answering."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder")
+    shown = parser.add_argument_group("what answers").add_mutually_exclusive_group()
+    shown.add_argument("--no-prompt", action="store_true", help="the frozen model alone")
+    shown.add_argument("--compare", action="store_true", help="the frozen model's answer too, beside the tuned one")
+    answer = parser.add_argument_group("the answer")
+    whole, share = number(int, least=1), number(float, least=0, most=1)
+    answer.add_argument(
+        "--max-new-tokens",
+        type=whole,
+        metavar="N",
+        help=f"longest answer, in tokens (default: {NEW_TOKENS}, or what the context has room for)",
+    )
+    answer.add_argument(
+        "--temperature",
+        type=number(float, least=0),
+        default=0.0,
+        metavar="X",
+        help="above 0 samples; 0 takes the likeliest token (default: 0)",
+    )
+    answer.add_argument("--top-p", type=share, default=1.0, metavar="X", help="sample from this probability mass")
+    answer.add_argument("--num-beams", type=whole, default=1, metavar="N", help="beam search")
+    answer.add_argument(
+        "--repetition-penalty", type=number(float, least=0.01), default=1.0, metavar="X", help="above 1 repeats less"
+    )
+    answer.add_argument("--seed", type=number(int, least=0), metavar="N", help="makes sampling repeatable")
+    answer.add_argument("--system", help="a system message, where the template has a place for one")
+    model = parser.add_argument_group("model and template")
+    model.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
+    model.add_argument("--template", help="template; by default the one the prompt was trained with")
+    model.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
+    model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")
+    model.add_argument("--force", action="store_true", help="accept a model or tokenizer the prompt was not made for")
+    model.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
+
+
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """`generate`'s options from the flags."""
+    options: dict[str, Any] = {
+        "num_beams": args.num_beams,
+        "repetition_penalty": args.repetition_penalty,
+    }
+    if args.temperature > 0:
+        return {**options, "do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+    return {**options, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}

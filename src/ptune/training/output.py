@@ -1,0 +1,171 @@
+"""The output folder of a run: nothing of anybody else's is lost, and a run that never began leaves nothing behind.
+
+What is in the way is found before anything is loaded; the folder is made, and an earlier run's files are removed, only
+when training is about to begin. A checkpoint counts as ptune's when it holds a `ptune.json`: `transformers.Trainer`
+deletes old `checkpoint-N` folders by their name, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from ptune.checkpoint.files import make_folder
+from ptune.checkpoint.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
+from ptune.errors import ConfigError, OutputError
+
+METRICS, PLOT = "metrics.jsonl", "loss.png"
+TRAINER_STATE = "trainer_state.json"
+_OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD, METRICS, PLOT)
+_OWN_CARD = "library_name: ptune"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class OutputFolder:
+    """The folder of one run. As a context manager it removes again what it made, if that stayed empty.
+
+    Args:
+        path: The folder; it may not exist yet.
+        overwrite: Replace what an earlier run left there. Files of others stay.
+        resume: A checkpoint to go on from; when it lies in the folder, what is there is kept.
+
+    Raises:
+        OutputError: It is not empty, holds something of somebody else's that would be replaced, or cannot be written.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool = False, resume: Path | None = None) -> None:
+        self.path = path
+        self.metrics, self.plot = path / METRICS, path / PLOT
+        self._keeps = resume is not None and resume.resolve().parent == path.resolve()
+        self._resume = resume
+        self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        self._check(overwrite=overwrite or self._keeps)
+
+    def _check(self, *, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"the output {self.path} is a file.", hint="Choose another name.")
+        there = next((folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()), None)
+        if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise OutputError(
+                f"the output folder {self.path} cannot be written: {there} is "
+                f"{'write-protected' if there.is_dir() else 'a file'}.",
+                hint="Choose another place.",
+            )
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise OutputError(
+                f"the output folder {self.path} is not empty.", hint="Choose another one, or pass --overwrite."
+            )
+        if foreign := sorted(path.name for path in self._entries() if not _is_own(path)):
+            raise OutputError(
+                f"{self.path / foreign[0]} is not ptune's, and a run would replace it.",
+                hint="Choose another output folder, or move it away.",
+            )
+
+    def _entries(self) -> list[Path]:
+        """What bears the name of something that a run writes."""
+        return [path for path in self.path.iterdir() if path.name in _OWN_FILES or _CHECKPOINT.fullmatch(path.name)]
+
+    def claim(self) -> None:
+        """Make the folder and remove what an earlier run wrote (unless this run goes on from it).
+
+        Raises:
+            OutputError: It cannot be made or cleared.
+        """
+        make_folder(self.path)
+        if self._keeps:
+            assert self._resume is not None
+            cut_metrics(self.metrics, checkpoint_step(self._resume))
+            return
+        try:
+            for path in self._entries():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise OutputError(
+                f"cannot remove {error.filename}: {error.strerror}.", hint="Choose another place."
+            ) from error
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            return
+        for folder in self._missing:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return  # it holds something by now, and stays
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder with a name that ptune uses was written by ptune."""
+    if _CHECKPOINT.fullmatch(path.name):
+        return not path.is_dir() or (path / PTUNE_CONFIG).is_file() or not any(path.iterdir())
+    if path.name == CARD:
+        return path.is_file() and _OWN_CARD in path.read_bytes()[:4096].decode("utf-8", "replace")
+    if path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS):
+        return (path.parent / PTUNE_CONFIG).is_file()
+    return path.is_file()
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step at which a checkpoint was written.
+
+    Raises:
+        ConfigError: It is no checkpoint of a training run.
+    """
+    try:
+        return int(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{checkpoint} is no checkpoint to resume from: its {TRAINER_STATE} cannot be read.",
+            hint="Give a folder OUTPUT/checkpoint-N.",
+        ) from error
+
+
+def find_checkpoint(asked: str | bool | None, output: Path) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint` means: a folder, or true for the last one in the output folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if asked in (None, False, "") or str(asked).lower() == "false":
+        return None
+    if str(asked).lower() != "true":
+        checkpoint_step(Path(str(asked)))
+        return Path(str(asked))
+    found = [path for path in output.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    whole = [path for path in found if (path / TRAINER_STATE).is_file()]
+    if not whole:
+        raise ConfigError(
+            f"there is no checkpoint in {output} to resume from.", hint="Leave resume_from_checkpoint out."
+        )
+    return max(whole, key=checkpoint_step)
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines of a `metrics.jsonl` that come after a step: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record.get("step", 0) <= step and "train_runtime" not in record:
+            kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,138 @@
+"""The rows of a run: read, held out, tokenized, and reported on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from ptune.data.records import Examples, load_examples
+from ptune.data.template import Template
+from ptune.data.tokenize import Tokenized, tokenize_examples
+from ptune.errors import ConfigError, ModelError, OutputError
+from ptune.model.converted import cache_root
+from ptune.recipe import TrainRecipe
+
+TOKEN_CACHE = "tokens"
+"""Folder of tokenized data sets inside ptune's cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Training rows and held-out rows (None when there are none), as text and as tokens."""
+
+    examples: Examples
+    tokens: Tokenized
+    held_out_examples: Examples | None
+    held_out_tokens: Tokenized | None
+
+    def longest(self) -> tuple[str, int]:
+        """Which data hold the longest row, and its tokens."""
+        parts = [("training", self.tokens), ("held-out", self.held_out_tokens)]
+        return max(((name, part.report.longest) for name, part in parts if part is not None), key=lambda one: one[1])
+
+    def lines(self) -> list[str]:
+        """What was read and what was left out, a line a fact."""
+        lines = [*self.examples.report.lines(), *self.tokens.report.lines()]
+        if self.held_out_examples is not None and self.held_out_tokens is not None:
+            apart = self.held_out_examples.report is not self.examples.report
+            read = self.held_out_examples.report.lines() if apart else []
+            lines += [f"held-out rows: {line}" for line in (*read, *self.held_out_tokens.report.lines())]
+        return lines
+
+
+def read_rows(recipe: TrainRecipe, seed: int) -> tuple[Examples, Examples | None]:
+    """Training examples and held-out examples (None when there are none).
+
+    Raises:
+        DataError: The data cannot be read.
+        ConfigError: `eval_rows` leaves nothing to train on.
+    """
+    examples = load_examples(recipe.data, columns=recipe.columns, split=recipe.split, limit=recipe.limit)
+    if recipe.eval_data:
+        # A hub data set or Arrow folder may have the same split names; a plain file has none.
+        return examples, load_examples(recipe.eval_data, columns=recipe.columns, split=recipe.split)
+    if not recipe.eval_rows:
+        return examples, None
+    if recipe.eval_rows >= len(examples):
+        raise ConfigError(
+            f"eval_rows={recipe.eval_rows} leaves none of the {len(examples)} rows to train on.", hint="Hold out fewer."
+        )
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    held_out, kept = sorted(order[: recipe.eval_rows]), sorted(order[recipe.eval_rows :])
+    return (
+        Examples((examples[index] for index in kept), examples.report),
+        Examples((examples[index] for index in held_out), examples.report),
+    )
+
+
+def load_rows(
+    recipe: TrainRecipe,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    args: TrainingArguments,
+    *,
+    progress: bool,
+) -> Rows:
+    """Read and tokenize everything a run needs.
+
+    Args:
+        recipe: Names the data.
+        template: Makes their text.
+        tokenizer: Makes their tokens.
+        args: Gives the seed, and the order of the processes.
+        progress: Show a bar.
+
+    Raises:
+        DataError: Data that cannot be read, or of which nothing is left.
+    """
+    examples, held_out = read_rows(recipe, args.seed)
+    tokens, held_out_tokens = (
+        None if part is None else _tokenize(part, template, tokenizer, recipe=recipe, args=args, progress=progress)
+        for part in (examples, held_out)
+    )
+    assert tokens is not None
+    return Rows(examples=examples, tokens=tokens, held_out_examples=held_out, held_out_tokens=held_out_tokens)
+
+
+def _tokenize(
+    examples: Examples,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    recipe: TrainRecipe,
+    args: TrainingArguments,
+    progress: bool,
+) -> Tokenized:
+    """Token ids and labels; the first process fills the cache that the others read."""
+    options: dict[str, Any] = {
+        "max_length": recipe.max_length,
+        "num_proc": recipe.num_proc,
+        "progress": progress,
+    }
+    with args.main_process_first(desc="tokenization"):
+        try:
+            return tokenize_examples(examples, template, tokenizer, cache_dir=cache_root() / TOKEN_CACHE, **options)
+        except OutputError:
+            # The cache saves time and nothing else: a home that cannot be written is no reason not to train.
+            return tokenize_examples(examples, template, tokenizer, **options)
+
+
+def check_context(rows: Rows, virtual_tokens: int, context: int | None, max_length: int) -> None:
+    """Raise `ModelError` when a row does not fit into the model's context behind the prompt."""
+    name, longest = rows.longest()
+    if context is None or virtual_tokens + longest <= context:
+        return
+    ways = []
+    if context > longest:
+        ways.append(f"use at most {context - longest} virtual tokens")
+    if context - virtual_tokens > 1:
+        ways.append(f"cut the rows with max_length={context - virtual_tokens} (now {max_length})")
+    raise ModelError(
+        f"{virtual_tokens} virtual tokens and the longest {name} row of {longest} tokens exceed the model's context of "
+        f"{context} tokens.",
+        hint=f"{', or '.join(ways).capitalize()}." if ways else "Use fewer virtual tokens and shorter rows.",
+    )

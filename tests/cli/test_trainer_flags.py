@@ -1,0 +1,97 @@
+"""Every option of `transformers.TrainingArguments` under its own name, as a flag and as a recipe key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from commands import Ran
+from ptune.cli.flags import dashed, flags_of
+from ptune.cli.recipe_file import own_names
+from ptune.cli.train import build_parser, check_keys
+from ptune.cli.trainer_flags import check_flags, make_arguments, trainer_parser
+from ptune.errors import ConfigError
+from ptune.recipe import LEARNING_RATES, TrainRecipe
+
+NAMES = [item.name for item in fields(TrainingArguments) if item.init]
+
+
+def recipe(**values: object) -> TrainRecipe:
+    return TrainRecipe(model="m", data="d", output="o", **values)
+
+
+def arguments(*words: str, values: dict[str, object] | None = None, **own: object) -> TrainingArguments:
+    return make_arguments(recipe(**own), trainer_parser(), ["--use-cpu", *words], values or {}, Path("r.yaml"))
+
+
+def test_every_option_is_a_flag_and_a_key():
+    own, trainer = build_parser(), trainer_parser()
+    known = {*own.flags(), *flags_of(trainer)}
+    assert {"--" + name.replace("_", "-") for name in NAMES} <= known
+    for name in NAMES:
+        check_flags(dashed([f"--{name}=x", "--" + name.replace("_", "-")]), own, trainer)
+    check_keys({name: 1 for name in NAMES if name not in own_names()}, Path("r.yaml"))
+
+
+def test_own_flags_do_not_hide_options():
+    assert set(NAMES) & set(own_names()) == {"output_dir"}
+    assert own_names()["output_dir"] == "output"
+
+
+def test_option_reaches_the_arguments():
+    args = arguments("--weight_decay", "0.5", "--adam-beta1", "0.7", "--bf16", "--logging-steps=3")
+    assert (args.weight_decay, args.adam_beta1, args.bf16, args.logging_steps) == (0.5, 0.7, True, 3)
+    assert args.output_dir == "o"
+
+
+@pytest.mark.parametrize("encoder", LEARNING_RATES)
+def test_rate_follows_the_encoder_unless_given(encoder: str):
+    assert arguments(encoder=encoder).learning_rate == LEARNING_RATES[encoder]
+    assert arguments("--learning-rate", "0.25", encoder=encoder).learning_rate == 0.25
+    assert arguments(values={"learning_rate": "2e-1"}, encoder=encoder).learning_rate == 0.2
+
+
+def test_flag_wins_over_recipe_and_recipe_over_default():
+    values = {"max_steps": 7, "logging_steps": 5, "bf16": True}
+    args = arguments("--max-steps", "9", values=values)
+    assert (args.max_steps, args.logging_steps, args.bf16, args.save_total_limit) == (9, 5, True, 2)
+
+
+def test_recipe_values_with_no_spelling_as_flags():
+    values = {"report_to": ["none"], "lr_scheduler_kwargs": {"num_cycles": 2}, "save_total_limit": None}
+    args = arguments(values=values)
+    assert args.report_to == []
+    assert args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert args.save_total_limit is None
+
+
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [
+        ({"max_steps": [1]}, "r.yaml: max_steps cannot be [1]"),
+        ({"max_steps": None}, "r.yaml: max_steps cannot be null"),
+        ({"learning_rate": "fast"}, "r.yaml: argument --learning-rate: invalid float value: 'fast'"),
+        ({"bf16": "perhaps"}, "r.yaml: argument --bf16"),
+    ],
+)
+def test_recipe_value_that_does_not_fit(values: dict[str, object], fragment: str):
+    with pytest.raises(ConfigError) as caught:
+        arguments(values=values)
+    assert fragment in str(caught.value)
+
+
+def test_bare_flag_means_true():
+    args = arguments("--disable-tqdm", "--activation-checkpointing", "--ddp-static-graph")
+    assert (args.disable_tqdm, args.activation_checkpointing, args.ddp_static_graph) == (True, True, True)
+    assert arguments().disable_tqdm is False
+
+
+def test_output_dir_is_output(train: Callable[..., Ran], tmp_path: Path):
+    ran = train("--json", output=None, output_dir=tmp_path / "elsewhere")
+    assert json.loads(ran.out)["output"] == str(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "ptune.json").is_file()
