@@ -51,10 +51,12 @@ def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> 
     """`value` as a member of `kind`, upper or lower case; a fault is noted otherwise."""
     if isinstance(value, kind):
         return value
+    # PEFT has enums of the same values; a half-moved script may pass one.
+    plain = str(getattr(value, "value", value))
     try:
-        return kind(str(value).upper())
+        return kind(plain.upper())
     except ValueError:
-        faults.append(f"{name}: {unknown(name, str(value), [member.value for member in kind])}")
+        faults.append(f"{name}: {unknown(name, plain, [member.value for member in kind])}")
         return value
 
 

@@ -28,7 +28,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, ptune_cache: Path) -> None:
 
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 Alpaca rows, none like another."""
+    """20 Alpaca rows, none like another."""
     rows = [
         {"instruction": f"{word} {other}", "input": "", "output": other[0]}
         for word in WORDS

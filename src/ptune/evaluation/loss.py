@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ptune.model.concat import first_tokens
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.wrapper import PTunedModel
 
@@ -49,6 +50,9 @@ def held_out_loss(
         rows = [dataset[row] for row in order[start : start + batch_size]]
         batch = {key: value.to(model.base.device) for key, value in collate(rows).items()}
         names = None if with_prompt else [None] * len(rows)
+        if not with_prompt:
+            # Nothing predicts the first token of a row then.
+            batch["labels"][torch.arange(len(rows)), first_tokens(batch["attention_mask"])] = IGNORE_INDEX
         output = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False)
         total += float(output.loss)
         tokens += int((batch["labels"] != IGNORE_INDEX).sum())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from ptune.data.collate import PaddingCollator
 from ptune.data.template import get_template
@@ -59,16 +59,7 @@ def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None 
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         template = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, template, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        base = load_model(
-            recipe.model,
-            dtype=recipe.dtype,
-            device=str(args.device),
-            trust_remote_code=recipe.trust_remote_code,
-            revision=recipe.revision,
-        )
-        check_tokenizer(base, tokenizer)
-        set_seed(args.seed)
-        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+        model = prompted_model(recipe, args, tokenizer)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
         details = prompt_details(recipe, template, tokenizer, rows)
@@ -102,6 +93,25 @@ def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None 
             save_result(result, recipe, details, folder)
             show_result(result, folder, say)
     return result
+
+
+def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
+    """The frozen model with a new prompt, the same in every process.
+
+    Raises:
+        ModelError: The model cannot be loaded, or does not go with the tokenizer.
+        ConfigError: The prompt does not fit the model.
+    """
+    base = load_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        device=str(args.device),
+        trust_remote_code=recipe.trust_remote_code,
+        revision=recipe.revision,
+    )
+    check_tokenizer(base, tokenizer)
+    set_seed(args.seed)
+    return PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
 
 
 def measure(

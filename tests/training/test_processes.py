@@ -1,0 +1,67 @@
+"""Several processes give what one gives: `torchrun` with two gloo processes, and `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from commands import run, run_apart, train_words
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def vectors(folder: Path) -> torch.Tensor:
+    return load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+
+
+def words(model: Path, data: Path, held_out: Path, folder: Path, **values: object) -> list[object]:
+    settings = {
+        "max_steps": 6,
+        "logging_steps": 1,
+        "eval_data": held_out,
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "learning_rate": 1e-2,
+    }
+    return train_words(model, data, folder, "--use-cpu", "--json", **{**settings, **values})
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(
+    tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path
+):
+    one = run(*words(tiny_model_dir, train_file, held_out_file, tmp_path / "one", gradient_accumulation_steps=2))
+    assert one.code == 0, one.err
+    launch = ["--nproc-per-node", 2, "--master-port", 0, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "two")
+    two = run_apart(*launch, "-m", "ptune", *command, module="torch.distributed.run")
+    assert two.code == 0, two.err
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-5)
+    # Nine held-out rows in batches of two on two processes: three rows come twice, and must count once.
+    assert logged(tmp_path / "two", "eval_loss") == pytest.approx(logged(tmp_path / "one", "eval_loss"), abs=1e-5)
+    torch.testing.assert_close(vectors(tmp_path / "two"), vectors(tmp_path / "one"), atol=1e-5, rtol=0)
+    result, alone = json.loads(two.out), json.loads(one.out)
+    for name in ("tokens", "steps", "rows", "held_out_rows"):
+        assert result[name] == alone[name]
+    for name in ("train_loss", "held_out_loss_before", "held_out_loss_after"):
+        assert result[name] == pytest.approx(alone[name], abs=1e-5)
+    tokens = [re.findall(r"\(([\d,]+) answer tokens\)", ran.err) for ran in (one, two)]
+    assert tokens[0] == tokens[1] != []
+    assert two.err.count("trainable params: ") == 1, "only the first process speaks"
+    assert "Warning" not in two.err
+
+
+def test_accelerate_launch(tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path):
+    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "out", max_steps=2)
+    launch = ["--cpu", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    ran = run_apart(*launch, "-m", "ptune", *command, module="accelerate.commands.launch")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["steps"] == 2
