@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from architectures import ARCHITECTURES, build
+from architectures import ARCHITECTURES, WINDOW, build
 from prompting import (
     add_tokens_as_prompt,
     draw,
@@ -125,3 +125,17 @@ def test_prompts_around_the_window(name: str, length: int) -> None:
         logits = model(ids, attention_mask=mask).logits
     for at, row in enumerate(rows):
         assert relative_error(logits[at][mask[at].bool()], hard_logits(base, prompt, row)[length:]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mistral"])
+@pytest.mark.parametrize("total", [WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 2, WINDOW + 4])
+def test_left_padding_around_the_window(name: str, total: int) -> None:
+    base = build(name)
+    prompt = PROMPT[:4]
+    model = tokens_as_prompt(base, prompt)
+    rows = texts((total - 4, 2))
+    ids, mask = padded(rows, "left")
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+    for at, row in enumerate(rows):
+        assert relative_error(logits[at][mask[at].bool()], hard_logits(base, prompt, row)[4:]) < 1e-5

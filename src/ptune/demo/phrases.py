@@ -1,10 +1,12 @@
 """The words that the demo's customer messages are built from.
 
 Every phrase belongs to one `Pool`. `common` phrases may stand in any message; `heldout` phrases stand only in held-out
-messages, so that a score on those says something about wording never trained on. All of it was written for this project.
+messages, so that a score on those says something about wording never trained on. All of it was written for this
+project.
 
-Placeholders in a request: `{p}` the product as the customer calls it; `{is}`, `{was}`, `{has}`, `{does}`, `{it}` and the
-verb ending `{s}` agree with it in number. In an order phrase: `{o}` the order number. In a closing: `{name}` a first name.
+Placeholders in a request: `{p}` the product as the customer calls it; `{is}`, `{was}`, `{has}`, `{does}`, `{it}` and
+the verb ending `{s}` agree with it in number. In an order phrase: `{o}` the order number. In a closing: `{name}` a
+first name.
 """
 
 from __future__ import annotations
@@ -28,29 +30,29 @@ PRODUCTS: Mapping[str, Pool] = {
         ("kettle", "electric kettle", "tea kettle", "glass kettle"),
         ("steel kettle", "travel kettle", "water kettle"),
     ),
-    "lamp": Pool(
-        ("lamp", "desk lamp", "floor lamp", "reading light"),
-        ("table lamp", "bedside lamp", "desk light"),
+    "camera": Pool(
+        ("camera", "digital camera", "video camera", "compact camera"),
+        ("action camera", "film camera", "pocket camera"),
     ),
-    "laptop": Pool(
-        ("laptop", "gaming laptop", "laptop computer", "notebook computer"),
-        ("work laptop", "student laptop", "portable computer"),
+    "printer": Pool(
+        ("printer", "laser printer", "photo printer", "colour printer"),
+        ("office printer", "label printer", "inkjet printer"),
     ),
     "phone": Pool(
         ("phone", "mobile phone", "smartphone", "cell phone"),
         ("android phone", "mobile", "business phone"),
     ),
-    "jacket": Pool(
-        ("jacket", "rain jacket", "leather jacket", "winter coat"),
-        ("denim jacket", "ski jacket", "raincoat"),
+    "coat": Pool(
+        ("coat", "winter coat", "jacket", "leather jacket"),
+        ("wool coat", "raincoat", "ski jacket"),
     ),
     "shoes": Pool(
         ("shoes", "running shoes", "sneakers", "winter boots"),
         ("leather shoes", "tennis shoes", "hiking boots"),
     ),
-    "backpack": Pool(
-        ("backpack", "school backpack", "hiking backpack", "rucksack"),
-        ("travel backpack", "small backpack", "camping rucksack"),
+    "bag": Pool(
+        ("bag", "school bag", "backpack", "travel bag"),
+        ("sports bag", "handbag", "beach bag"),
     ),
     "chair": Pool(
         ("chair", "office chair", "armchair", "garden chair"),

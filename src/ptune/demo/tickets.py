@@ -1,17 +1,17 @@
 """The demo's data set: a customer message in, a support ticket as compact JSON out.
 
-A language model that is only shown a message has no way to know that a ticket is wanted, let alone which keys and labels
-it has; all of that must come from the soft prompt. The job itself is settled by the text:
+A language model that is only shown a message has no way to know that a ticket is wanted, let alone which keys and
+labels it has; all of that must come from the soft prompt. The job itself is settled by the text:
 
 - `intent`: what the customer asks for (`refund`, `cancel`, `delivery`, `repair`, `invoice`), whatever went wrong;
 - `product`: one of eight, whatever the customer calls it;
 - `urgency`: `high` or `low` where the message says that it is pressing or can wait, else `normal`;
 - `order`: the order number as written, else null.
 
-Messages are put together from independent parts (`phrases.py`) in varying order, some in lower case, some with a typing
-error. Held-out messages use order numbers no training message has and, half the time for each part, phrases never trained on;
-none is close to a training message (`overlap.py`). Everything follows from one seed: `python -m ptune.demo.tickets` writes
-`train.jsonl` and `heldout.jsonl` beside this file again, byte for byte.
+Messages are put together from independent parts (`phrases.py`) in varying order, some in lower case, some with a
+typing error. Held-out messages use order numbers no training message has and, half the time for each part, phrases
+never trained on; none is close to a training message (`overlap.py`). Everything follows from one seed:
+`python -m ptune.demo.tickets` writes `train.jsonl` and `heldout.jsonl` beside this file again, byte for byte.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Row:
 
     def to_json(self) -> str:
         """The row as one JSON line in Alpaca columns."""
-        return json.dumps({"instruction": self.message, "input": "", "output": self.ticket.to_json()}, ensure_ascii=False)
+        columns = {"instruction": self.message, "input": "", "output": self.ticket.to_json()}
+        return json.dumps(columns, ensure_ascii=False)
 
 
 class _Dice:
@@ -198,7 +199,7 @@ def _mistype(dice: _Dice, text: str) -> str:
 
 
 _MISTYPED = frozenset(
-    "please would could about where there still know with have this that from order number after before when hello".split()
+    ("please", "would", "could", "about", "there", "still", "with", "have", "this", "that", "from", "order", "number")
 )
 
 
@@ -215,7 +216,8 @@ def main() -> int:
     known = [words(row.message) for row in train]
     nearest = sorted(nearest_similarity(words(row.message), known) for row in heldout)
     sys.stdout.write(f"{len(train)} training rows, {len(heldout)} held-out rows\n")
-    sys.stdout.write(f"most similar training message: median {nearest[len(nearest) // 2]:.2f}, at most {nearest[-1]:.2f}\n")
+    middle = nearest[len(nearest) // 2]
+    sys.stdout.write(f"most similar training message: median {middle:.2f}, at most {nearest[-1]:.2f}\n")
     return 0
 
 
