@@ -19,32 +19,20 @@ from ptune.demo.phrases import Pool
 ORDER = re.compile(r"\b[A-H]-\d{4}\b")
 FIELDS = {
     "intent": {"refund", "cancel", "delivery", "repair", "invoice"},
-    "product": {"kettle", "camera", "printer", "phone", "coat", "shoes", "bag", "chair"},
-    "urgency": {"high", "normal", "low"},
+    "product": {"kettle", "lamp", "laptop", "phone", "jacket", "chair"},
+    "urgency": {"urgent", "normal"},
 }
 
 # What a careful reader goes by, written without a look at the generator's tables.
-PRODUCT_WORDS = {
-    "kettle": r"kettle",
-    "camera": r"camera",
-    "printer": r"printer",
-    "phone": r"phone|mobile",
-    "coat": r"coat|jacket",
-    "shoes": r"shoes|sneakers|boots",
-    "bag": r"bag|backpack",
-    "chair": r"chair",
-}
-URGENCY_WORDS = {
-    "low": r"rush|hurry|your time|all the time|have time|any time|can wait|suits you|as you like",
-    "high": r"urgent|today|soon as|asap|right now|need it now|emergency|immediately|quick|be fast",
-}
+PRODUCT_WORDS = {name: name for name in FIELDS["product"]}
+URGENCY_WORDS = {"urgent": r"urgent|today|soon as possible"}
 # In this order: the first intent whose words occur.
 INTENT_WORDS = {
     "invoice": r"invoice|receipt|\bbill\b",
-    "repair": r"repair|\bfix",
-    "refund": r"refund|money|pay me back|extra payment",
-    "cancel": r"cancel|call off|changed my mind|not (send|ship|want)|stop the|from being sent",
-    "delivery": r"deliver|arriv|wait|where|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of|turned up"
+    "repair": r"repair|\bfix|mend",
+    "refund": r"refund|money|pay me back|pay one back|extra payment",
+    "cancel": r"cancel|call off|changed my mind|off my order|not (send|ship|want)|stop the|from being sent",
+    "delivery": r"deliver|arriv|wait|where|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of|turned"
     r"|would be here",
 }
 
@@ -102,7 +90,7 @@ def test_sizes_columns_and_balance(train: list[dict[str, str]], heldout: list[di
             counts = Counter(answer[field] for answer in answers)
             assert set(counts) == labels
             assert min(counts.values()) > 0.7 * len(rows) / len(labels), counts
-        assert 0.15 < sum(answer["order"] is None for answer in answers) / len(rows) < 0.35
+        assert 0.15 < sum(answer["order"] == "none" for answer in answers) / len(rows) < 0.35
 
 
 def test_answers_are_compact_json_in_one_key_order(train: list[dict[str, str]], heldout: list[dict[str, str]]) -> None:
@@ -115,7 +103,7 @@ def test_answers_are_compact_json_in_one_key_order(train: list[dict[str, str]], 
 def test_the_order_number_is_the_one_in_the_text(train: list[dict[str, str]], heldout: list[dict[str, str]]) -> None:
     for row in train + heldout:
         order = json.loads(row["output"])["order"]
-        assert ORDER.findall(row["instruction"]) == ([] if order is None else [order])
+        assert ORDER.findall(row["instruction"]) == ([] if order == "none" else [order])
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -166,10 +154,9 @@ def test_held_out_phrases_stay_out_of_training(train: list[dict[str, str]], held
     fresh = " | ".join(row["instruction"].lower() for row in heldout)
     used = []
     for request in (request for pool in phrases.REQUESTS.values() for request in pool.heldout):
-        forms = [tickets._agree(request, "@", plural).lower() for plural in (False, True)]
-        patterns = [re.escape(form).replace("@", r"[^|.?!]{3,40}?") for form in forms]
-        assert not any(re.search(pattern, seen) for pattern in patterns), request
-        used.append(any(re.search(pattern, fresh) for pattern in patterns))
+        pattern = re.escape(request.format(p="@").lower()).replace("@", r"[^|.?!]{3,40}?")
+        assert not re.search(pattern, seen), request
+        used.append(re.search(pattern, fresh) is not None)
     assert sum(used) / len(used) > 0.8
     for label, pool in phrases.PRODUCTS.items():
         for phrase in pool.heldout:
@@ -196,9 +183,3 @@ def test_similarity_is_jaccard_without_order_numbers() -> None:
 def test_ngram_share_counts_sequences() -> None:
     assert unseen_ngram_share(["a b c d"], ["x a b c"], 2) == pytest.approx(1 / 3)
     assert unseen_ngram_share(["a"], ["x"], 2) == 0.0
-
-
-def test_verbs_agree_with_the_product() -> None:
-    assert tickets._agree("The {p} {is} broken, fix {it}.", "boots", True) == "The boots are broken, fix them."
-    assert tickets._agree("When the {p} arrive{s}, {it} help{s}.", "lamp", False) == "When the lamp arrives, it helps."
-    assert tickets._agree("The {p} {is} here.", "lamp ({o})", False) == "The lamp ({o}) is here."

@@ -1,12 +1,10 @@
 """The words that the demo's customer messages are built from.
 
 Every phrase belongs to one `Pool`. `common` phrases may stand in any message; `heldout` phrases stand only in held-out
-messages, so that a score on those says something about wording never trained on. All of it was written for this
-project.
+messages, so that a score on those says something about wording never trained on. All was written for this project.
 
-Placeholders in a request: `{p}` the product as the customer calls it; `{is}`, `{was}`, `{has}`, `{does}`, `{it}` and
-the verb ending `{s}` agree with it in number. In an order phrase: `{o}` the order number. In a closing: `{name}` a
-first name.
+Placeholders: `{p}` the product as the customer calls it; in an order phrase `{o}` the order number; in a closing
+`{name}` a first name.
 """
 
 from __future__ import annotations
@@ -27,42 +25,23 @@ class Pool:
 
 PRODUCTS: Mapping[str, Pool] = {
     "kettle": Pool(
-        ("kettle", "electric kettle", "tea kettle", "glass kettle"),
-        ("steel kettle", "travel kettle", "water kettle"),
+        ("kettle", "electric kettle", "tea kettle", "glass kettle"), ("steel kettle", "travel kettle", "water kettle")
     ),
-    "camera": Pool(
-        ("camera", "digital camera", "video camera", "compact camera"),
-        ("action camera", "film camera", "pocket camera"),
-    ),
-    "printer": Pool(
-        ("printer", "laser printer", "photo printer", "colour printer"),
-        ("office printer", "label printer", "inkjet printer"),
+    "lamp": Pool(("lamp", "desk lamp", "floor lamp", "reading lamp"), ("table lamp", "bedside lamp", "garden lamp")),
+    "laptop": Pool(
+        ("laptop", "gaming laptop", "laptop computer", "new laptop"), ("work laptop", "student laptop", "small laptop")
     ),
     "phone": Pool(
-        ("phone", "mobile phone", "smartphone", "cell phone"),
-        ("android phone", "mobile", "business phone"),
+        ("phone", "mobile phone", "smartphone", "cell phone"), ("android phone", "business phone", "new phone")
     ),
-    "coat": Pool(
-        ("coat", "winter coat", "jacket", "leather jacket"),
-        ("wool coat", "raincoat", "ski jacket"),
-    ),
-    "shoes": Pool(
-        ("shoes", "running shoes", "sneakers", "winter boots"),
-        ("leather shoes", "tennis shoes", "hiking boots"),
-    ),
-    "bag": Pool(
-        ("bag", "school bag", "backpack", "travel bag"),
-        ("sports bag", "handbag", "beach bag"),
+    "jacket": Pool(
+        ("jacket", "rain jacket", "leather jacket", "winter jacket"), ("denim jacket", "ski jacket", "blue jacket")
     ),
     "chair": Pool(
-        ("chair", "office chair", "armchair", "garden chair"),
-        ("kitchen chair", "desk chair", "rocking chair"),
+        ("chair", "office chair", "armchair", "garden chair"), ("kitchen chair", "desk chair", "rocking chair")
     ),
 }
 """Label → what customers call it."""
-
-PLURAL = frozenset({"shoes"})
-"""Labels whose phrases are plural."""
 
 REQUESTS: Mapping[str, Pool] = {
     "refund": Pool(
@@ -73,8 +52,8 @@ REQUESTS: Mapping[str, Pool] = {
             "I sent the {p} back last week and still have no refund.",
             "Could you refund what I paid for the {p}?",
             "I am not happy with the {p} and want a full refund.",
-            "The {p} {is} nothing like the photo. I want my money back.",
-            "You charged me twice for the {p}, please refund one.",
+            "The {p} is nothing like the photo. I want my money back.",
+            "You charged me twice for the {p}, please pay one back.",
             "When do I get my money back for the {p}?",
             "I returned the {p}, now give me the money back.",
             "The {p} broke after two days. Money back, please.",
@@ -88,7 +67,7 @@ REQUESTS: Mapping[str, Pool] = {
             "The {p} let me down and I expect a refund.",
             "Where is the refund for the {p} I sent back?",
             "Please put the money for the {p} back on my card.",
-            "The {p} {was} a disappointment. Can I have my money back?",
+            "The {p} was a disappointment. Can I have my money back?",
             "I paid for the {p} twice and want the extra payment back.",
         ),
     ),
@@ -97,12 +76,12 @@ REQUESTS: Mapping[str, Pool] = {
             "Please cancel the {p}.",
             "I want to cancel my order for the {p}.",
             "I changed my mind, do not send the {p}.",
-            "Can I still cancel the {p} before {it} ship{s}?",
+            "Can I still cancel the {p} before it ships?",
             "I ordered the {p} by mistake, please cancel.",
-            "Cancel the order for the {p}, I do not need {it} any more.",
+            "Stop the order for the {p}, I do not need it any more.",
             "I found the {p} cheaper elsewhere, so cancel my order.",
             "My son ordered the {p} without asking. Cancel that, please.",
-            "Please cancel the {p} before you pack {it}.",
+            "Please take the {p} off my order before you pack it.",
             "I do not want the {p} any more, please stop the order.",
             "How can I cancel the {p} I ordered this morning?",
             "Kindly cancel the purchase of the {p}.",
@@ -110,19 +89,19 @@ REQUESTS: Mapping[str, Pool] = {
             "Do not ship the {p}, I have changed my mind.",
         ),
         (
-            "I no longer need the {p}, so please do not ship {it}.",
+            "I no longer need the {p}, so please do not ship it.",
             "Is it too late to cancel the {p}?",
             "I pressed the button too early: cancel the {p}, please.",
             "Please call off the purchase of the {p}.",
             "We bought the {p} by accident and want to cancel.",
             "Drop the {p} from my order, I changed my mind.",
-            "Please stop the {p} from being sent, I bought {it} by mistake.",
+            "Please stop the {p} from being sent, I bought it by mistake.",
         ),
     ),
     "delivery": Pool(
         (
-            "Where {is} my {p}?",
-            "My {p} {has} not arrived yet.",
+            "Where is my {p}?",
+            "My {p} has not arrived yet.",
             "The {p} should have come on Monday but nothing is here.",
             "When will the {p} be delivered?",
             "I am still waiting for the {p}.",
@@ -137,9 +116,9 @@ REQUESTS: Mapping[str, Pool] = {
             "Did you ship the {p} yet? Nothing came so far.",
         ),
         (
-            "Do you know where my {p} {is}?",
-            "The {p} still {has} not turned up.",
-            "How much longer until the {p} arrive{s}?",
+            "Do you know where my {p} is?",
+            "The {p} still has not turned up.",
+            "How much longer until the {p} arrives?",
             "The delivery of my {p} is three days late.",
             "The package with my {p} seems to be lost.",
             "Nobody came with the {p} although I was home all day.",
@@ -148,27 +127,27 @@ REQUESTS: Mapping[str, Pool] = {
     ),
     "repair": Pool(
         (
-            "The {p} stopped working, can you fix {it}?",
+            "The {p} stopped working, can you fix it?",
             "Please repair my {p}.",
-            "My {p} {is} broken and I want {it} repaired.",
-            "Can someone have a look at my {p} and fix {it}?",
-            "The {p} broke, please repair {it} under warranty.",
+            "My {p} is broken and I want it repaired.",
+            "Can someone have a look at my {p} and fix it?",
+            "The {p} broke, please repair it under warranty.",
             "I dropped the {p}. Do you do repairs?",
             "I would like to send the {p} in for repair.",
-            "The {p} did not last a month and need{s} fixing.",
+            "The {p} did not last a month and needs fixing.",
             "How do I get my {p} repaired?",
-            "The {p} came apart at the side. Could you repair {it}?",
+            "The {p} came apart at the side. Could you mend it?",
             "Is the repair of the {p} covered by the warranty?",
-            "A part of the {p} came off and I need {it} fixed.",
-            "I love the {p}, so please fix {it} for me.",
+            "A part of the {p} came off and I need it fixed.",
+            "I love the {p}, so please fix it for me.",
             "Where do I bring my {p} for a repair?",
         ),
         (
-            "Something on the {p} is broken. Can you repair {it}?",
-            "My {p} gave up yesterday, please fix {it}.",
-            "Could your workshop repair the {p}?",
-            "The {p} need{s} a repair after only a month.",
-            "I want to keep the {p}, but could you fix {it}?",
+            "Something on the {p} is broken. Can you repair it?",
+            "My {p} gave up yesterday, please fix it.",
+            "Could your workshop mend the {p}?",
+            "The {p} needs a repair after only a month.",
+            "I want to keep the {p} but it must be fixed.",
             "What does it cost to have the {p} fixed?",
             "The {p} got damaged and I am looking for a repair.",
         ),
@@ -178,21 +157,21 @@ REQUESTS: Mapping[str, Pool] = {
             "Please send me the invoice for the {p}.",
             "I need a receipt for the {p}.",
             "There was no invoice in the box with the {p}.",
-            "Can I get a bill for the {p} with my company name?",
+            "Can I get an invoice for the {p} with my company name?",
             "My accountant asks for the invoice of the {p}.",
             "The invoice for the {p} shows the wrong address.",
             "Where can I download the invoice for my {p}?",
             "I lost the receipt for the {p}, please send a copy.",
-            "Could you email me the bill for the {p}?",
+            "Could you email me the invoice for the {p}?",
             "I never got a receipt for the {p}.",
-            "The bill for the {p} is not right, please correct it.",
+            "The invoice for the {p} is not right, please correct it.",
             "For my taxes I need an invoice for the {p}.",
             "Please make out the invoice for the {p} to my office.",
             "Do you have a copy of the invoice for my {p}?",
         ),
         (
             "The box with the {p} came without a receipt, please send one.",
-            "I cannot find the bill for the {p}, can I have a copy?",
+            "I cannot find the invoice for the {p}, can I have a copy?",
             "My company needs an invoice for the {p}.",
             "Please correct the name on the invoice for the {p}.",
             "I would like the receipt for the {p} by email.",
@@ -204,53 +183,19 @@ REQUESTS: Mapping[str, Pool] = {
 """Label → what the customer asks for. What is asked for decides, not the misfortune that is told."""
 
 URGENCIES: Mapping[str, Pool] = {
-    "high": Pool(
+    "urgent": Pool(
         (
             "This is urgent.",
-            "I need this done today.",
+            "It is urgent.",
+            "Very urgent!",
+            "Urgent!",
+            "I need this urgently.",
             "As soon as possible, please.",
-            "Please be fast.",
-            "ASAP please!",
-            "I need an answer right now.",
-            "This is an emergency.",
-            "Please act immediately.",
-            "I leave tomorrow, so be quick.",
-            "This is very urgent!",
-            "I need it now.",
+            "I need it today.",
         ),
-        (
-            "Please treat this as urgent.",
-            "I need help immediately.",
-            "Be quick, please.",
-            "This must be solved today.",
-            "Right now, please!",
-            "Urgent, please!",
-        ),
+        ("Please treat this as urgent.", "This is really urgent.", "Urgent, please!", "It is an urgent matter."),
     ),
     "normal": Pool(("",), ("",)),
-    "low": Pool(
-        (
-            "No rush.",
-            "There is no hurry.",
-            "Take your time.",
-            "Whenever you have time.",
-            "This can wait.",
-            "Take as long as you like.",
-            "Any time this month is fine.",
-            "No need to hurry.",
-            "Answer when it suits you.",
-            "I can wait.",
-            "You need not rush.",
-        ),
-        (
-            "No hurry at all.",
-            "It can wait until next week.",
-            "Whenever it suits you.",
-            "It can wait.",
-            "There is no rush with this.",
-            "Please take all the time you need.",
-        ),
-    ),
 }
 """Label → what the customer says about haste. Nothing said means `normal`."""
 
