@@ -32,7 +32,7 @@ INTENT_WORDS = {
     "repair": r"repair|\bfix|mend",
     "refund": r"refund|money|pay me back|pay one back|extra payment",
     "cancel": r"cancel|call off|changed my mind|off my order|not (send|ship|want)|stop the|from being sent",
-    "delivery": r"deliver|arriv|wait|where|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of|turned"
+    "delivery": r"deliver|arriv|wait|wh[er]{3}|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of|turned"
     r"|would be here",
 }
 
