@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Ready. ptune is $(BIN)/ptune"
 
 demo: $(STAMP) ## the whole story on a real model: train a soft prompt, measure it, use it
-	@$(BIN)/ptune demo $(ARGS)
+	@$(BIN)/ptune demo --overwrite $(ARGS)
 
 test: $(STAMP) ## the quick tests; ARGS="-k name" picks some
 	@$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

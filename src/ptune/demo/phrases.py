@@ -183,51 +183,19 @@ REQUESTS: Mapping[str, Pool] = {
 """Label → what the customer asks for. What is asked for decides, not the misfortune that is told."""
 
 URGENCIES: Mapping[str, Pool] = {
-    "high": Pool(
+    "urgent": Pool(
         (
             "This is urgent.",
-            "It is very urgent!",
+            "It is urgent.",
+            "Very urgent!",
             "Urgent!",
-            "I need this done urgently.",
-            "Please hurry, it is urgent.",
-            "My case is urgent.",
-            "Urgent, as I leave tomorrow.",
-            "I need an answer right now.",
+            "I need this urgently.",
             "As soon as possible, please.",
-            "Please act immediately.",
+            "I need it today.",
         ),
-        (
-            "Please treat this as urgent.",
-            "Urgent, please!",
-            "I need help urgently.",
-            "This matter is urgent.",
-            "Please help me immediately.",
-            "I need it right now.",
-        ),
+        ("Please treat this as urgent.", "This is really urgent.", "Urgent, please!", "It is an urgent matter."),
     ),
     "normal": Pool(("",), ("",)),
-    "low": Pool(
-        (
-            "No rush.",
-            "There is no rush.",
-            "No rush at all.",
-            "I am in no rush.",
-            "No rush, next week is fine.",
-            "Take your time.",
-            "No rush, take your time.",
-            "This can wait.",
-            "I can wait.",
-            "Whenever you have time.",
-        ),
-        (
-            "There is no rush with this.",
-            "No rush from my side.",
-            "It can wait until next week.",
-            "It can wait.",
-            "Please take all the time you need.",
-            "No rush, whenever you have time.",
-        ),
-    ),
 }
 """Label → what the customer says about haste. Nothing said means `normal`."""
 
