@@ -32,8 +32,8 @@ INTENT_WORDS = {
     "repair": r"repair|\bfix|mend",
     "refund": r"refund|money|pay me back|pay one back|extra payment",
     "cancel": r"cancel|call off|changed my mind|off my order|not (send|ship|want)|stop the|from being sent",
-    "delivery": r"deliver|arriv|wait|wh[er]{3}|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of|turned"
-    r"|would be here",
+    "delivery": r"deliver|arriv|wait|wh[er]{3}|c[ao]me|courier|driver|parcel|package|ship|tracking|overdue|sign of"
+    r"|turned|would be here",
 }
 
 
