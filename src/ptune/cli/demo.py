@@ -8,6 +8,7 @@ was written for this project; `ptune.demo.tickets` makes it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +72,8 @@ def run(argv: Sequence[str]) -> int:
     show(outcome, say)
     for name, path in (("prompt", result.folder), ("plot", result.folder / PICTURE), ("report", report)):
         say.print(f"{name:<7} {path}", highlight=False)
-    say.print(
-        f'try it  ptune chat {result.folder}   (or: ptune generate {result.folder} "…" --compare)', highlight=False
-    )
+    program = sys.argv[0] if Path(sys.argv[0]).name == "ptune" else "ptune"
+    say.print(f"try it  {program} chat {result.folder} --compare", highlight=False)
     if args.json:
         print(json.dumps({**result.to_dict(), **outcome.to_dict()}))
     return 0
@@ -200,14 +200,11 @@ def show(outcome: Outcome, say: Console) -> None:
     say.print(table)
     for sample in outcome.samples:
         right = sample.after == sample.expected
-        card = Table(
-            show_header=False, box=None, padding=(0, 1), title=Text(sample.text, style="bold"), title_justify="left"
-        )
-        card.add_row("with the prompt", Text(sample.after, style="green" if right else "red"), "✓" if right else "✗")
+        say.print(Text(sample.text, style="bold"))
+        say.print(Text(f"  {'✓' if right else '✗'} with the prompt: {sample.after}", style="green" if right else "red"))
         if not right:
-            card.add_row("expected", Text(sample.expected), "")
-        card.add_row("frozen model alone", Text(_short(sample.before), style="dim"), "")
-        say.print(card)
+            say.print(Text(f"    expected: {sample.expected}"))
+        say.print(Text(f"    frozen model alone: {_short(sample.before)}", style="dim"))
         say.print()
 
 
