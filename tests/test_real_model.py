@@ -35,7 +35,7 @@ def test_train_generate_and_load_with_peft(tmp_path: Path, capsys: pytest.Captur
     words += ["--max-steps", "6", "--per-device-train-batch-size", "4", "--save-strategy", "no", "--json"]
     assert main(["train", *words]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["held_out_loss_after"] < 0.8 * result["held_out_loss_before"]
+    assert result["held_out_loss_after"] < 0.9 * result["held_out_loss_before"]
     assert result["all_parameters"] - result["trainable_parameters"] == 134_515_008  # SmolLM2-135M, embeddings tied
 
     assert main(["generate", str(folder), TEXT, "--max-new-tokens", "12", "--json"]) == 0

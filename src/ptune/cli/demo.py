@@ -7,6 +7,7 @@ was written for this project; `ptune.demo.tickets` makes it.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ptune.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from ptune.evaluation.json_metrics import JsonScores
     from ptune.evaluation.report import Figure, Sample
@@ -133,6 +135,8 @@ class Outcome:
 
 def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
     """Answer held-out messages with and without the prompt, and score the answers."""
+    from rich.progress import Progress
+
     from ptune.evaluation.generation import generate_answers
     from ptune.evaluation.json_metrics import score_json
     from ptune.evaluation.report import Sample
@@ -144,10 +148,19 @@ def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
     prompts = [result.template.prompt(example.instruction, example.input) for example in examples]
     answers = {}
     for with_prompt in (False, True):
-        say.print(f"answering {len(examples)} held-out messages {'with' if with_prompt else 'without'} the prompt …")
-        answers[with_prompt] = generate_answers(
-            result.model, result.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, with_prompt=with_prompt
-        )
+        task = f"answering {len(examples)} held-out messages {'with' if with_prompt else 'without'} the prompt"
+        if not say.is_terminal:
+            say.print(task)
+        with Progress(console=say, disable=not say.is_terminal) as bar:
+            row = bar.add_task(task, total=len(examples))
+            answers[with_prompt] = generate_answers(
+                result.model,
+                result.tokenizer,
+                prompts,
+                max_new_tokens=MAX_NEW_TOKENS,
+                with_prompt=with_prompt,
+                progress=functools.partial(_advance, bar, row),
+            )
     expected = [example.output for example in examples]
     rows_of = zip(examples, expected, answers[False], answers[True], strict=True)
     samples = [Sample(example.instruction, want, old.strip(), new.strip()) for example, want, old, new in rows_of]
@@ -158,6 +171,10 @@ def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
         samples=samples[:SHOWN],
         answered=len(examples),
     )
+
+
+def _advance(bar: Progress, row: TaskID, done: int) -> None:
+    bar.update(row, completed=done)
 
 
 def finish(result: TrainResult, outcome: Outcome) -> Path:
@@ -201,7 +218,11 @@ def show(outcome: Outcome, say: Console) -> None:
     for sample in outcome.samples:
         right = sample.after == sample.expected
         say.print(Text(sample.text, style="bold"))
-        say.print(Text(f"  {'✓' if right else '✗'} with the prompt: {sample.after}", style="green" if right else "red"))
+        say.print(
+            Text(
+                f"  {'✓' if right else '✗'} with the prompt: {_short(sample.after)}", style="green" if right else "red"
+            )
+        )
         if not right:
             say.print(Text(f"    expected: {sample.expected}"))
         say.print(Text(f"    frozen model alone: {_short(sample.before)}", style="dim"))
