@@ -70,3 +70,16 @@ def test_missing_recipe(tmp_path: Path):
     assert ran.code == 2
     assert "cannot read the recipe" in ran.err
     assert "no.yaml" in ran.err
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_of_the_repository_train(path: Path, tmp_path: Path, tiny_model_dir: Path, data_file: Path):
+    ran = run(
+        "train", "--config", path, "--model", tiny_model_dir, "--data", data_file, "--output", tmp_path / "out",
+        "--max-steps", 2, "--max-length", 64, "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["steps"] == 2
