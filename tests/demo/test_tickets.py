@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ptune.demo import phrases, tickets
-from ptune.demo.overlap import nearest_similarity, similarity, unseen_ngram_share, words
+from ptune.demo.overlap import nearest_similarity, similarity, words
 from ptune.demo.phrases import Pool
 
 ORDER = re.compile(r"\b[A-H]-\d{4}\b")
@@ -39,6 +40,18 @@ INTENT_WORDS = {
 
 def load(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def unseen_ngram_share(heldout: Sequence[str], train: Sequence[str], size: int) -> float:
+    """The share of the `size`-word sequences in `heldout` messages that occur in no `train` message."""
+    known = {gram for message in train for gram in _ngrams(message, size)}
+    grams = [gram for message in heldout for gram in _ngrams(message, size)]
+    return sum(gram not in known for gram in grams) / len(grams) if grams else 0.0
+
+
+def _ngrams(message: str, size: int) -> list[tuple[str, ...]]:
+    tokens = re.findall(r"[a-z']+", ORDER.sub(" ", message).lower())
+    return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
 
 
 @pytest.fixture(scope="module")

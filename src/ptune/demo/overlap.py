@@ -27,15 +27,3 @@ def similarity(left: frozenset[str], right: frozenset[str]) -> float:
 def nearest_similarity(message: frozenset[str], others: Sequence[frozenset[str]]) -> float:
     """The similarity of `message` to the most similar of `others`; 0 when there are none."""
     return max((similarity(message, other) for other in others), default=0.0)
-
-
-def unseen_ngram_share(heldout: Sequence[str], train: Sequence[str], size: int) -> float:
-    """The share of the `size`-word sequences in `heldout` messages that occur in no `train` message."""
-    known = {gram for message in train for gram in _ngrams(message, size)}
-    grams = [gram for message in heldout for gram in _ngrams(message, size)]
-    return sum(gram not in known for gram in grams) / len(grams) if grams else 0.0
-
-
-def _ngrams(message: str, size: int) -> list[tuple[str, ...]]:
-    tokens = _WORD.findall(_ORDER.sub(" ", message).lower())
-    return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
