@@ -135,6 +135,8 @@ def read_details(folder: Path) -> dict[str, Any]:
                 f"{folder / PTUNE_CONFIG} has format version {version!r}; this ptune reads up to {FORMAT_VERSION}.",
                 hint="Upgrade ptune.",
             )
+        if not isinstance(details.get("config"), dict):
+            raise PromptError(f"{folder} is damaged: its configuration is of no known class.")
         return details
     if not (folder / ADAPTER_CONFIG).is_file():
         raise PromptError(
@@ -178,11 +180,10 @@ def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfi
         "PromptTuningConfig": PromptTuningConfig,
     }
     kind = kinds.get(str(details.get("config_class")))
-    values = details.get("config")
-    if kind is None or not isinstance(values, dict):
+    if kind is None:
         raise PromptError(f"{folder} is damaged: its configuration is of no known class.")
     known = {item.name for item in fields(kind)}
-    kept = {key: value for key, value in values.items() if key in known and value is not None}
+    kept = {key: value for key, value in details["config"].items() if key in known and value is not None}
     if "format_version" not in details:
         # PEFT's own file: what concerns its loading is not ours.
         kept = {key: value for key, value in kept.items() if key not in {"auto_mapping", "tokenizer_kwargs"}}

@@ -181,9 +181,10 @@ def finish(result: TrainResult, outcome: Outcome) -> Path:
     """Write picture and report beside the prompt."""
     from ptune.evaluation.picture import plot_before_after
     from ptune.evaluation.report import write_report
+    from ptune.training.output import METRICS
     from ptune.training.progress import clock, read_metrics
 
-    records = read_metrics(result.folder / "metrics.jsonl")
+    records = read_metrics(result.folder / METRICS)
     plot_before_after(
         result.folder / PICTURE,
         title=f"SmolLM2-135M, frozen, before and after {clock(result.seconds)} minutes of P-tuning",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from ptune import __version__
-from ptune.errors import ConfigError, PTuneError, unknown
+from ptune.errors import ConfigError, PTuneError, one_line, unknown
 
 COMMANDS = {
     "demo": "the whole story on a real 135M model, no network needed",
@@ -108,8 +108,3 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return int(run(rest))
     except SystemExit as leaving:  # argparse, after --help
         return int(leaving.code or 0)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())

@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ptune.errors import ConfigError, nearest
+from ptune.errors import ConfigError, nearest, one_line
 from ptune.recipe import TrainRecipe, allowed_types
 
 
@@ -48,7 +48,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{place}: the recipe is not YAML: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise ConfigError(f"the recipe {path} is not YAML: {one_line(error)}.") from error
     if not isinstance(values, Mapping):
         raise ConfigError(f"the recipe {path} holds no keys.", hint="Write one flag a line: `model: …`.")
     named = {str(key).replace("-", "_"): value for key, value in values.items()}

@@ -82,11 +82,8 @@ def open_session(args: argparse.Namespace) -> Session:
         ModelError: The model cannot be loaded.
     """
     details = read_details(args.folder)
-    config = details.get("config")
-    if not isinstance(config, dict):
-        raise PromptError(f"{args.folder} is damaged: it holds no configuration.", hint="Get it anew.")
     name = args.model or base_name(args.folder)
-    revision = None if args.model else config.get("revision")
+    revision = None if args.model else details["config"].get("revision")
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code, revision=revision)
     noted = details.get("tokenizer_fingerprint")
     if noted is not None and noted != tokenizer_fingerprint(tokenizer) and not args.force:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ptune.cli.flags import Parser, argparse_message, dashed, flags_of, unknown_flags
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, one_line
 from ptune.recipe import LEARNING_RATES, TrainRecipe, allowed_types
 
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
@@ -127,7 +127,7 @@ def make_arguments(
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"training arguments: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
     if extra:
         raise unknown_flags(extra, flags_of(trainer), "train")
     _check_bounds(args)

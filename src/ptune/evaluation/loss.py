@@ -45,7 +45,8 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     total, tokens, done = 0.0, 0, 0
-    order = sorted(range(len(dataset)), key=lambda row: len(dataset[row]["input_ids"]))
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         rows = [dataset[row] for row in order[start : start + batch_size]]
         batch = {key: value.to(model.base.device) for key, value in collate(rows).items()}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptune.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BEFORE, _AFTER, _LINE = "#8b949e", "#2da44e", "#1f6feb"
 
@@ -28,11 +32,9 @@ def plot_before_after(
     Raises:
         OutputError: The file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
     left.plot(*zip(*losses, strict=True), color=_LINE, linewidth=2, marker=".")
     left.set(xlabel="optimizer step", ylabel="training loss (nats a token)")
@@ -53,6 +55,18 @@ def plot_before_after(
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, without a screen.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:

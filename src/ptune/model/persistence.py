@@ -84,10 +84,10 @@ def load_prompt(
             hint=f"It was made for {saved.config.base_model_name_or_path}.",
         )
     noted = saved.details.get("base_fingerprint")
-    if noted is not None and not force and noted != fingerprint(base):
+    if noted is not None and not force and noted != (own := fingerprint(base)):
         raise PromptError(
             f"{folder} was made for another model: {saved.config.base_model_name_or_path} with fingerprint {noted}, "
-            f"not {fingerprint(base)}.",
+            f"not {own}.",
             hint="Use that model, or --force (force=True) to try the prompt on this one.",
         )
     if not trainable or saved.encoder is None:

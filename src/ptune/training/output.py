@@ -17,6 +17,7 @@ from types import TracebackType
 from ptune.checkpoint.files import make_folder
 from ptune.checkpoint.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
 from ptune.errors import ConfigError, OutputError
+from ptune.training.progress import read_metrics
 
 METRICS, PLOT = "metrics.jsonl", "loss.png"
 TRAINER_STATE = "trainer_state.json"
@@ -147,25 +148,23 @@ def find_checkpoint(asked: str | bool | None, output: Path) -> Path | None:
     if str(asked).lower() != "true":
         checkpoint_step(Path(str(asked)))
         return Path(str(asked))
-    found = [path for path in output.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
-    whole = [path for path in found if (path / TRAINER_STATE).is_file()]
-    if not whole:
+    last = last_checkpoint(output)
+    if last is None:
         raise ConfigError(
             f"there is no checkpoint in {output} to resume from.", hint="Leave resume_from_checkpoint out."
         )
-    return max(whole, key=checkpoint_step)
+    return last
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The checkpoint of the latest step that a run can go on from; None when there is none."""
+    found = [path for path in output.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return max((path for path in found if (path / TRAINER_STATE).is_file()), default=None, key=checkpoint_step)
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines of a `metrics.jsonl` that come after a step: a resumed run writes them again."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record.get("step", 0) <= step and "train_runtime" not in record:
-            kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    kept = [one for one in read_metrics(path) if one.get("step", 0) <= step and "train_runtime" not in one]
+    path.write_text("".join(json.dumps(one) + "\n" for one in kept), encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptune.errors import OutputError
+from ptune.evaluation.picture import save_figure
 
 
 def plot_loss(
@@ -29,12 +29,10 @@ def plot_loss(
     Raises:
         OutputError: The file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = [record["step"] for record in records if "loss" in record]
     losses = [record["loss"] for record in records if "loss" in record]
@@ -55,8 +53,4 @@ def plot_loss(
     axes.legend(frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}.", hint="Free some space.") from error
-    return path
+    return save_figure(figure, path)

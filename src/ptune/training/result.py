@@ -19,6 +19,7 @@ from ptune.errors import ModelError
 from ptune.evaluation.loss import HeldOutLoss
 from ptune.memory.measure import MemoryReport
 from ptune.model.fingerprint import tokenizer_fingerprint
+from ptune.model.parameters import parameters_line
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.training.output import OutputFolder
@@ -144,9 +145,4 @@ def show_rows(rows: Rows, console: Console) -> None:
 
 def show_parameters(model: PTunedModel, console: Console) -> None:
     """The line on trainable parameters, as the tutorial prints it."""
-    trainable, total = model.get_nb_trainable_parameters()
-    console.print(
-        f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(parameters_line(*model.get_nb_trainable_parameters()), highlight=False, soft_wrap=True)

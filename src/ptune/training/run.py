@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArgum
 
 from ptune.data.collate import PaddingCollator
 from ptune.data.template import get_template
-from ptune.errors import ConfigError, ModelError
+from ptune.errors import ConfigError, ModelError, one_line
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
 from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
-from ptune.training.output import PLOT, OutputFolder, find_checkpoint
+from ptune.training.output import OutputFolder, find_checkpoint, last_checkpoint
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.result import (
     TrainResult,
@@ -37,7 +37,7 @@ from ptune.training.result import (
 from ptune.training.rows import Rows, check_context, load_rows
 from ptune.training.trainer import PTuneTrainer
 
-__all__ = ["PLOT", "TrainResult", "train"]
+__all__ = ["TrainResult", "train"]
 
 
 def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None = None) -> TrainResult:
@@ -170,7 +170,7 @@ def build_trainer(
             prompt_details=details,
         )
     except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"training arguments: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -186,8 +186,8 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
         return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     except KeyboardInterrupt:
         _close_bars(trainer)
-        last = max(Path(trainer.args.output_dir or "").glob("checkpoint-*/ptune.json"), default=None, key=_step_of)
-        kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last.parent}"
+        last = last_checkpoint(Path(trainer.args.output_dir or ""))
+        kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last}"
         step, steps = trainer.state.global_step, trainer.state.max_steps
         console.print(f"stopped after step {step} of {steps}; {kept}", highlight=False, soft_wrap=True, markup=False)
         raise
@@ -198,13 +198,9 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
             "activation_checkpointing.",
         ) from error
     except ImportError as error:
-        raise ConfigError(f"training arguments: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
     finally:
         _close_bars(trainer)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.parent.name.rpartition("-")[2])
 
 
 def _close_bars(trainer: PTuneTrainer) -> None:
