@@ -31,6 +31,8 @@ def recipe(**values: object) -> TrainRecipe:
         ({"dtype": "float8"}, ["unknown dtype 'float8'"]),
         ({"max_length": 1}, ["max_length must be at least 2, not 1"]),
         ({"eval_data": "x", "eval_rows": 2}, ["exclude each other"]),
+        ({"tokens_per_batch": 0}, ["tokens_per_batch must be at least 1, not 0"]),
+        ({"tokens_per_batch": 512, "packing": False}, ["tokens_per_batch=512 needs packing"]),
         ({"init": "text"}, ["init_text is needed"]),
         ({"init_text": "  "}, ["init_text", "must not be empty"]),
         ({"init": "vocab", "init_text": "x"}, ["init_text is given, but init is vocab"]),
@@ -64,6 +66,11 @@ def test_evaluation_only_with_held_out_rows():
     assert recipe().trainer_defaults()["eval_strategy"] == "no"
     assert recipe(eval_rows=1).trainer_defaults()["eval_strategy"] == "epoch"
     assert recipe(eval_data="x").trainer_defaults()["eval_strategy"] == "epoch"
+
+
+def test_rows_of_similar_length_only_without_packing():
+    assert recipe().trainer_defaults()["train_sampling_strategy"] == "random"
+    assert recipe(packing=False).trainer_defaults()["train_sampling_strategy"] == "group_by_length"
 
 
 def test_whole_number_where_a_number_is_wanted():

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
         PromptTuningInit,
         TaskType,
     )
-    from ptune.data.collate import PaddingCollator
+    from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import Example, load_examples
     from ptune.errors import PTuneError
-    from ptune.model.wrapper import PTunedModel, get_peft_model
+    from ptune.model.peft_names import get_peft_model
+    from ptune.model.wrapper import PTunedModel
     from ptune.training.trainer import PTuneTrainer
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "PTuneError",
     "PTuneTrainer",
     "PTunedModel",
+    "PackingCollator",
     "PaddingCollator",
     "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
@@ -46,13 +48,14 @@ _HOMES = {
     "PTuneError": "ptune.errors",
     "PTuneTrainer": "ptune.training.trainer",
     "PTunedModel": "ptune.model.wrapper",
+    "PackingCollator": "ptune.data.collate",
     "PaddingCollator": "ptune.data.collate",
     "PromptEncoderConfig": "ptune.config",
     "PromptEncoderReparameterizationType": "ptune.config",
     "PromptTuningConfig": "ptune.config",
     "PromptTuningInit": "ptune.config",
     "TaskType": "ptune.config",
-    "get_peft_model": "ptune.model.wrapper",
+    "get_peft_model": "ptune.model.peft_names",
     "load_examples": "ptune.data.records",
 }
 

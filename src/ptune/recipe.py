@@ -23,7 +23,8 @@ LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2
 
 _INIT = {"random": PromptTuningInit.RANDOM, "vocab": PromptTuningInit.SAMPLE_VOCAB, "text": PromptTuningInit.TEXT}
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
-_DATA, _PROMPT, _OUTPUT = "model and data", "prompt", "output"
+_AT_LEAST = {"max_length": 2, "limit": 1, "num_proc": 1, "eval_rows": 0, "tokens_per_batch": 1}
+_DATA, _PROMPT, _BATCHES, _OUTPUT = "model and data", "prompt", "batches", "output"
 
 
 def _flag(group: str, default: Any, text: str, **metadata: Any) -> Any:
@@ -73,6 +74,12 @@ class TrainRecipe:
     init_text: str | None = _flag(
         _PROMPT, None, "start from the vectors of this text, for example a description of the task"
     )
+    packing: bool = _flag(
+        _BATCHES, True, "rows one after another in a batch, without padding, where the model can keep them apart"
+    )
+    tokens_per_batch: int | None = _flag(
+        _BATCHES, None, "fill training batches up to this many text tokens, instead of a number of rows"
+    )
     output: str = _flag(
         _OUTPUT,
         "",
@@ -115,12 +122,14 @@ class TrainRecipe:
             value, known = getattr(self, item.name), item.metadata.get("choices")
             if known and value is not None and value not in known:
                 faults.append(str(unknown(item.name, str(value), known)))
-        for name, least in (("max_length", 2), ("limit", 1), ("num_proc", 1), ("eval_rows", 0)):
+        for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 faults.append(f"{name} must be at least {least}, not {value}")
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
+        if self.tokens_per_batch is not None and not self.packing:
+            faults.append(f"tokens_per_batch={self.tokens_per_batch} needs packing")
         return faults
 
     def _prompt_faults(self) -> list[str]:
@@ -163,7 +172,8 @@ class TrainRecipe:
             "per_device_eval_batch_size": 8,
             "logging_steps": 10,
             "logging_first_step": True,
-            "train_sampling_strategy": "group_by_length",
+            # Packed rows have no padding to save by putting rows of similar length together.
+            "train_sampling_strategy": "random" if self.packing else "group_by_length",
             "save_total_limit": 2,
             "eval_strategy": "epoch" if self.eval_data or self.eval_rows else "no",
             "report_to": "none",

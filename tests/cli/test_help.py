@@ -55,7 +55,7 @@ def test_unknown_flag_before_the_command():
 
 def test_train_help_has_sections_and_every_own_flag():
     text = run("train", "--help").out
-    order = [text.index(f"\n{title}") for title in ("model and data:", "prompt:", "output:", "training (")]
+    order = [text.index(f"\n{title}") for title in ("model and data:", "prompt:", "batches:", "output:", "training (")]
     assert order == sorted(order)
     for item in fields(TrainRecipe):
         assert re.search(rf"--{item.name.replace('_', '-')}[ ,]", text)

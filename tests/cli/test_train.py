@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -16,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from architectures import build
 from commands import SOURCES, Ran, run_apart, train_words
 
 
@@ -43,6 +46,43 @@ def test_without_json_standard_output_is_empty(train: Callable[..., Ran]):
         "loss.png",
     ):
         assert said in ran.err, ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "batches: 8 rows packed, no padding\n"),
+        (["--no-packing"], "batches: 8 rows of similar length, padded\n"),
+        (["--tokens-per-batch", 300], "batches: up to 300 tokens packed, "),
+    ],
+)
+def test_says_what_a_batch_is(train: Callable[..., Ran], words: list[object], line: str):
+    ran = train("--json", *words, max_steps=None, num_train_epochs=1)
+    assert ran.code == 0, ran.err
+    assert line in ran.err
+    steps, tokens = (json.loads(ran.out)[name] for name in ("steps", "tokens"))
+    if "--tokens-per-batch" in words:
+        assert re.search(rf"up to 300 tokens packed, {steps} an epoch, {tokens / (300 * steps):.0%} full\n", ran.err)
+    else:
+        assert steps == 3
+
+
+def test_budget_below_a_row_leaves_nothing(train: Callable[..., Ran], tmp_path: Path):
+    ran = train("--tokens-per-batch", 5)
+    assert ran.code == 2
+    assert re.search(r"row \d+ has \d+ tokens, more than tokens_per_batch=5. Set tokens_per_batch to at least", ran.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_that_cannot_pack(train: Callable[..., Ran], tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
+    build("mamba").save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer.save_pretrained(tmp_path / "mamba")
+    ran = train(model=tmp_path / "mamba", gradient_accumulation_steps=2)
+    assert ran.code == 0, ran.err
+    assert "batches: 8 rows of similar length, padded (MambaForCausalLM keeps a running state" in ran.err
+    ran = train("--overwrite", model=tmp_path / "mamba", tokens_per_batch=512)
+    assert ran.code == 2
+    assert "tokens_per_batch=512 needs packed batches: MambaForCausalLM" in ran.err
 
 
 def test_pipe_is_plain_and_result_is_alone_on_stdout(tmp_path: Path, tiny_model_dir: Path, data_file: Path):

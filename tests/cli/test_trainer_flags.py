@@ -14,10 +14,11 @@ from commands import Ran
 from ptune.cli.flags import dashed, flags_of
 from ptune.cli.recipe_file import own_names
 from ptune.cli.train import build_parser, check_keys
-from ptune.cli.trainer_flags import check_flags, make_arguments, trainer_parser
+from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
 from ptune.errors import ConfigError
 from ptune.recipe import LEARNING_RATES, TrainRecipe
 
+NAME = "per_device_train_batch_size"
 NAMES = [item.name for item in fields(TrainingArguments) if item.init]
 
 
@@ -60,6 +61,22 @@ def test_flag_wins_over_recipe_and_recipe_over_default():
     values = {"max_steps": 7, "logging_steps": 5, "bf16": True}
     args = arguments("--max-steps", "9", values=values)
     assert (args.max_steps, args.logging_steps, args.bf16, args.save_total_limit) == (9, 5, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [(["--per_device_train_batch_size=4"], {}), (["--per-device-train-batch-size", "4"], {}), ([], {NAME: 4})],
+)
+def test_rows_or_tokens_a_batch(words: list[str], values: dict[str, object]):
+    with pytest.raises(ConfigError, match="tokens_per_batch=512 and per_device_train_batch_size exclude each other"):
+        arguments(*words, values=values, tokens_per_batch=512)
+    assert arguments(*words, values=values).per_device_train_batch_size == 4
+    assert arguments("--per-device-eval-batch-size", "3", tokens_per_batch=512).per_device_eval_batch_size == 3
+
+
+def test_names_that_were_given():
+    words = ["--train_sampling_strategy", "random", "--seed=3", "--bf16"]
+    assert given_names(words, {"max_steps": 1}) == {"train_sampling_strategy", "seed", "bf16", "max_steps"}
 
 
 def test_recipe_values_with_no_spelling_as_flags():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from architectures import PAD, build
 from prompting import encoder_prompt, relative_error, texts
-from ptune.data.collate import PaddingCollator
+from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.evaluation.loss import held_out_loss
 
 LENGTHS = (9, 3, 12, 7, 5)
@@ -32,7 +32,10 @@ def _dataset(*, unsupervised: int) -> Dataset:
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("unsupervised", [0, 2])
 @pytest.mark.parametrize("with_prompt", [True, False])
-def test_each_token_weighs_the_same(with_prompt: bool, unsupervised: int, batch_size: int) -> None:
+@pytest.mark.parametrize("collate", [PaddingCollator(PAD), PackingCollator()], ids=["padded", "packed"])
+def test_each_token_weighs_the_same(
+    collate: PaddingCollator | PackingCollator, with_prompt: bool, unsupervised: int, batch_size: int
+) -> None:
     model = encoder_prompt(build("llama"))
     total, count = torch.zeros(()), 0
     with torch.no_grad():
@@ -48,7 +51,7 @@ def test_each_token_weighs_the_same(with_prompt: bool, unsupervised: int, batch_
     found = held_out_loss(
         model.train(),
         _dataset(unsupervised=unsupervised),
-        PaddingCollator(PAD),
+        collate,
         batch_size=batch_size,
         with_prompt=with_prompt,
         progress=done.append,

@@ -89,6 +89,7 @@ def test_the_frozen_model_runs_once_over_the_prompt(model: PTunedModel) -> None:
 
 def test_the_head_runs_at_supervised_positions_alone(model: PTunedModel) -> None:
     sizes: list[tuple[int, ...]] = []
+    model.pack_batches = False
     model.base.lm_head.register_forward_hook(lambda _module, _args, output: sizes.append(tuple(output.shape[:2])))
     ids = draw(4, 9)
     labels = ids.clone()

@@ -38,10 +38,11 @@ def words(model: Path, data: Path, held_out: Path, folder: Path, **values: objec
 def test_two_processes_are_one_with_twice_the_accumulation(
     tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path
 ):
-    one = run(*words(tiny_model_dir, train_file, held_out_file, tmp_path / "one", gradient_accumulation_steps=2))
+    """Packed, and with micro-batches that share a prefix."""
+    one = run(*words(tiny_model_dir, train_file, held_out_file, tmp_path / "one", gradient_accumulation_steps=4))
     assert one.code == 0, one.err
     launch = ["--nproc-per-node", 2, "--master-port", 0, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "two")
+    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "two", gradient_accumulation_steps=2)
     two = run_apart(*launch, "-m", "ptune", *command, module="torch.distributed.run")
     assert two.code == 0, two.err
     assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-5)
@@ -55,6 +56,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(
         assert result[name] == pytest.approx(alone[name], abs=1e-5)
     tokens = [re.findall(r"\(([\d,]+) answer tokens\)", ran.err) for ran in (one, two)]
     assert tokens[0] == tokens[1] != []
+    assert "batches: 2 rows packed, no padding; 4 to an optimizer step" in two.err
     assert two.err.count("trainable params: ") == 1, "only the first process speaks"
     assert "Warning" not in two.err
 

@@ -142,19 +142,25 @@ def test_same_seed_same_bits(task: dict[str, Any], tmp_path: Path):
     assert weights(first.folder) != weights(other.folder)
 
 
-def test_resumed_run_is_the_uninterrupted_one(task: dict[str, Any], tmp_path: Path):
-    whole = run(task, max_steps=6, save_steps=2, save_total_limit=9)
-    cut = {**task, "output": str(tmp_path / "cut")}
+@pytest.mark.parametrize("last", [2, 4, 6])
+@pytest.mark.parametrize(
+    "batches", [{}, {"tokens_per_batch": 400}, {"packing": False}], ids=["packed", "tokens", "padded"]
+)
+def test_resumed_run_is_the_uninterrupted_one(task: dict[str, Any], tmp_path: Path, batches: dict[str, Any], last: int):
+    """Resumed within the first epoch, after it, and within the second."""
+    settings = {"max_steps": 8, "save_steps": 2, "save_total_limit": 9, "gradient_accumulation_steps": 2}
+    if "tokens_per_batch" not in batches:
+        settings["per_device_train_batch_size"] = 5
+    whole = run({**task, **batches, "encoder_dropout": 0.2}, **settings)
+    cut = {**task, **batches, "encoder_dropout": 0.2, "output": str(tmp_path / "cut")}
     shutil.copytree(whole.folder, cut["output"])
-    for name in ("checkpoint-6", "checkpoint-4"):
-        shutil.rmtree(tmp_path / "cut" / name)
-    resumed = run(cut, max_steps=6, save_steps=2, save_total_limit=9, resume_from_checkpoint="true")
+    for step in range(last + 2, 9, 2):
+        shutil.rmtree(tmp_path / "cut" / f"checkpoint-{step}")
+    resumed = run(cut, **settings, resume_from_checkpoint="true")
     assert weights(resumed.folder) == weights(whole.folder)
     assert losses(resumed.folder) == losses(whole.folder)
     assert sorted(path.name for path in resumed.folder.glob("checkpoint-*")) == [
-        "checkpoint-2",
-        "checkpoint-4",
-        "checkpoint-6",
+        f"checkpoint-{step}" for step in (2, 4, 6, 8)
     ]
 
 
@@ -175,6 +181,14 @@ def test_best_checkpoint_is_what_remains(task: dict[str, Any]):
     assert max(evaluated) > evaluated[-1] + 0.01
     assert result.after.loss == pytest.approx(max(evaluated), abs=1e-5)
     assert (result.folder / "checkpoint-2").is_dir()
+
+
+def test_without_packing_the_model_does_not_pack_by_itself(task: dict[str, Any], tmp_path: Path):
+    packed, padded = (
+        run({**task, "packing": packing, "output": str(tmp_path / str(packing))}, max_steps=1).model
+        for packing in (True, False)
+    )
+    assert (packed.packs, packed.pack_batches) == (padded.packs, not padded.pack_batches) == (True, True)
 
 
 def test_tokens_are_cached(task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

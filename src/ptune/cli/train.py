@@ -10,7 +10,14 @@ from typing import Any
 
 from ptune.cli.flags import Parser, add_fields, dashed
 from ptune.cli.recipe_file import own_names, own_values, read_recipe, unknown_key
-from ptune.cli.trainer_flags import check_flags, make_arguments, trainer_names, trainer_parser, training_help
+from ptune.cli.trainer_flags import (
+    check_flags,
+    given_names,
+    make_arguments,
+    trainer_names,
+    trainer_parser,
+    training_help,
+)
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
 
@@ -55,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     from ptune.training.run import train
 
     args = make_arguments(recipe, trainer or trainer_parser(), rest, foreign, recipe_file)
-    result = train(recipe, args, console())
+    result = train(recipe, args, console(), given=given_names(rest, foreign))
     if as_json and args.process_index == 0:
         print(json.dumps(result.to_dict()))
     return 0

@@ -20,7 +20,7 @@ COMMON: tuple[tuple[str, str], ...] = (
     ("--learning-rate X", f"default by encoder: {_RATES}"),
     ("--lr-scheduler-type NAME", "linear, cosine, constant, … (default: cosine)"),
     ("--warmup-steps X", "steps, or below 1 a share of them (default: 0.05)"),
-    ("--per-device-train-batch-size N", "rows a forward pass (default: 8)"),
+    ("--per-device-train-batch-size N", "rows a forward pass (default: 8); or see --tokens-per-batch"),
     ("--gradient-accumulation-steps N", "forward passes an optimizer step (default: 1)"),
     ("--per-device-eval-batch-size N", "the same when measuring (default: 8)"),
     ("--activation-checkpointing", "less memory, more time"),
@@ -99,6 +99,12 @@ def check_flags(words: Sequence[str], parser: Parser, trainer: argparse.Argument
         raise unknown_flags(strange, known, "train")
 
 
+def given_names(words: Sequence[str], values: Mapping[str, Any]) -> set[str]:
+    """The training arguments that the command line or the recipe file name."""
+    flags = {word.partition("=")[0] for word in dashed(words) if word.startswith("--")}
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags} | set(values)
+
+
 def make_arguments(
     recipe: TrainRecipe, trainer: Any, words: Sequence[str], values: Mapping[str, Any], recipe_file: Path | None
 ) -> Any:
@@ -114,6 +120,11 @@ def make_arguments(
     Raises:
         ConfigError: A value that does not fit.
     """
+    if recipe.tokens_per_batch is not None and "per_device_train_batch_size" in given_names(words, values):
+        raise ConfigError(
+            f"tokens_per_batch={recipe.tokens_per_batch} and per_device_train_batch_size exclude each other.",
+            hint="Give one of them.",
+        )
     trainer.set_defaults(**recipe.trainer_defaults(), output_dir=recipe.output)
     try:
         from_file = _as_words(trainer, values)

@@ -1,4 +1,4 @@
-"""From files to batches: records, templates, tokens, padded tensors.
+"""From files to batches: records, templates, tokens, padded or packed tensors.
 
 The names below are imported on first use, so that reading a file needs neither torch nor transformers.
 """
@@ -9,12 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptune.data.collate import PaddingCollator
+    from ptune.data.batching import TokenBudgetBatchSampler
+    from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import DataReport, Example, Examples, load_examples
     from ptune.data.template import Segments, Template, get_template
     from ptune.data.tokenize import Encoded, Tokenized, TokenizeReport, encode, encode_prompt, tokenize_examples
 
 _HOMES = {
+    "TokenBudgetBatchSampler": "ptune.data.batching",
+    "PackingCollator": "ptune.data.collate",
     "PaddingCollator": "ptune.data.collate",
     "DataReport": "ptune.data.records",
     "Example": "ptune.data.records",
@@ -36,9 +39,11 @@ __all__ = [
     "Encoded",
     "Example",
     "Examples",
+    "PackingCollator",
     "PaddingCollator",
     "Segments",
     "Template",
+    "TokenBudgetBatchSampler",
     "TokenizeReport",
     "Tokenized",
     "encode",

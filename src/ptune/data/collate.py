@@ -1,7 +1,10 @@
-"""Batches of tokenized rows, padded to one length.
+"""Batches of tokenized rows: padded to one length, or packed one after another without padding.
 
-Shapes: `B` rows, `T` tokens of the longest row. What is padding is known from the lengths, never from the token ids: in
-many models the padding token is the end token, which must be learned.
+A padded batch spends work on every position of its longest row; a packed one holds real tokens alone, and says where a
+row ends by `row_lengths`. Its rows do not see each other: the model keeps them apart.
+
+Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows together. What is padding is known from the
+lengths, never from the token ids: in many models the padding token is the end token, which must be learned.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ptune.errors import ConfigError, DataError, unknown
 
@@ -56,23 +60,73 @@ class PaddingCollator:
         Raises:
             DataError: No rows, a row whose columns differ in length, or labels in some rows only.
         """
-        if not features:
-            raise DataError("a batch needs at least one row.")
-        lengths = [len(row["input_ids"]) for row in features]
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        rows = _columns(features)
+        lengths = [len(row["input_ids"]) for row in rows]
         step = self.pad_to_multiple_of or 1
         longest = -(-max(lengths) // step) * step
-        fills = {"input_ids": self.pad_token_id, "attention_mask": 0}
-        with_labels = sum("labels" in row for row in features)
-        if with_labels:
-            if with_labels != len(features):
-                raise DataError(f"only {with_labels} of the {len(features)} rows of a batch have labels.")
-            fills["labels"] = IGNORED
-        batch = {name: torch.full((len(features), longest), fill, dtype=torch.int64) for name, fill in fills.items()}
-        for index, (row, length) in enumerate(zip(features, lengths, strict=True)):
+        batch = {name: torch.full((len(rows), longest), fills[name], dtype=torch.int64) for name in rows[0]}
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             start = longest - length if self.padding_side == "left" else 0
             for name, tensor in batch.items():
-                values = row.get(name, [1] * length) if name == "attention_mask" else row[name]
-                if len(values) != length:
-                    raise DataError(f"row {index} of a batch has {length} input_ids, but {len(values)} {name}.")
-                tensor[index, start : start + length] = torch.as_tensor(values, dtype=torch.int64)
+                tensor[index, start : start + length] = row[name]
         return batch
+
+
+@dataclass(frozen=True)
+class PackingCollator:
+    """Puts the rows of a batch one after another; `PTunedModel` keeps them apart where its `packs` is True.
+
+    Tokens that a row's `attention_mask` leaves out are dropped, their labels with them.
+    """
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            features: Rows as for `PaddingCollator`.
+
+        Returns:
+            `input_ids` and `labels` (left out when absent), each (1, N), int64, and `row_lengths`: the tokens of each
+            row in a plain list, so that nobody waits for a device to tell them.
+
+        Raises:
+            DataError: No rows, a row without tokens or with columns of several lengths, or labels in some rows only.
+        """
+        rows = [_kept(row) for row in _columns(features)]
+        lengths = [len(row["input_ids"]) for row in rows]
+        if 0 in lengths:
+            raise DataError(f"row {lengths.index(0)} of a batch has no tokens.", hint="Leave such rows out.")
+        batch: dict[str, Any] = {name: torch.cat([row[name] for row in rows]).unsqueeze(0) for name in rows[0]}
+        return {**batch, "row_lengths": lengths}
+
+
+def unpacked(packed: torch.Tensor, row_lengths: Sequence[int], fill: float) -> torch.Tensor:
+    """`(1, N, …)` → `(B, T, …)`: a row for each row of a packed batch, `fill` behind the shorter ones."""
+    return pad_sequence(list(torch.split(packed[0], list(row_lengths))), batch_first=True, padding_value=fill)
+
+
+def _columns(features: Sequence[Mapping[str, Any]]) -> list[dict[str, torch.Tensor]]:
+    """The rows' `input_ids`, `attention_mask` (ones where absent) and `labels` (where they have them) as tensors."""
+    if not features:
+        raise DataError("a batch needs at least one row.")
+    with_labels = sum("labels" in row for row in features)
+    if with_labels not in (0, len(features)):
+        raise DataError(f"only {with_labels} of the {len(features)} rows of a batch have labels.")
+    rows = []
+    for index, row in enumerate(features):
+        length = len(row["input_ids"])
+        columns = {"input_ids": row["input_ids"], "attention_mask": row.get("attention_mask", [1] * length)}
+        if with_labels:
+            columns["labels"] = row["labels"]
+        for name, values in columns.items():
+            if len(values) != length:
+                raise DataError(f"row {index} of a batch has {length} input_ids, but {len(values)} {name}.")
+        rows.append({name: torch.as_tensor(values, dtype=torch.int64) for name, values in columns.items()})
+    return rows
+
+
+def _kept(row: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A row's other columns at the positions that its `attention_mask` keeps."""
+    keep = row.pop("attention_mask") != 0
+    return row if bool(keep.all()) else {name: values[keep] for name, values in row.items()}

@@ -21,6 +21,8 @@ class PromptEncoder(nn.Module):
         token_dim: `D`, size of a token embedding of the frozen model.
     """
 
+    dropout = 0.0
+    """Probability of dropping a hidden unit in training; an encoder that has it sets it."""
     keeps_vectors = False
     """True where the encoder's output before training is exactly its table."""
 

@@ -34,11 +34,12 @@ class LSTMEncoder(PromptEncoder):
                 f"encoder_dropout={dropout} has no effect on an LSTM of one layer: it acts between layers.",
                 stacklevel=2,
             )
+        self.dropout = dropout if num_layers > 1 else 0.0
         self.lstm_head = nn.LSTM(
             input_size=token_dim,
             hidden_size=hidden_size,
             num_layers=num_layers,
-            dropout=dropout if num_layers > 1 else 0.0,
+            dropout=self.dropout,
             bidirectional=True,
             batch_first=True,
         )

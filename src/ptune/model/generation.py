@@ -28,6 +28,7 @@ from ptune.model.capability import Capability
 from ptune.model.concat import concatenate, positions
 from ptune.model.prefix import RowPrefix
 from ptune.model.rows import RowPrompts, takes_prefix
+from ptune.model.view import ModelView
 
 Forward = Callable[..., Any]
 CACHE_NAMES = ("past_key_values", "cache_params")
@@ -41,6 +42,7 @@ _CACHES = (None, "dynamic", "hybrid")
 
 def generate_behind(
     base: PreTrainedModel,
+    view: ModelView,
     capability: Capability,
     limit: int | None,
     prompts: RowPrompts,
@@ -53,6 +55,7 @@ def generate_behind(
 
     Args:
         base: The frozen model.
+        view: Of the frozen model, with fused parts.
         capability: What its architecture can do.
         limit: Its context in tokens; None where it has no limit.
         prompts: The prompt of each row.
@@ -75,12 +78,13 @@ def generate_behind(
     length = text.shape[1]
     new_tokens = _new_tokens(base, options, length)
     prompts.check_length(limit, length, new_tokens)
-    if not prompts.vectors:
+    if not prompts.encoders:
         return generator(base).generate(input_ids, attention_mask=attention_mask, **options)
-    if takes_prefix(base, capability, attention_mask, prompts.width + length + new_tokens):
-        forward = prefix_forward(base, prompts.prefix(base))
+    longest = prompts.width + length + new_tokens
+    if takes_prefix(base, capability, attention_mask, longest):
+        forward = prefix_forward(view.current(), prompts.prefix(base), longest)
     else:
-        forward = concat_forward(base, prompts.each())
+        forward = concat_forward(view.current(), prompts.each())
     return generator(prompted_view(base, forward)).generate(input_ids, attention_mask=attention_mask, **options)
 
 
@@ -153,33 +157,38 @@ def prompted_view(base: PreTrainedModel, forward: Forward) -> PreTrainedModel:
     return view
 
 
-def prefix_forward(base: PreTrainedModel, prefix: RowPrefix) -> Forward:
+def prefix_forward(base: PreTrainedModel, prefix: RowPrefix, longest: int) -> Forward:
     """A forward that starts every sequence from the prefix's keys and values.
 
     Args:
         base: The frozen model.
         prefix: The prefix of each of the caller's `B` rows.
+        longest: Virtual, text and new tokens of the longest row.
     """
     rows_given = prefix.lengths.shape[0]
     takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+    padded = True
 
     def forward(
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: DynamicCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         text = input_ids if inputs_embeds is None else inputs_embeds
         assert text is not None
         rows, length = text.shape[:2]
+        nonlocal padded
         if past_key_values is None or kwargs.get("use_cache") is False:
-            past_key_values = prefix.cache() if rows == rows_given else prefix.fill(DynamicCache(), rows // rows_given)
-        elif past_key_values.get_seq_length() == 0:
-            prefix.fill(past_key_values, rows // rows_given)
+            past_key_values = DynamicCache()
+        if past_key_values.get_seq_length() == 0:
+            prefix.fill(past_key_values, rows // rows_given, longest=longest)
+            # What generate appends later is never padding. Without a mask the model has none to build and to add.
+            padded = prefix.mask is not None or (attention_mask is not None and not bool(attention_mask.all()))
         seen = past_key_values.get_seq_length() - prefix.width
-        mask = prefix.attention_mask(attention_mask, rows, seen + length)
+        mask = prefix.attention_mask(attention_mask, rows, seen + length) if padded else None
         if takes_positions:
             shift = prefix.lengths.repeat_interleave(rows // rows_given)[:, None]
             if position_ids is None:

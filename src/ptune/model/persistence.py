@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
 from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, write_prompt
@@ -110,3 +112,20 @@ def load_prompt(
 
 def _placed(encoder: PromptEncoder, base: PreTrainedModel, trainable: bool) -> PromptEncoder:
     return encoder.to(base.device).requires_grad_(trainable)
+
+
+def load_state(prompts: nn.ModuleDict, state: Mapping[str, Any], *, strict: bool, assign: bool) -> _IncompatibleKeys:
+    """Load the prompt encoders' tensors from a state of `prompts.*` names; arguments as for `load_state_dict`.
+
+    Raises:
+        PromptError: The state holds anything else, and `strict` is set.
+    """
+    own = {key.removeprefix("prompts."): value for key, value in state.items() if key.startswith("prompts.")}
+    foreign = [key for key in state if not key.startswith("prompts.")]
+    if strict and foreign:
+        raise PromptError(f"the state holds {foreign[0]!r}, which is not part of a prompt encoder.")
+    result = prompts.load_state_dict(own, strict=strict, assign=assign)
+    return _IncompatibleKeys(
+        [f"prompts.{key}" for key in result.missing_keys],
+        [f"prompts.{key}" for key in result.unexpected_keys] + foreign,
+    )

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from ptune.model.growing_cache import GrowingLayer
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,18 @@ def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
     # A cache built without the configuration keeps every position, in sliding-window layers too.
     cache = DynamicCache()
     output = base(inputs_embeds=vectors.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix(layers=keys_and_values(cache), logits=output.logits[:, -1])
+
+
+def keys_and_values(cache: DynamicCache) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """What each layer of a filled cache holds."""
     layers = []
     for layer in cache.layers:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
         layers.append((layer.keys, layer.values))
-    return Prefix(layers=tuple(layers), logits=output.logits[:, -1])
+    return tuple(layers)
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,24 @@ class RowPrefix:
             cache.layers.append(layer)
         return cache
 
-    def fill(self, cache: Cache, repeats: int = 1) -> Cache:
-        """Put the prefix into an empty cache, each row `repeats` times (beams); gives the cache back."""
+    def fill(self, cache: DynamicCache, repeats: int = 1, *, longest: int | None = None) -> DynamicCache:
+        """Put the prefix into an empty cache, for generation; gives the cache back.
+
+        Layers that keep every position share the prefix's memory until text comes, and have room for it then.
+
+        Args:
+            cache: Empty.
+            repeats: How often each row stands in the batch (beams).
+            longest: Positions there will be at most, virtual ones included; None where that is not known.
+        """
         for index, (keys, values) in enumerate(self.layers):
-            if repeats > 1:
-                keys, values = keys.repeat_interleave(repeats, dim=0), values.repeat_interleave(repeats, dim=0)
-            cache.update(keys, values, index)
+            keys, values = _repeated(keys, repeats), _repeated(values, repeats)
+            if index == len(cache.layers):
+                cache.layers.append(GrowingLayer(keys, values, longest=longest))
+            elif type(cache.layers[index]) is DynamicLayer and not cache.offloading:
+                cache.layers[index] = GrowingLayer(keys, values, longest=longest)
+            else:
+                cache.update(keys, values, index)
         return cache
 
     def attention_mask(self, text_mask: torch.Tensor | None, rows: int, text_length: int) -> torch.Tensor | None:
@@ -100,6 +119,15 @@ class RowPrefix:
             head = head.repeat_interleave(rows // head.shape[0], dim=0)
         tail = torch.ones(rows, text_length, dtype=torch.long, device=device) if text_mask is None else text_mask
         return torch.cat([head, tail.to(dtype=torch.long)], dim=1)
+
+
+def _repeated(rows: torch.Tensor, repeats: int) -> torch.Tensor:
+    """Each row `repeats` times; without copying where all are one row expanded."""
+    if repeats == 1:
+        return rows
+    if rows.stride(0) == 0:
+        return rows[:1].expand(rows.shape[0] * repeats, -1, -1, -1)
+    return rows.repeat_interleave(repeats, dim=0)
 
 
 def same_prefix(prefix: Prefix, rows: int) -> RowPrefix:

@@ -5,44 +5,108 @@ Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from transformers import PreTrainedModel
 
-from ptune.errors import ModelError
+from ptune.encoders import PromptEncoder
+from ptune.errors import ConfigError, ModelError
 from ptune.model.capability import Capability
-from ptune.model.prefix import RowPrefix, encode_prefix, mixed_prefix, same_prefix
+from ptune.model.prefix import Prefix, RowPrefix, encode_prefix, mixed_prefix, same_prefix
+from ptune.model.prefix_cache import PrefixCache
+from ptune.model.shared_prefix import SharedPrefix
+
+RowNames = str | Sequence[str | None] | None
+"""A prompt's name for all rows, or one a row (None: no prompt); None for the active prompt."""
+
+
+def names_of_rows(names: RowNames, rows: int, active: Callable[[str | None], str]) -> list[str | None]:
+    """The name of the prompt of each row.
+
+    Args:
+        names: What the caller said.
+        rows: `B`.
+        active: Fills in the active prompt's name for None.
+
+    Raises:
+        ConfigError: There are more or fewer names than rows.
+    """
+    if names is None or isinstance(names, str):
+        return [active(names)] * rows
+    if len(names) != rows:
+        raise ConfigError(
+            f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row."
+        )
+    return list(names)
 
 
 @dataclass(frozen=True)
 class RowPrompts:
-    """The encoded prompt of each row; rows may share one, and may have none."""
+    """The prompt of each row; rows may share one, and may have none. Encoded once, when it is first needed."""
 
     names: Sequence[str | None]
     """For each of the `B` rows the name of its prompt, or None for no prompt."""
-    vectors: Mapping[str, torch.Tensor]
-    """Each prompt that a row names, once: `(P, D)` in the dtype of the model's embeddings."""
+    encoders: Mapping[str, PromptEncoder]
+    """Each prompt that a row names, once."""
+    dtype: torch.dtype
+    """Of the model's embeddings."""
+    shared: SharedPrefix
+    """What the micro-batches of an optimizer step share."""
+    kept: PrefixCache
+    """What is kept from one call to the next where no gradients are taken."""
+
+    @cached_property
+    def vectors(self) -> Mapping[str, torch.Tensor]:
+        """Each prompt that a row names, encoded: `(P, D)` in the dtype of the model's embeddings."""
+        return {name: self.shared.vectors(name, encoder, self.dtype) for name, encoder in self.encoders.items()}
 
     @property
     def width(self) -> int:
         """Virtual tokens of the longest prompt; 0 when no row has one."""
-        return max((vectors.shape[0] for vectors in self.vectors.values()), default=0)
+        return max((encoder.num_virtual_tokens for encoder in self.encoders.values()), default=0)
 
     def each(self) -> list[torch.Tensor | None]:
         """The prompt of every row."""
-        return [None if name is None else self.vectors[name] for name in self.names]
+        vectors = self.vectors
+        self.shared.settle()
+        return [None if name is None else vectors[name] for name in self.names]
 
     def prefix(self, base: PreTrainedModel) -> RowPrefix:
-        """The prefix of every row; each different prompt runs through the model once. Needs at least one prompt."""
-        prefixes = {name: encode_prefix(base, vectors) for name, vectors in self.vectors.items()}
+        """The prefix of every row; each different prompt runs through the model once at most. Needs one prompt."""
+        prefixes = {name: self._prefix(base, name) for name in self.encoders}
         if len(prefixes) == 1 and None not in self.names:
             return same_prefix(next(iter(prefixes.values())), len(self.names))
         order = list(prefixes)
         return mixed_prefix(
             list(prefixes.values()), [None if name is None else order.index(name) for name in self.names]
         )
+
+    def _prefix(self, base: PreTrainedModel, name: str) -> Prefix:
+        """The prefix of one prompt."""
+
+        def make() -> Prefix:
+            return self.shared.prefix(name, self.vectors[name], partial(encode_prefix, base))
+
+        return self.kept.prefix(name, base, self.encoders[name], make)
+
+    def shared_prefix(self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix]) -> RowPrefix | None:
+        """The batch's one prompt as keys and values, where micro-batches share them; None otherwise.
+
+        Activation checkpointing drops a filled cache, and so shares the vectors alone.
+
+        Args:
+            model: The model that the batch runs through.
+            encode: Runs it over a prompt's vectors.
+        """
+        if len(self.vectors) == 1 and not (model.is_activation_checkpointing and model.training):
+            name, vectors = next(iter(self.vectors.items()))
+            if self.shared.holds(name):
+                return same_prefix(self.shared.prefix(name, vectors, encode), 1)
+        self.shared.settle()
+        return None
 
     def check_length(self, limit: int | None, text_length: int, new_tokens: int = 0) -> None:
         """Refuse what does not fit the context, before anything is computed.

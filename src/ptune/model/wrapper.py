@@ -11,30 +11,33 @@ Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension, `V` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptune.encoders import PromptEncoder
-from ptune.errors import ConfigError, PromptError, unknown
+from ptune.errors import ConfigError, ModelError, PromptError, unknown
 from ptune.model import persistence
 from ptune.model.backbone import load_model
 from ptune.model.batch import TextBatch, check_forward_arguments, run_concatenated, run_prefixed
 from ptune.model.capability import context_length, prefix_capability
+from ptune.model.fused import replacement
 from ptune.model.generation import generate_behind, generator
+from ptune.model.packable import packing_obstacle
+from ptune.model.packed_forward import PackedText, run_packed
 from ptune.model.parameters import count_parameters, parameters_line
+from ptune.model.prefix_cache import PrefixCache
 from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_prompt_name, embedding_table
-from ptune.model.rows import RowPrompts, takes_prefix
+from ptune.model.rows import RowNames, RowPrompts, names_of_rows, takes_prefix
+from ptune.model.shared_prefix import SharedPrefix
+from ptune.model.view import ModelView
 
 DEFAULT_PROMPT = "default"
-RowNames = str | Sequence[str | None] | None
 
 
 class PTunedModel(nn.Module):
@@ -71,8 +74,15 @@ class PTunedModel(nn.Module):
         self.base = base
         self.capability = prefix_capability(base)
         self.context_length = context_length(base)
+        self.packing_obstacle = packing_obstacle(base, self.capability)
+        self.pack_batches = True
+        """Whether padded training batches are packed on the way where that can be done; False computes the padding."""
+        self._view = ModelView(base, replacement)
+        self._answering = ModelView(base, replacement, packed=False)
+        self.shared_prefix = SharedPrefix()
         self.prompts = nn.ModuleDict()
         self.prompt_configs: dict[str, PromptConfig] = {}
+        self.prefixes = PrefixCache()
         self.active_prompt: str | None = None
         self._disabled = False
         if config is not None:
@@ -131,8 +141,13 @@ class PTunedModel(nn.Module):
             raise PromptError(f"{name!r} is the active prompt.", hint="Call set_prompt with another name first.")
         del self.prompts[name]
         del self.prompt_configs[name]
+        self.prefixes.forget(name)
         if name == self.active_prompt:
             self.active_prompt = None
+
+    def clear_prefixes(self) -> None:
+        """Forget the prefixes kept for later calls; `ptune.model.prefix_cache` says when that is needed."""
+        self.prefixes.clear()
 
     @contextmanager
     def disable_prompt(self) -> Iterator[None]:
@@ -163,6 +178,19 @@ class PTunedModel(nn.Module):
             raise PromptError("the model has no prompt.", hint="Call add_prompt or load_prompt.")
         return chosen
 
+    @property
+    def packs(self) -> bool:
+        """Whether batches can be packed; `packing_obstacle` says why not."""
+        return self.packing_obstacle is None
+
+    def prefix_scope(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: those of an optimizer step share one run of the prompt.
+
+        Args:
+            last: Whether it is the last micro-batch of its step; without it no gradient reaches the prompt encoder.
+        """
+        return self.shared_prefix.scope(last=last)
+
     # ---- forward -----------------------------------------------------------------------------------------------
 
     def forward(
@@ -174,7 +202,8 @@ class PTunedModel(nn.Module):
         *,
         prompt_names: RowNames = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        return_logits: bool = True,
+        return_logits: bool | None = None,
+        row_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Loss and logits behind the prompt.
@@ -186,15 +215,21 @@ class PTunedModel(nn.Module):
             inputs_embeds: `(B, T, D)` in place of `input_ids`.
             prompt_names: A prompt's name for all rows, or one a row (None: no prompt). The active one by default.
             num_items_in_batch: Supervised labels of the whole optimizer step, by which the summed loss is divided.
-            return_logits: False computes the LM head at supervised positions alone and returns no logits.
+            return_logits: False computes the LM head at supervised positions alone and returns no logits. None does so
+                too while training with labels, and computes the others when they are read.
+            row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The text is `(1, N)` then.
             kwargs: Passed to the frozen model (`output_hidden_states`, …).
 
         Returns:
-            `loss` (with labels), `logits` `(B, T, V)`, and what the frozen model adds, but no cache.
+            `loss` (with labels), `logits` `(B, T, V)` or `(1, N, V)`, and what the frozen model adds, but no cache.
 
         Raises:
             ModelError: The text and prompt are longer than the context, or a filled cache or position ids are passed.
         """
+        at_once = return_logits or (return_logits is None and not (self.training and labels is not None))
+        if row_lengths is not None:
+            packed = PackedText.of_packed(input_ids, labels, row_lengths)
+            return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
         if self._disabled:
             if labels is not None:
                 kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
@@ -204,26 +239,41 @@ class PTunedModel(nn.Module):
             return bare
         check_forward_arguments(kwargs)
         batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
+        if self.pack_batches and self.packs and input_ids is not None and not (at_once or kwargs):
+            packed = PackedText.of_padded(input_ids, labels, batch.mask)
+            return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
         prompts = self._row_prompts(prompt_names, batch.rows)
         prompts.check_length(self.context_length, batch.length)
-        wanted: dict[str, Any] = {"num_items": num_items_in_batch, "return_logits": return_logits, "kwargs": kwargs}
-        if prompts.vectors and takes_prefix(self.base, self.capability, batch.mask, prompts.width + batch.length):
+        wanted: dict[str, Any] = {
+            "num_items": num_items_in_batch,
+            "return_logits": return_logits is not False,
+            "kwargs": kwargs,
+        }
+        if prompts.encoders and takes_prefix(self.base, self.capability, batch.mask, prompts.width + batch.length):
             return run_prefixed(self.base, self.capability, prompts.prefix(self.base), batch, **wanted)
         return run_concatenated(self.base, self.capability, prompts.each(), batch, **wanted)
 
-    def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
-        """The prompt of each of `rows` rows; each different one is encoded once, in the dtype of the embeddings."""
-        if names is None or isinstance(names, str):
-            each: list[str | None] = [self._active(names)] * rows
-        elif len(names) == rows:
-            each = list(names)
-        else:
-            raise ConfigError(
-                f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row."
+    def _forward_packed(
+        self, text: PackedText, names: RowNames, num_items: torch.Tensor | int | None, return_logits: bool | None
+    ) -> CausalLMOutputWithPast:
+        if self.packing_obstacle is not None:
+            raise ModelError(
+                f"a packed batch cannot be computed: {self.packing_obstacle}.", hint="Use PaddingCollator."
             )
-        dtype = embedding_table(self.base).dtype
-        vectors = {name: self.encode(name).to(dtype) for name in dict.fromkeys(each) if name is not None}
-        return RowPrompts(names=each, vectors=vectors)
+        prompts = self._row_prompts([None] * len(text.lengths) if self._disabled else names, len(text.lengths))
+        prompts.check_length(self.context_length, max(text.lengths, default=0))
+        return run_packed(self._view.current(), text, prompts, num_items=num_items, return_logits=return_logits)
+
+    def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
+        """The prompt of each of `rows` rows."""
+        each = names_of_rows(names, rows, self._active)
+        return RowPrompts(
+            names=each,
+            encoders={name: self._encoder(name) for name in dict.fromkeys(each) if name is not None},
+            dtype=embedding_table(self.base).dtype,
+            shared=self.shared_prefix,
+            kept=self.prefixes,
+        )
 
     # ---- generation --------------------------------------------------------------------------------------------
 
@@ -260,6 +310,7 @@ class PTunedModel(nn.Module):
             raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
         return generate_behind(
             self.base,
+            self._answering,
             self.capability,
             self.context_length,
             self._row_prompts(prompt_names, text.shape[0]),
@@ -286,15 +337,7 @@ class PTunedModel(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave. The frozen model's own tensors are neither expected nor touched."""
-        own = {key.removeprefix("prompts."): value for key, value in state_dict.items() if key.startswith("prompts.")}
-        foreign = [key for key in state_dict if not key.startswith("prompts.")]
-        if strict and foreign:
-            raise PromptError(f"the state holds {foreign[0]!r}, which is not part of a prompt encoder.")
-        result = self.prompts.load_state_dict(own, strict=strict, assign=assign)
-        return _IncompatibleKeys(
-            [f"prompts.{key}" for key in result.missing_keys],
-            [f"prompts.{key}" for key in result.unexpected_keys] + foreign,
-        )
+        return persistence.load_state(self.prompts, state_dict, strict=strict, assign=assign)
 
     def save_pretrained(self, directory: str | Path, *, prompt_name: str | None = None, **metadata: Any) -> Path:
         """Write a prompt as a folder that ptune and PEFT read; see `ptune.checkpoint.format`.
@@ -358,42 +401,3 @@ class PTunedModel(nn.Module):
             if name == "base":
                 raise
             return getattr(self.base, name)
-
-
-def get_peft_model(  # noqa: PLR0917  # PEFT's order of arguments
-    model: PreTrainedModel,
-    peft_config: PromptConfig,
-    adapter_name: str = DEFAULT_PROMPT,
-    mixed: bool = False,
-    autocast_adapter_dtype: bool = True,
-    revision: str | None = None,
-    low_cpu_mem_usage: bool = False,  # noqa: ARG001  # PEFT's
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> PTunedModel:
-    """A `PTunedModel` around a frozen model, under PEFT's name and with PEFT's arguments.
-
-    Args:
-        model: The model to freeze and wrap.
-        peft_config: `PromptEncoderConfig` or `PromptTuningConfig`.
-        adapter_name: Name of the prompt.
-        mixed: Refused: there is one kind of adapter here.
-        autocast_adapter_dtype: Must stay True: the prompt encoder is always float32.
-        revision: Noted in the configuration when that has none.
-        low_cpu_mem_usage: Without effect; a prompt encoder is small.
-        tokenizer: For an initial text.
-    """
-    if mixed:
-        raise ConfigError("mixed=True is not supported: ptune has soft prompts only.", hint="Leave it out.")
-    if not autocast_adapter_dtype:
-        raise ConfigError(
-            "autocast_adapter_dtype=False is not supported: the prompt encoder is float32.", hint="Leave it out."
-        )
-    if not isinstance(peft_config, PromptConfig):
-        raise ConfigError(
-            f"{type(peft_config).__name__} is not supported.",
-            hint="Use ptune.PromptEncoderConfig or PromptTuningConfig.",
-        )
-    if revision is not None and peft_config.revision is None:
-        peft_config = replace(peft_config, revision=revision)
-    return PTunedModel(model, peft_config, prompt_name=adapter_name, tokenizer=tokenizer)

@@ -140,9 +140,14 @@ def show_result(result: TrainResult, folder: OutputFolder, console: Console) -> 
 def show_rows(rows: Rows, console: Console) -> None:
     """What was read and what was left out."""
     for line in rows.lines():
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        show_line(line, console)
 
 
 def show_parameters(model: PTunedModel, console: Console) -> None:
     """The line on trainable parameters, as the tutorial prints it."""
-    console.print(parameters_line(*model.get_nb_trainable_parameters()), highlight=False, soft_wrap=True)
+    show_line(parameters_line(*model.get_nb_trainable_parameters()), console)
+
+
+def show_line(line: str, console: Console) -> None:
+    """Print a line as it is."""
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

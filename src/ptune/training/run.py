@@ -1,12 +1,14 @@
 """A training run from files to prompt folder, top to bottom: load, check, measure, train, measure, save.
 
-`train` is what `ptune train` calls. It works in one process or under `accelerate launch` and `torchrun`: every process
-reads the same data in the same order, and only the first one prints and writes.
+`train` is what `ptune train` calls. Rows are packed where the model can, and padded otherwise (see `batches`). It
+works in one process or under `accelerate launch` and `torchrun`: every process reads the same data in the same order,
+and only the first one prints and writes.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
-from ptune.data.collate import PaddingCollator
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, ModelError, one_line
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
@@ -23,6 +24,7 @@ from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
+from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.output import OutputFolder, find_checkpoint, last_checkpoint
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.result import (
@@ -30,6 +32,7 @@ from ptune.training.result import (
     check_finite,
     prompt_details,
     save_result,
+    show_line,
     show_parameters,
     show_result,
     show_rows,
@@ -40,13 +43,16 @@ from ptune.training.trainer import PTuneTrainer
 __all__ = ["TrainResult", "train"]
 
 
-def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None = None) -> TrainResult:
+def train(
+    recipe: TrainRecipe, args: TrainingArguments, console: Console | None = None, *, given: Collection[str] = ()
+) -> TrainResult:
     """Train a prompt and write it to `recipe.output`.
 
     Args:
         recipe: Model, data and prompt encoder.
         args: Everything about training; `output_dir` must be `recipe.output`.
         console: Where to report; standard error by default. Quiet in every process but the first.
+        given: Names of the training arguments that somebody chose, where the others are ptune's defaults.
 
     Raises:
         PTuneError: Anything the user can mend; before anything is written, where it can be known by then.
@@ -61,12 +67,15 @@ def train(recipe: TrainRecipe, args: TrainingArguments, console: Console | None 
         rows = load_rows(recipe, template, tokenizer, args, progress=say.is_terminal and not say.quiet)
         model = prompted_model(recipe, args, tokenizer)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
-        collate = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
+        collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, template, tokenizer, rows)
-        trainer = build_trainer(model, args, rows, collate, details=details, console=say, metrics=folder.metrics)
+        trainer = build_trainer(
+            model, args, rows, collate, recipe.tokens_per_batch, details=details, console=say, metrics=folder.metrics
+        )
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
+        show_line(batches_line(recipe, args, model, collate, trainer.budget_sampler), say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
         if first:
             folder.claim()
@@ -111,13 +120,16 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
     )
     check_tokenizer(base, tokenizer)
     set_seed(args.seed)
-    return PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+    model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+    # Otherwise the model packs padded batches by itself.
+    model.pack_batches = recipe.packing
+    return model
 
 
 def measure(
     model: PTunedModel,
     rows: Rows,
-    collate: PaddingCollator,
+    collate: Collator,
     args: TrainingArguments,
     console: Console,
     *,
@@ -128,12 +140,14 @@ def measure(
         return None
     dataset: Dataset = rows.held_out_tokens.dataset
     share = dataset.select(range(args.process_index, len(dataset), args.world_size))
-    own = held_out_loss(model, share, collate, batch_size=args.per_device_eval_batch_size, with_prompt=with_prompt)
-    result = own
-    if args.world_size > 1:
-        sums = torch.tensor([own.loss * own.tokens, own.tokens], dtype=torch.float64, device=args.device)
-        torch.distributed.all_reduce(sums)
-        result = HeldOutLoss(loss=float(sums[0] / sums[1].clamp(min=1)), tokens=int(sums[1]))
+    result = held_out_loss(
+        model,
+        share,
+        collate,
+        batch_size=args.per_device_eval_batch_size,
+        with_prompt=with_prompt,
+        processes=args.world_size,
+    )
     whose = "with the prompt" if with_prompt else "of the frozen model alone"
     console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
     return result
@@ -143,7 +157,8 @@ def build_trainer(
     model: PTunedModel,
     args: TrainingArguments,
     rows: Rows,
-    collate: PaddingCollator,
+    collate: Collator,
+    tokens_per_batch: int | None,
     *,
     details: dict[str, Any],
     console: Console,
@@ -168,7 +183,10 @@ def build_trainer(
             data_collator=collate,
             callbacks=[ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)],
             prompt_details=details,
+            tokens_per_batch=tokens_per_batch,
         )
+    except ConfigError:
+        raise
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"training arguments: {one_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
@@ -194,8 +212,8 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"the GPU's memory is not enough: {str(error).splitlines()[0]}",
-            hint="Lower per_device_train_batch_size (and raise gradient_accumulation_steps) or max_length, or set "
-            "activation_checkpointing.",
+            hint="Lower per_device_train_batch_size or tokens_per_batch (and raise gradient_accumulation_steps) or "
+            "max_length, or set activation_checkpointing.",
         ) from error
     except ImportError as error:
         raise ConfigError(f"training arguments: {one_line(error)}") from error

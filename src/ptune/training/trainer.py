@@ -1,27 +1,46 @@
 """`PTuneTrainer`: a `transformers.Trainer` that knows a soft prompt.
 
-All of Trainer's options keep their meaning. What is added: the LM head runs on supervised positions only, tokens a
+All of Trainer's options keep their meaning. What is added: the LM head runs on supervised positions only, batches may
+be packed and fill a budget of tokens, the prompt runs through encoder and model once an optimizer step, tokens a
 second and memory stand in the log, every checkpoint is a prompt folder too, next to the trainer's own state, and the
 loss of an evaluation weighs every answer token the same. (Trainer's own averages the means of the batches, so that it
 depends on how the rows fall into batches.)
+
+With gradient accumulation the micro-batches of a step share one prefix (see `ptune.model.shared_prefix`), and so one
+dropout mask of the prompt encoder, as the rows of one big batch would.
+
+Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
+from accelerate import DistributedType
+from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from ptune.data.batching import TokenBudgetBatchSampler
+from ptune.data.collate import PackingCollator, unpacked
+from ptune.errors import ConfigError
+from ptune.evaluation.loss import LossSum
 from ptune.memory.measure import GIB
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.wrapper import PTunedModel
+from ptune.training.batches import budget_loader, budget_sampler
+
+_WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Where each process holds every parameter, and gradients meet at the last micro-batch of a step."""
 
 
 class PTuneTrainer(Trainer):
@@ -29,21 +48,94 @@ class PTuneTrainer(Trainer):
 
     Args:
         prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
+        tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
+
+    Raises:
+        ConfigError: Rows or options that do not go with `tokens_per_batch`, or with packed batches.
     """
 
-    def __init__(self, *args: Any, prompt_details: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        prompt_details: Mapping[str, Any] | None = None,
+        tokens_per_batch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.prompt_details = dict(prompt_details or {})
         self.tokens_seen = 0
         """Text tokens of this process's training batches so far; virtual tokens and padding not counted."""
+        self.budget_sampler: TokenBudgetBatchSampler | None = None
+        if tokens_per_batch is not None:
+            self.budget_sampler = budget_sampler(self.train_dataset, tokens_per_batch, self.args)
+        if isinstance(self.data_collator, PackingCollator) and "inputs" in self.args.include_for_metrics:
+            raise ConfigError("include_for_metrics=inputs needs rows, not packed batches.", hint="Use PaddingCollator.")
+        self._order = torch.Generator()
         self._since = (time.perf_counter(), 0)
         self._reads_logits = True
-        self._evaluated = (0.0, 0)
+        self._evaluated = LossSum()
+
+    # ---- training batches --------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Trainer's own, or one that fills the budget of tokens."""
+        if self.budget_sampler is None:
+            return super().get_train_dataloader()
+        dataset, collate = self.train_dataset, self.data_collator
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, description="training")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, description="training")
+        loader: DataLoader[Any] = self.accelerator.prepare(
+            budget_loader(dataset, self.budget_sampler, collate, self.args)
+        )
+        return loader
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Rows of an optimizer step, in the mean where batches fill a budget of tokens."""
+        if self.budget_sampler is None:
+            return int(super().get_total_train_batch_size(args))
+        batches = int(args.gradient_accumulation_steps * args.world_size)
+        return round(batches * self.budget_sampler.rows / len(self.budget_sampler))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        sampler: Sampler[Any] | None = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            # It would draw on torch's global generator, which a resumed run finds elsewhere, and every process too.
+            sampler.generator = self._order
+        return sampler
+
+    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
+        self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
+        # accelerate does not tell a sampler the epoch behind both a shard and the skipping of a resumed run.
+        if self.budget_sampler is not None:
+            self.budget_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def total_tokens(self) -> int:
         """Text tokens trained on in all processes. Every process must call it."""
         seen = torch.tensor(self.tokens_seen, device=self.args.device)
         return int(self.accelerator.reduce(seen, reduction="sum"))
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Trainer's step; the micro-batches of an optimizer step share one run of the prompt."""
+        with self._one_prefix(model):
+            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _one_prefix(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Nothing where there is one micro-batch a step, or where every micro-batch's gradient must be whole."""
+        prompted = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        alone = self.args.gradient_accumulation_steps == 1 or not isinstance(prompted, PTunedModel)
+        whole = self.accelerator.distributed_type in _WHOLE_MODEL and not self.args.torch_compile
+        if alone or not whole or self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
+            return nullcontext()
+        scope: AbstractContextManager[None] = prompted.prefix_scope(last=self.accelerator.sync_gradients)
+        return scope
 
     def compute_loss(
         self,
@@ -60,18 +152,31 @@ class PTuneTrainer(Trainer):
             self.tokens_seen += _text_tokens(inputs)
         else:
             num_items_in_batch = None
-        smooth = self.label_smoother if self.compute_loss_func is None and "labels" in inputs else None
-        read = smooth is not None or self.compute_loss_func is not None or (return_outputs and self._reads_logits)
-        inputs = {**inputs, "return_logits": read}
-        if smooth is None:
+        function = self._loss_function(inputs)
+        inputs = {**inputs, "return_logits": function is not None or (return_outputs and self._reads_logits)}
+        if function is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # Trainer knows by the class's name whether logits are one ahead of the labels, and does not know PTunedModel.
-        labels = inputs.pop("labels")
+        labels, lengths = inputs.pop("labels", None), inputs.get("row_lengths")
         outputs = model(**inputs)
-        loss = smooth(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
+        if lengths is not None:
+            # Rows apart: a function that looks one token ahead would look from the end of a row into the next one.
+            outputs["logits"], labels = _rows_apart(outputs["logits"], lengths), _rows_apart(labels, lengths)
+        loss = function(outputs, labels, num_items_in_batch=num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_function(self, inputs: Mapping[str, Any]) -> Callable[..., torch.Tensor] | None:
+        """What computes the loss from the logits; None where the model does it."""
+        if self.compute_loss_func is not None:
+            given: Callable[..., torch.Tensor] = self.compute_loss_func
+            return given
+        if self.label_smoother is None or "labels" not in inputs:
+            return None
+        # Trainer knows by the class's name whether logits are one ahead of the labels, and does not know PTunedModel.
+        return partial(self.label_smoother, shift_labels=True)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
 
     def prediction_step(
         self,
@@ -80,25 +185,32 @@ class PTuneTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """One evaluation batch, as in Trainer; its loss is summed on the way."""
+        """One evaluation batch, as in Trainer; its loss is summed on the way, and packed rows come back apart."""
         self._reads_logits = not prediction_loss_only
         if "labels" in inputs:
-            inputs = {**inputs, "labels": self._without_repeats(inputs["labels"])}
+            inputs = {**inputs, "labels": self._without_repeats(inputs)}
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None and "labels" in inputs:
             tokens = int((inputs["labels"] != IGNORE_INDEX).sum())
-            total, count = self._evaluated
-            self._evaluated = (total + float(loss) * tokens if tokens else total, count + tokens)
+            self._evaluated.add(float(loss) * tokens, tokens)
+        if "row_lengths" in inputs:
+            logits, labels = (_rows_apart(value, inputs["row_lengths"]) for value in (logits, labels))
         return loss, logits, labels
 
-    def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
+    def _without_repeats(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """The labels, masked where several processes' last batches are filled up with rows that came before."""
+        labels: torch.Tensor = inputs["labels"]
+        lengths: Sequence[int] | None = inputs.get("row_lengths")
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return labels
-        real = min(max(state.remainder - self.args.process_index * len(labels), 0), len(labels))
+        rows = len(labels) if lengths is None else len(lengths)
+        real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
         labels = labels.clone()
-        labels[real:] = IGNORE_INDEX
+        if lengths is None:
+            labels[real:] = IGNORE_INDEX
+        else:
+            labels[:, sum(lengths[:real]) :] = IGNORE_INDEX
         return labels
 
     def evaluation_loop(
@@ -111,17 +223,16 @@ class PTuneTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Trainer's loop, with the loss over all answer tokens of all processes; its time is not training time."""
         start = time.perf_counter()
-        self._evaluated = (0.0, 0)
+        self._evaluated = LossSum()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        total, tokens = self._evaluated
-        if self.args.world_size > 1:
-            sums = torch.tensor([total, tokens], dtype=torch.float64, device=self.args.device)
-            total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-        if tokens and output.metrics is not None:
-            output.metrics[f"{metric_key_prefix}_loss"] = total / tokens
+        mean = self._evaluated.mean(self.args.world_size, self.args.device)
+        if mean.tokens and output.metrics is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = mean.loss
         then, seen = self._since
         self._since = (then + time.perf_counter() - start, seen)
         return output
+
+    # ---- log and checkpoints -----------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens a second (all processes) and memory to a log of training."""
@@ -135,6 +246,8 @@ class PTuneTrainer(Trainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._since = (time.perf_counter(), self.tokens_seen)
+        if isinstance(self.model, PTunedModel):
+            self.model.shared_prefix.reset()  # an earlier run may have ended within an optimizer step
         return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -149,6 +262,15 @@ def _text_tokens(inputs: Mapping[str, Any]) -> int:
     """Tokens of a batch that are not padding."""
     mask = inputs.get("attention_mask")
     return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
+    """Every `(1, N, …)` tensor of a packed batch as `(B, T, …)`; what is none is left alone."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows_apart(one, lengths) for one in value)
+    if isinstance(value, torch.Tensor) and tuple(value.shape[:2]) == (1, sum(lengths)):
+        return unpacked(value, lengths, IGNORE_INDEX)
+    return value
 
 
 def _memory_gib() -> float:

@@ -1,0 +1,194 @@
+"""One packed batch behind its prompts: one run through the layers, the head on supervised positions, the loss.
+
+Shapes: `B` rows, `T` padded length, `N` text tokens of all rows, `P` virtual tokens, `Q` positions, `S` supervised
+labels, `D` token dimension, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ptune.errors import ConfigError
+from ptune.model.chunked_loss import summed_cross_entropy
+from ptune.model.head import FrozenHead, head_logits, layers_of
+from ptune.model.loss import IGNORE_INDEX
+from ptune.model.output import LazyOutput
+from ptune.model.packing import PackedRows
+from ptune.model.prefix import Prefix, keys_and_values
+from ptune.model.rows import RowPrompts
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """The text of a batch in one sequence, before any prompt."""
+
+    input_ids: torch.Tensor
+    """`(N,)`."""
+    labels: torch.Tensor | None
+    """`(N,)`."""
+    lengths: Sequence[int]
+    """Tokens of each of the `B` rows."""
+    places: torch.Tensor | None = None
+    """`(B, T)`, true where the batch held a token; None for a batch that came packed."""
+
+    @classmethod
+    def of_packed(
+        cls, input_ids: torch.Tensor | None, labels: torch.Tensor | None, lengths: Sequence[int]
+    ) -> PackedText:
+        """Check a packed batch as `PackingCollator` makes it.
+
+        Raises:
+            ConfigError: Shapes that do not fit.
+        """
+        if input_ids is None:
+            raise ConfigError("a packed batch needs input_ids.")
+        for name, value in (("input_ids", input_ids), ("labels", labels)):
+            if value is not None and tuple(value.shape) != (1, sum(lengths)):
+                raise ConfigError(
+                    f"{name} has shape {tuple(value.shape)}, but row_lengths add up to {sum(lengths)}.",
+                    hint="Pass a packed batch as PackingCollator makes it: (1, N) tokens and the rows' lengths.",
+                )
+        return cls(input_ids[0], None if labels is None else labels[0], list(lengths))
+
+    @classmethod
+    def of_padded(cls, input_ids: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor | None) -> PackedText:
+        """Leave the padding of a `(B, T)` batch out."""
+        if mask is None:
+            rows, length = input_ids.shape
+            real = torch.ones_like(input_ids, dtype=torch.bool)
+            return cls(input_ids.flatten(), None if labels is None else labels.flatten(), [length] * rows, real)
+        real = mask.bool()
+        return cls(input_ids[real], None if labels is None else labels[real], real.sum(dim=1).tolist(), real)
+
+    def as_it_came(self, logits: torch.Tensor) -> torch.Tensor:
+        """`(N, V)` as `(B, T, V)` with zeros at padding, or as `(1, N, V)` for a batch that came packed."""
+        if self.places is None:
+            return logits.unsqueeze(0)
+        return logits.new_zeros(*self.places.shape, logits.shape[-1]).index_put(torch.where(self.places), logits)
+
+
+def run_packed(
+    view: PreTrainedModel,
+    text: PackedText,
+    prompts: RowPrompts,
+    *,
+    num_items: torch.Tensor | int | None,
+    return_logits: bool | None,
+) -> CausalLMOutputWithPast:
+    """Loss and logits of a packed batch; logits as the batch came, `(B, T, V)` or `(1, N, V)`.
+
+    Args:
+        view: The model's packed view.
+        text: The rows.
+        prompts: The prompt of each row. Where micro-batches share one as keys and values, it is not run again;
+            otherwise prompts are run with the text.
+        num_items: By which the summed loss is divided; the number of supervised labels when None.
+        return_logits: True computes the logits of all text tokens, None when they are read, False never.
+    """
+    text, prompts = without_empty_rows(text, prompts)
+    shared = prompts.shared_prefix(view, partial(encode_alone, view))
+    order = list(prompts.vectors)
+    rows = PackedRows.of(
+        text.lengths,
+        [prompts.vectors[name].shape[0] for name in order],
+        [None if name is None else order.index(name) for name in prompts.names],
+        inside=shared is None,
+    )
+    embeds = view.get_input_embeddings()(text.input_ids)
+    if shared is None:
+        embeds = torch.cat([*prompts.vectors.values(), embeds])
+    device = embeds.device
+    hidden = _run_layers(view, embeds, rows, None if shared is None else shared.cache())
+    loss = None
+    if text.labels is not None:
+        found = find_packed_predictors(text.labels, rows, device)
+        total = summed_cross_entropy(FrozenHead(view), hidden[found.positions], found.targets)
+        if shared is not None and found.from_prefix.numel():
+            wide = shared.logits.to(total.dtype).expand(found.from_prefix.numel(), -1)
+            total = total + F.cross_entropy(wide, found.from_prefix, reduction="sum")
+        count = max(found.targets.numel() + found.from_prefix.numel(), 1) if num_items is None else num_items
+        loss = total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
+
+    def logits() -> torch.Tensor:
+        return text.as_it_came(head_logits(view, hidden[rows.rows[0].start :]))
+
+    if return_logits is None and loss is not None:
+        return LazyOutput.of(loss, logits)
+    return CausalLMOutputWithPast(loss=loss, logits=None if return_logits is False else logits())
+
+
+def encode_alone(view: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
+    """`encode_prefix` through the packed view."""
+    cache = DynamicCache()
+    hidden = _run_layers(view, vectors, PackedRows.of([vectors.shape[0]], [], [None], inside=True), cache)
+    return Prefix(layers=keys_and_values(cache), logits=head_logits(view, hidden[-1:]))
+
+
+def _run_layers(
+    view: PreTrainedModel, embeds: torch.Tensor, rows: PackedRows, cache: DynamicCache | None
+) -> torch.Tensor:
+    """Hidden states `(Q, D)` of the sequence's embeddings `(Q, D)`."""
+    layers = layers_of(view)
+    assert layers is not None
+    hidden: torch.Tensor = layers(
+        inputs_embeds=embeds.unsqueeze(0),
+        position_ids=rows.position_ids(embeds.device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        # transformers takes a mask of four dimensions as it is; who sees whom is for packed_rows to say.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),
+        packed_rows=rows,
+    ).last_hidden_state
+    return hidden[0]
+
+
+@dataclass(frozen=True)
+class PackedPredictors:
+    """Where the prediction of each supervised label comes from."""
+
+    positions: torch.Tensor
+    """`(S,)`, positions of the sequence."""
+    targets: torch.Tensor
+    """`(S,)`, the labels they predict."""
+    from_prefix: torch.Tensor
+    """Labels of rows' first tokens that a prompt outside the sequence predicts."""
+
+
+def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch.device) -> PackedPredictors:
+    """Match labels `(N,)` to the positions that predict them; see `ptune.model.loss.find_predictors`."""
+    first_token = rows.rows[0].start
+    predicted_by = torch.arange(first_token - 1, first_token - 1 + labels.numel())
+    outside: list[int] = []
+    for span in rows.rows:
+        at = span.start - first_token
+        if span.prefix_length and rows.key_offset == 0:
+            predicted_by[at] = span.prefix_start + span.prefix_length - 1
+        else:
+            predicted_by[at] = -1
+            if span.prefix_length:
+                outside.append(at)
+    predicted_by = predicted_by.to(device)
+    counted = (labels != IGNORE_INDEX) & (predicted_by >= 0)
+    beyond = labels[torch.tensor(outside, dtype=torch.long, device=device)]
+    return PackedPredictors(
+        positions=predicted_by[counted], targets=labels[counted], from_prefix=beyond[beyond != IGNORE_INDEX]
+    )
+
+
+def without_empty_rows(text: PackedText, prompts: RowPrompts) -> tuple[PackedText, RowPrompts]:
+    """Leave out rows that hold no token."""
+    if all(text.lengths):
+        return text, prompts
+    kept = [index for index, length in enumerate(text.lengths) if length]
+    return (
+        replace(text, lengths=[text.lengths[index] for index in kept]),
+        replace(prompts, names=[prompts.names[index] for index in kept]),
+    )

@@ -1,0 +1,94 @@
+"""A view of the frozen model: the same weights, other code.
+
+Packed rows need another attention, and fused parts in place of single steps. The frozen model itself stays untouched:
+every module is copied shallowly (a copy shares parameters and buffers with its original), classes are exchanged on the
+copies, and the copies' configuration names ptune's attention. What changes on the model later (training mode, device,
+dtype, activation checkpointing) is taken over before each use.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ptune.model.packed_attention import PACKED
+
+Replace = Callable[[type[nn.Module]], type[nn.Module]]
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """A module's own children by name; its attributes may resolve to other things."""
+    return module._modules  # noqa: SLF001  # there is no public dictionary
+
+
+class ModelView:
+    """Keeps a view of a model up to date.
+
+    Args:
+        base: The frozen model.
+        replace: Gives the class that stands in for a class.
+        packed: Whether the view's configuration names ptune's attention for packed rows; the model's own otherwise.
+    """
+
+    def __init__(self, base: PreTrainedModel, replace: Replace, *, packed: bool = True) -> None:
+        self._base = base
+        self._replace = replace
+        self._packed = packed
+        self._view: nn.Module | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        # A copy of the wrapper has a copy of the model: the view is built anew from that one.
+        return partial(ModelView, packed=self._packed), (self._base, self._replace)
+
+    def _build(self) -> None:
+        self._configs: dict[int, PreTrainedConfig] = {}
+        self._copies: dict[int, nn.Module] = {}
+        self._pairs: list[tuple[nn.Module, nn.Module, tuple[nn.Module | None, ...], dict[str, Any]]] = []
+        self._view = self._copy(self._base)
+
+    def _copy(self, module: nn.Module) -> nn.Module:
+        if id(module) in self._copies:
+            return self._copies[id(module)]
+        twin = copy.copy(module)
+        twin.__class__ = self._replace(type(module))
+        self._copies[id(module)] = twin
+        children = {name: None if child is None else self._copy(child) for name, child in children_of(module).items()}
+        own: dict[str, Any] = {"_modules": children}
+        config = module.__dict__.get("config")
+        if self._packed and isinstance(config, PreTrainedConfig):
+            own["config"] = self._config(config)
+        self._pairs.append((module, twin, tuple(children_of(module).values()), own))
+        return twin
+
+    def _config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The copy's configuration, one for each of the model's."""
+        if id(config) not in self._configs:
+            twin = copy.copy(config)
+            twin._attn_implementation_internal = PACKED  # noqa: SLF001  # its property would write to sub-configurations
+            self._configs[id(config)] = twin
+        return self._configs[id(config)]
+
+    def _changed(self) -> bool:
+        """Whether a module of the model was exchanged for another since the view was built."""
+        return any(tuple(children_of(module).values()) != children for module, _, children, _ in self._pairs)
+
+    def current(self) -> PreTrainedModel:
+        """The view, as the model is now."""
+        with self._lock:
+            if self._view is None or any(
+                tuple(children_of(module).values()) != children for module, _, children, _ in self._pairs
+            ):
+                self._build()
+            for module, twin, _, own in self._pairs:
+                # One update, so that another thread never sees half of it.
+                twin.__dict__.update({**module.__dict__, **own})
+            view = self._view
+            assert isinstance(view, PreTrainedModel)
+            return view
