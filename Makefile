@@ -12,7 +12,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format constraints clean distclean
+.PHONY: help setup demo bench test test-slow lint format constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## the whole story on a real model: train a soft prompt, measure it, use it
 	@$(BIN)/ptune demo --overwrite $(ARGS)
+
+BENCHMARKS := training_speed training_memory floor scaling generation_speed
+bench: $(STAMP) ## every benchmark, some 40 minutes on two quiet cores; ARGS="--rounds 1" for a first look
+	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 test: $(STAMP) ## the quick tests; ARGS="-k name" picks some
 	@$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
