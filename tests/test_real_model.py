@@ -32,7 +32,7 @@ def test_train_generate_and_load_with_peft(tmp_path: Path, capsys: pytest.Captur
     words = ["--model", MODEL, "--data", str(data), "--output", str(folder), "--limit", "40", "--eval-rows", "8"]
     words += ["--encoder", "residual", "--num-virtual-tokens", "16"]
     words += ["--init-text", "A JSON ticket with intent and order."]
-    words += ["--max-steps", "6", "--per-device-train-batch-size", "4", "--save-strategy", "no", "--json"]
+    words += ["--max-steps", "12", "--per-device-train-batch-size", "4", "--save-strategy", "no", "--json"]
     assert main(["train", *words]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["held_out_loss_after"] < 0.9 * result["held_out_loss_before"]

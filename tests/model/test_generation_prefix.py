@@ -92,7 +92,7 @@ def test_without_padding_the_model_gets_no_mask(monkeypatch: pytest.MonkeyPatch)
     seen: list[torch.Tensor | None] = []
 
     def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(kwargs["attention_mask"])
+        seen.append(kwargs.get("attention_mask"))
 
     model.base.register_forward_pre_hook(note, with_kwargs=True)
     model.prefixes.limit_bytes = 10**9
