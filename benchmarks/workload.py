@@ -23,6 +23,7 @@ from ptune.data.template import get_template
 from ptune.data.tokenize import tokenize_examples
 from ptune.errors import DataError
 from ptune.model.backbone import DTYPES, load_model, load_tokenizer
+from ptune.model.fused.linear import is_plain
 
 SMOLLM2 = "builtin:smollm2-135m"
 BLOOM = "random:bloom-1b4"
@@ -118,10 +119,16 @@ def random_bloom(settings: Settings) -> PreTrainedModel:
 
 
 def _pretrained(settings: Settings) -> PreTrainedModel:
-    model = load_model(settings["model"], dtype=settings["dtype"], device=settings["device"])
+    model = load_model(
+        settings["model"],
+        dtype=settings["dtype"],
+        quantization=settings.get("quantization"),
+        device=settings["device"],
+    )
     # Weights are mapped from their file and take memory when they are first read: a loaded model is one that was.
     for weight in model.parameters():
-        weight.sum()
+        if weight.is_floating_point() and is_plain(weight):
+            weight.sum()
     return model
 
 

@@ -17,6 +17,7 @@ from ptune.errors import ConfigError, unknown
 
 ENCODER_NAMES = ("mlp", "lstm", "residual", "embedding")
 INIT_NAMES = ("random", "vocab", "text")
+QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
 """Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
@@ -58,6 +59,12 @@ class TrainRecipe:
         "auto",
         "weights of the frozen model; auto is float32 on the CPU and bfloat16 on CUDA",
         choices=DTYPE_NAMES,
+    )
+    quantization: str | None = _flag(
+        _DATA,
+        None,
+        "load the frozen model in fewer bits: int8 by torchao, 8bit and 4bit by bitsandbytes",
+        choices=QUANTIZATION_NAMES,
     )
     revision: str | None = _flag(_DATA, None, "revision of the model on the hub")
     trust_remote_code: bool = _flag(_DATA, False, "run model code that comes from the hub")

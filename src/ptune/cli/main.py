@@ -6,6 +6,7 @@ Only the chosen sub-command's module is imported, so `ptune --help` needs neithe
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,17 @@ COMMANDS = {
 
 
 _TRAINER_DEBUG = ("underflow_overflow", "tpu_metrics_debug")
+
+_CHATTY = (
+    "accelerate",
+    "filelock",
+    "fsspec",
+    "huggingface_hub",
+    "matplotlib",
+    "torch.distributed",
+    "torch.utils._pytree",
+    "torchao",
+)
 
 
 def usage() -> str:
@@ -54,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = words[0] if words else "--help"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for library in _CHATTY:
+        # Before any is imported: transformers loads torchao where it is installed, which tells of missing GPUs.
+        logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a pipe stays plain; read by tqdm when it is imported
     try:

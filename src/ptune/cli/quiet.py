@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 
@@ -21,8 +20,6 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     datasets.logging.set_verbosity_error()
-    for name in ("accelerate", "torch.distributed", "huggingface_hub", "filelock", "fsspec", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if not sys.stderr.isatty():

@@ -92,7 +92,12 @@ def open_session(args: argparse.Namespace) -> Session:
             hint="Use the model it was trained on, or --force.",
         )
     base = load_model(
-        name, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code, revision=revision
+        name,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        revision=revision,
     )
     check_tokenizer(base, tokenizer)
     model = PTunedModel(base)

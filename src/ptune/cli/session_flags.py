@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptune.cli.flags import Parser, number
-from ptune.recipe import DTYPE_NAMES
+from ptune.recipe import DTYPE_NAMES, QUANTIZATION_NAMES
 
 NEW_TOKENS = 128
 """Longest answer where none is asked for."""
@@ -45,6 +45,7 @@ def add_session_flags(parser: Parser) -> None:
     model.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
     model.add_argument("--template", help="template; by default the one the prompt was trained with")
     model.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
+    model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="load the frozen model in fewer bits")
     model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")
     model.add_argument("--force", action="store_true", help="accept a model or tokenizer the prompt was not made for")
     model.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")

@@ -27,6 +27,7 @@ from ptune.model.builtin import BUILTINS, PREFIX, builtin_path
 from ptune.model.capability import Capability, context_length, prefix_capability
 from ptune.model.converted import LOAD_FAULTS, converted_model, converted_tokenizer, first_line
 from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint
+from ptune.model.quantized import check_quantized, quantization_options
 
 __all__ = [
     "Capability",
@@ -58,6 +59,7 @@ def load_model(
     name: str,
     *,
     dtype: str = "auto",
+    quantization: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -67,17 +69,20 @@ def load_model(
     Args:
         name: Hub id, folder, `.gguf` file, or `builtin:smollm2-135m`. It becomes the model's `name_or_path`.
         dtype: float32, bfloat16 or float16; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        quantization: int8, 8bit or 4bit packs the linear layers' weights as they are loaded; see
+            `ptune.model.quantized`. What is not packed has `dtype`.
         device: As torch spells it; None is this process's CUDA device where there is one, else the CPU.
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        ModelError: The model is not there, is damaged, or is not a causal language model.
-        ConfigError: An unknown dtype or device.
+        ModelError: The model is not there, is damaged, is not a causal language model, or cannot be quantized.
+        ConfigError: An unknown dtype, quantization or device.
         OutputError: A GGUF file's converted copy cannot be written.
     """
     place = _device(device)
     number = _dtype(dtype, place)
+    packed = {} if quantization is None else quantization_options(quantization, number, place)
     source = _source(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if source.gguf is not None:
@@ -89,11 +94,14 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(origin, **options)
         _check_config(name, config, trust_remote_code=trust_remote_code)
-        options |= {"dtype": number, "output_loading_info": True}
+        options |= {"dtype": number, "output_loading_info": True, **packed}
         found: Any = AutoModelForCausalLM.from_pretrained(origin, **options)
         model: PreTrainedModel = found[0]
         _check_loaded(name, model, found[1])
-        model.to(place)  # type: ignore[arg-type]
+        if quantization is None:
+            model.to(place)  # type: ignore[arg-type]
+        else:
+            check_quantized(model, quantization)
     except PTuneError:
         raise
     except LOAD_FAULTS as fault:

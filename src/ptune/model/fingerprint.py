@@ -6,6 +6,9 @@ that one checkpoint has one fingerprint whether it is loaded in float32 or in bf
 sorted before they are joined: neither the order nor the names of the modules, which change between versions of a
 library, take part.
 
+A model loaded in fewer bits (`ptune.model.quantized`) has lost the numbers of its linear layers. What is left of it,
+embeddings, LM head, norms and biases, names it well enough: `unquantized_fingerprint`, which a full model has too.
+
 What this does not see: a change between the sampled numbers of a parameter only (a single edited row of the embedding);
 settings that no weight shows, such as the base of the rotary positions. A checkpoint rounded to float16 or to fewer
 bits is another model, and has another fingerprint.
@@ -15,11 +18,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.errors import ModelError
+from ptune.model.quantized import inner_weights
 
 SAMPLES_PER_PARAMETER = 64
 _DIGITS = 32
@@ -42,12 +47,22 @@ def fingerprint(model: PreTrainedModel) -> str:
     Raises:
         ModelError: A parameter has no data (the model is on the meta device).
     """
+    return _digest(model, list(model.named_parameters()))
+
+
+def _digest(model: PreTrainedModel, parameters: Sequence[tuple[str, torch.Tensor]]) -> str:
     config = model.config.get_text_config(decoder=True)
     essentials = {name: getattr(config, name, None) for name in _CONFIG_NAMES}
     whole = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
-    for digest in sorted(_parameter_digest(name, parameter) for name, parameter in model.named_parameters()):
+    for digest in sorted(_parameter_digest(name, parameter) for name, parameter in parameters):
         whole.update(digest)
     return whole.hexdigest()[:_DIGITS]
+
+
+def unquantized_fingerprint(model: PreTrainedModel) -> str:
+    """The same, of the parameters alone that quantization leaves as they are. Raises as `fingerprint`."""
+    inner = {name for name, _ in inner_weights(model)}
+    return _digest(model, [(name, one) for name, one in model.named_parameters() if name not in inner])
 
 
 def _parameter_digest(name: str, parameter: torch.Tensor) -> bytes:

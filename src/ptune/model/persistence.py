@@ -17,10 +17,13 @@ from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, writ
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError
-from ptune.model.fingerprint import fingerprint
+from ptune.model.fingerprint import fingerprint, unquantized_fingerprint
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
+from ptune.model.quantized import is_quantized
 
 _VERSIONS = ("ptune", "torch", "transformers")
+_FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerprint", unquantized_fingerprint))
+"""What names a model: all of it, or without what quantization changes."""
 
 
 def save_prompt(
@@ -35,7 +38,10 @@ def save_prompt(
     details = {
         "base_model": config.base_model_name_or_path,
         "base_class": type(base).__name__,
-        "base_fingerprint": fingerprint(base),
+        # Of a model in fewer bits only the part that has all of them can be named.
+        "base_fingerprint": None if is_quantized(base) else fingerprint(base),
+        "base_unquantized_fingerprint": unquantized_fingerprint(base),
+        "base_quantized": is_quantized(base),
         "encoder": encoder_kind(config),
         "trainable_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "versions": {name: version(name) for name in _VERSIONS},
@@ -85,8 +91,10 @@ def load_prompt(
             f"{folder} holds a prompt for embeddings of size {saved.vectors.shape[1]}; this model's have {dim}.",
             hint=f"It was made for {saved.config.base_model_name_or_path}.",
         )
-    noted = saved.details.get("base_fingerprint")
-    if noted is not None and not force and noted != (own := fingerprint(base)):
+    whole = saved.details.get("base_fingerprint") is not None and not is_quantized(base)
+    name, own_of = _FINGERPRINTS[0 if whole else 1]
+    noted = saved.details.get(name)
+    if noted is not None and not force and noted != (own := own_of(base)):
         raise PromptError(
             f"{folder} was made for another model: {saved.config.base_model_name_or_path} with fingerprint {noted}, "
             f"not {own}.",

@@ -59,6 +59,8 @@ class PTunedModel(nn.Module):
     accepts_loss_kwargs = True
     loss_type = None
     main_input_name = "input_ids"
+    # And this: what trains is the prompt, in float32, whatever the frozen model's weights are packed into.
+    is_quantized = False
 
     def __init__(
         self,

@@ -114,6 +114,7 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
     base = load_model(
         recipe.model,
         dtype=recipe.dtype,
+        quantization=recipe.quantization,
         device=str(args.device),
         trust_remote_code=recipe.trust_remote_code,
         revision=recipe.revision,

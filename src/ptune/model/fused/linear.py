@@ -46,11 +46,16 @@ class _FrozenProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         # Kept as it is rather than saved: a frozen weight is no part of the graph.
         ctx.weight = weight
-        return product(x, weight, bias)
+        return product(x, _unpacked(weight, x.dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return product(grad, ctx.weight.t()), None, None
+        return product(grad, _unpacked(ctx.weight, grad.dtype).t()), None, None
+
+
+def _unpacked(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight as numbers: itself, or what torchao has packed into fewer bits."""
+    return weight if is_plain(weight) else weight.dequantize().to(dtype)
 
 
 def frozen_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -60,10 +65,24 @@ def frozen_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 
 def suits(x: torch.Tensor, *weights: torch.Tensor | None) -> bool:
-    """Whether the fused parts can take `x` and these weights: float32 throughout, and nothing that trains."""
+    """Whether the fused parts can take `x` and these weights: plain float32 throughout, and nothing that trains."""
     return x.dtype is torch.float32 and not any(
-        weight is not None and (weight.requires_grad or weight.dtype is not torch.float32) for weight in weights
+        weight is not None and (weight.requires_grad or weight.dtype is not torch.float32 or not is_plain(weight))
+        for weight in weights
     )
+
+
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether a weight is an ordinary tensor, whose numbers kernels can read; torchao's and others are not."""
+    return type(weight) in (torch.Tensor, nn.Parameter)
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether a weight is one of torchao's, in fewer bits.
+
+    torchao's own product would keep a full-size copy of each for the backward; here it is unpacked once more instead.
+    """
+    return type(weight).__module__.startswith("torchao.") and not weight.requires_grad
 
 
 class FrozenLinear(nn.Linear):
@@ -72,7 +91,7 @@ class FrozenLinear(nn.Linear):
     @override
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`(…, O)` of `(…, I)`."""
-        if suits(input, self.weight, self.bias):
+        if suits(input, self.weight, self.bias) or is_packed(self.weight):
             return frozen_product(input, self.weight, self.bias)
         return super().forward(input)
 
