@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,36 @@ def test_quoted_demo_figures_are_the_committed_ones(name: str) -> None:
     assert f"{result['exact_match_after']:.0%}" in text
     assert f"{result['valid_json_after']:.0%}" in text
     assert f"{result['answered_rows']}" in text
+
+
+def _cases(result: str) -> dict[str, Any]:
+    """Contenders of each case of a benchmark's committed result."""
+    whole = json.loads((ROOT / f"benchmarks/results/{result}.json").read_text(encoding="utf-8"))
+    return {case["label"]: case["contenders"] for case in whole["cases"]}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_quoted_training_figures_are_the_committed_ones(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    cases = _cases("training_speed").values()
+    rows = [[f"{case[who]['peak_gib']['median']:.1f} GiB" for case in cases] for who in ("peft", "ptune-packed")]
+    for whose in ("peft", "peft-grouped"):
+        ratios = [case["ptune-packed"]["ratios"][whose]["cpu_seconds"]["median"] for case in cases]
+        rows.append([f"{one:.1f}×" for one in ratios])
+    for cells in rows:
+        assert f"| {' | '.join(cells)} |" in text
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_quoted_answering_and_floor_figures_are_the_committed_ones(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    answers = _cases("generation_speed")["mlp n=100"]
+    first = {who: 1 / answers[who]["ratios"]["base"]["first_token_cpu_seconds"]["median"] for who in ("ptune", "peft")}
+    decode = {who: answers[who]["ratios"]["base"]["decode_cpu_seconds"]["median"] for who in ("ptune", "peft")}
+    floor = _cases("floor")["mlp n=10 float32"]["ptune-packed"]["ratios"]
+    figures = [*first.values(), *decode.values(), floor["floor-onednn"]["cpu_seconds"]["median"]]
+    for figure in [*(f"{one:.2f}" for one in figures), f"{floor['floor-torch']['cpu_seconds']['median']:.1f}"]:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", text), figure
 
 
 @pytest.mark.parametrize("name", READMES)
