@@ -34,6 +34,7 @@ from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
 from ptune.errors import ConfigError
 from ptune.evaluation.loss import LossSum
+from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import GIB
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.wrapper import PTunedModel
@@ -248,7 +249,8 @@ class PTuneTrainer(Trainer):
         self._since = (time.perf_counter(), self.tokens_seen)
         if isinstance(self.model, PTunedModel):
             self.model.shared_prefix.reset()  # an earlier run may have ended within an optimizer step
-        return super()._inner_training_loop(*args, **kwargs)
+        with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
