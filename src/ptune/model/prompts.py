@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +33,22 @@ def check_prompt_name(name: str) -> str:
             hint="Use 1 to 64 letters, digits, '_' or '-', starting with a letter or digit.",
         )
     return name
+
+
+def check_new_name(name: str, taken: Container[str]) -> None:
+    """Raise `PromptError` unless the name can name one more prompt."""
+    if check_prompt_name(name) in taken:
+        raise PromptError(f"there is a prompt {name!r} already.", hint="Choose another name, or delete_prompt first.")
+
+
+def check_room(config: PromptConfig, context_length: int | None) -> None:
+    """Raise `ConfigError` when a prompt fills the model's context by itself."""
+    if context_length is not None and config.num_virtual_tokens >= context_length:
+        raise ConfigError(
+            f"num_virtual_tokens={config.num_virtual_tokens} leaves no room in the model's context of "
+            f"{context_length} tokens.",
+            hint="Use fewer virtual tokens.",
+        )
 
 
 def encoder_kind(config: PromptConfig) -> str:

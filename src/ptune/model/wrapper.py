@@ -32,7 +32,7 @@ from ptune.model.packable import packing_obstacle
 from ptune.model.packed_forward import PackedText, run_packed
 from ptune.model.parameters import count_parameters, parameters_line
 from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_prompt_name, embedding_table
+from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room, embedding_table
 from ptune.model.rows import RowNames, RowPrompts, names_of_rows, takes_prefix
 from ptune.model.shared_prefix import SharedPrefix
 from ptune.model.view import ModelView
@@ -106,17 +106,8 @@ class PTunedModel(nn.Module):
             PromptError: The name is taken or cannot name a prompt.
             ConfigError: The configuration does not fit the model, or the prompt is longer than the context.
         """
-        check_prompt_name(name)
-        if name in self.prompts:
-            raise PromptError(
-                f"there is a prompt {name!r} already.", hint="Choose another name, or delete_prompt first."
-            )
-        if self.context_length is not None and config.num_virtual_tokens >= self.context_length:
-            raise ConfigError(
-                f"num_virtual_tokens={config.num_virtual_tokens} leaves no room in the model's context of "
-                f"{self.context_length} tokens.",
-                hint="Use fewer virtual tokens.",
-            )
+        check_new_name(name, self.prompt_configs)
+        check_room(config, self.context_length)
         encoder, completed = build_prompt(self.base, config, tokenizer)
         self._install(name, encoder, completed)
         return encoder
@@ -364,9 +355,7 @@ class PTunedModel(nn.Module):
         """
         encoder, config = persistence.load_prompt(self.base, Path(directory), trainable=trainable, force=force)
         chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
-        check_prompt_name(chosen)
-        if chosen in self.prompts:
-            raise PromptError(f"there is a prompt {chosen!r} already.", hint="Give the new one another name.")
+        check_new_name(chosen, self.prompt_configs)
         self._install(chosen, encoder, config)
         return chosen
 
