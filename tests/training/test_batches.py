@@ -52,6 +52,13 @@ def test_packed_by_default(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFa
     assert choice.line() == "batches: 8 rows packed, no padding"
 
 
+def test_packed_batches_are_not_compiled(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
+    with pytest.raises(ConfigError, match=r"torch_compile does not go with packed batches.*no-packing"):
+        Choice(tmp_path, tiny_tokenizer, torch_compile=True)
+    choice = Choice(tmp_path, tiny_tokenizer, recipe={"packing": False}, torch_compile=True)
+    assert isinstance(choice.collate, PaddingCollator)
+
+
 def test_model_that_cannot_pack_says_why(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
     choice = Choice(tmp_path, tiny_tokenizer, "mamba", gradient_accumulation_steps=3)
     assert choice.collate == PaddingCollator(pad_token_id=0)

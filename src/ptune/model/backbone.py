@@ -27,6 +27,7 @@ from ptune.model.builtin import BUILTINS, PREFIX, builtin_path
 from ptune.model.capability import Capability, context_length, prefix_capability
 from ptune.model.converted import LOAD_FAULTS, converted_model, converted_tokenizer, first_line
 from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint
+from ptune.model.fused.linear import is_plain
 from ptune.model.quantized import check_quantized, quantization_options
 
 __all__ = [
@@ -102,6 +103,10 @@ def load_model(
             model.to(place)  # type: ignore[arg-type]
         else:
             check_quantized(model, quantization)
+            for weight in model.parameters():
+                # A single weight that is still mapped from its file keeps the whole file in memory.
+                if is_plain(weight):
+                    weight.data = weight.data.clone()
     except PTuneError:
         raise
     except LOAD_FAULTS as fault:

@@ -232,7 +232,8 @@ class PTunedModel(nn.Module):
             return bare
         check_forward_arguments(kwargs)
         batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
-        if self.pack_batches and self.packs and input_ids is not None and not (at_once or kwargs):
+        packs = self.pack_batches and self.packs and not torch.compiler.is_compiling()
+        if packs and input_ids is not None and not (at_once or kwargs):
             packed = PackedText.of_padded(input_ids, labels, batch.mask)
             return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
         prompts = self._row_prompts(prompt_names, batch.rows)

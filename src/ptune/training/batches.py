@@ -45,9 +45,14 @@ def choose_collator(
         given: Names of the training arguments that the user chose: they are left alone.
 
     Raises:
-        ConfigError: A budget of tokens for a model that cannot pack.
+        ConfigError: A budget of tokens for a model that cannot pack; packed batches that are to be compiled.
     """
     if recipe.packing and model.packs:
+        if args.torch_compile:
+            raise ConfigError(
+                "torch_compile does not go with packed batches, whose steps are fused already.",
+                hint="Leave it out; or set no-packing, to compile padded batches.",
+            )
         return PackingCollator()
     if recipe.tokens_per_batch is not None:
         raise ConfigError(
