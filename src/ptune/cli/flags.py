@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
@@ -129,14 +129,16 @@ def number(kind: type[int] | type[float], *, least: float, most: float | None = 
     return convert
 
 
-def add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
-    """A flag for each field of a dataclass, in the groups its metadata name.
+def add_fields(parser: argparse.ArgumentParser, kind: type, *, leave_out: Collection[str] = ()) -> None:
+    """A flag for each field of a dataclass but those left out, in the groups its metadata name.
 
     No flag has a default of its own: what is absent was not said.
     """
     hints = typing.get_type_hints(kind)
     groups: dict[str, Any] = {}
     for item in fields(kind):
+        if item.name in leave_out:
+            continue
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -150,7 +152,9 @@ def _add_field(group: Any, item: Field[Any], hint: Any) -> None:
     if plain is bool:
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
     elif plain is Mapping:
-        group.add_argument(name, action="extend", nargs="+", type=pair, metavar="FIELD=COLUMN", **options)
+        group.add_argument(
+            name, action="extend", nargs="+", type=pair, metavar=item.metadata.get("metavar", "FIELD=COLUMN"), **options
+        )
     else:
         metavar = {int: "N", float: "X"}.get(plain, item.name.upper())
         group.add_argument(name, type=plain, metavar="|".join(item.metadata.get("choices", ())) or metavar, **options)
@@ -171,8 +175,8 @@ def _help(item: Field[Any]) -> str:
 
 
 def pair(text: str) -> tuple[str, str]:
-    """`field=column` as two words."""
+    """`name=value` as two words."""
     field, equals, column = text.partition("=")
     if not equals or not field or not column:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FIELD=COLUMN")
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
     return field, column

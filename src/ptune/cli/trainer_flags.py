@@ -70,13 +70,13 @@ def trainer_names() -> list[str]:
     return [item.name for item in fields(TrainingArguments) if item.init]
 
 
-def trainer_parser() -> Any:
-    """The parser that transformers has for its arguments, with errors that are ptune's."""
+def trainer_parser(command: str = "train") -> Any:
+    """The parser that transformers has for its arguments, with errors that are ptune's and name a command."""
     from transformers import HfArgumentParser, TrainingArguments
 
     class TrainerParser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ConfigError(f"{argparse_message(message)}.", hint="See ptune train --help.")
+            raise ConfigError(f"{argparse_message(message)}.", hint=f"See ptune {command} --help.")
 
     arguments: Any = TrainingArguments
     parser = TrainerParser(arguments, allow_abbrev=False)
@@ -96,7 +96,7 @@ def check_flags(words: Sequence[str], parser: Parser, trainer: argparse.Argument
     known = [*parser.flags(), *flags_of(trainer)]
     strange = [word for word in words if word.startswith("--") and word.split("=")[0] not in known]
     if strange:
-        raise unknown_flags(strange, known, "train")
+        raise unknown_flags(strange, known, parser.command)
 
 
 def given_names(words: Sequence[str], values: Mapping[str, Any]) -> set[str]:

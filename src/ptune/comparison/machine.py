@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from pathlib import Path
@@ -14,6 +16,7 @@ from ptune import __version__
 from ptune.memory.measure import GIB
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
+"""What a result depends on; those that are not installed are left out."""
 
 
 def machine(gpu: str | None = None) -> dict[str, Any]:
@@ -28,19 +31,20 @@ def machine(gpu: str | None = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python, ptune, and the packages a benchmark stands on."""
+    """Python, ptune, and the packages that a measurement stands on."""
     return {
         "python": platform.python_version(),
         "ptune": __version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)},
     }
 
 
 def _processor() -> str:
     """As Linux names it, with the family and model that tell apart what virtual machines name alike."""
     facts: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            facts.setdefault(key.strip(), value.strip())
     name = facts.get("model name", platform.machine())
     return f"{name}, family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else name

@@ -1,0 +1,314 @@
+"""One job, measured: load, adapt, train, and look at the held-out rows.
+
+ptune's prompts train as `ptune train` trains them (packed rows, the head on answer tokens); the others through
+`transformers.Trainer` with padded batches, as their users write it. Rows and their order are the same for all: every
+job draws them from the same seed, right before it trains, and a digest of what came is kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from typing_extensions import override
+
+from ptune.checkpoint.format import ADAPTER_WEIGHTS, ENCODER_WEIGHTS
+from ptune.comparison.job import BASE, OK, Job, JobResult
+from ptune.data.collate import PackingCollator, PaddingCollator
+from ptune.data.template import get_template
+from ptune.evaluation.loss import HeldOutLoss, LossSum, held_out_loss
+from ptune.memory.measure import GIB, PeakMemory
+from ptune.methods.apply import MethodSettings, apply_method
+from ptune.methods.names import METHODS
+from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
+from ptune.model.loss import IGNORE_INDEX
+from ptune.model.parameters import count_parameters
+from ptune.model.wrapper import PTunedModel
+from ptune.recipe import TrainRecipe
+from ptune.training.result import prompt_details
+from ptune.training.rows import Rows, check_context, load_rows
+from ptune.training.trainer import PTuneTrainer
+
+Tell = Callable[[dict[str, Any]], None]
+"""Takes progress: `{"phase": …}` or `{"step": …, "steps": …, "loss": …}`."""
+
+
+def run_job(job: Job, tell: Tell) -> JobResult:
+    """Carry a job out.
+
+    Raises:
+        PTuneError: Anything the user can mend.
+    """
+    recipe = job.train_recipe()
+    args = training_arguments(job, recipe)
+    tell({"phase": "reading"})
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+    template = get_template(recipe.template, tokenizer)
+    rows = load_rows(recipe, template, tokenizer, args, progress=False)
+    start_gib = _held_gib(args.device)
+    tell({"phase": "loading"})
+    model = _load(job, recipe, args, tokenizer)
+    trainable, total = count_parameters(model)
+    loaded_gib = _held_gib(args.device) - start_gib
+    answer: dict[str, Any] = {"method": job.method, "seed": job.seed, "status": OK, "key": job.key()}
+    answer |= {"trainable_parameters": trainable, "all_parameters": total, "loaded_gib": loaded_gib}
+    if job.method != BASE:
+        answer |= _train(job, model, rows, args, tokenizer, tell=tell, start_gib=start_gib)
+        if isinstance(model, PTunedModel):
+            model.save_pretrained(job.folder, **prompt_details(recipe, template, tokenizer, rows))
+        answer |= _sizes(job, model)
+    found = _measure(model, rows, args, tokenizer, tell)
+    if found is not None:
+        answer |= {"held_out_loss": found.loss, "held_out_tokens": found.tokens}
+    return JobResult(**answer)
+
+
+def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
+    """Trainer's arguments: ptune's defaults, the user's, and what a measurement needs."""
+    given = {**recipe.trainer_defaults(), **job.arguments}
+    if job.method == "full" and recipe.dtype in ("bfloat16", "auto"):
+        # Its weights train in float32; the products run in the dtype that the other methods' frozen model has.
+        given["bf16"] = recipe.dtype == "bfloat16" or torch.cuda.is_available()
+    return TrainingArguments(
+        **{
+            **given,
+            "output_dir": job.folder,
+            "seed": job.seed,
+            "learning_rate": job.learning_rate or 1.0,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "train_sampling_strategy": job.arguments.get("train_sampling_strategy", "random"),
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "dataloader_num_workers": 0,
+        }
+    )
+
+
+def _load(job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The model as the method makes it, every weight in memory."""
+    base = load_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=str(args.device),
+        trust_remote_code=recipe.trust_remote_code,
+        revision=recipe.revision,
+    )
+    check_tokenizer(base, tokenizer)
+    model: nn.Module = base
+    if job.method != BASE:
+        set_seed(job.seed)
+        sizes = MethodSettings(
+            num_virtual_tokens=recipe.num_virtual_tokens,
+            encoder_hidden_size=recipe.encoder_hidden_size,
+            encoder_num_layers=recipe.encoder_num_layers,
+            encoder_dropout=recipe.encoder_dropout,
+            lora_r=job.lora_r,
+            lora_alpha=job.lora_alpha,
+            packing=recipe.packing,
+        )
+        prompt = recipe.prompt_config() if METHODS[job.method].is_ptune else None
+        model = apply_method(job.method, base, sizes, prompt=prompt, tokenizer=tokenizer)
+        model.to(args.device)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.sum()  # a weight that is mapped from its file counts as memory only once it was read
+    return model
+
+
+class _Recorded:
+    """A collator that remembers the rows it was given."""
+
+    def __init__(self, collate: PackingCollator | PaddingCollator) -> None:
+        self.collate = collate
+        self.rows: list[tuple[int, bytes]] = []
+        """Of each batch: its text tokens, and a digest of its rows."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(repr(list(row["input_ids"])).encode())
+        self.rows.append((sum(len(row["input_ids"]) for row in rows), digest.digest()))
+        return dict(self.collate(rows))
+
+
+class _Clock(TrainerCallback):
+    """Notes time and loss of every optimizer step."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.marks: list[tuple[float, float]] = []
+        self.losses: list[tuple[int, float]] = []
+
+    def _mark(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._mark()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._mark()
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.losses.append((state.global_step, float(logs["loss"])))
+            self.tell({"step": state.global_step, "steps": state.max_steps, "loss": float(logs["loss"])})
+
+    def step_times(self) -> list[tuple[float, float]]:
+        """(seconds, processor seconds) of every step."""
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
+
+
+def _train(
+    job: Job,
+    model: nn.Module,
+    rows: Rows,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tell: Tell,
+    start_gib: float,
+) -> dict[str, Any]:
+    """Train, and what it took."""
+    recipe = job.train_recipe()
+    virtual = recipe.num_virtual_tokens if METHODS[job.method].encoder else 0
+    base: Any = model.base if isinstance(model, PTunedModel) else model
+    context = model.context_length if isinstance(model, PTunedModel) else _context(base)
+    check_context(rows, virtual, context, recipe.max_length)
+    packed = isinstance(model, PTunedModel) and recipe.packing and model.packs
+    collate = _Recorded(PackingCollator() if packed else PaddingCollator(pad_token_id=int(tokenizer.pad_token_id)))
+    clock = _Clock(tell)
+    kind: type[Trainer] = PTuneTrainer if isinstance(model, PTunedModel) else Trainer
+    trainer = kind(model=model, args=args, train_dataset=rows.tokens.dataset, data_collator=collate, callbacks=[clock])
+    trainer.remove_callback(PrinterCallback)
+    gc.collect()
+    set_seed(job.seed)  # the order of the rows must not depend on what was drawn while the method was set up
+    with PeakMemory() as peak:
+        outcome = trainer.train()
+    model.zero_grad()
+    used = collate.rows[: outcome.global_step * args.gradient_accumulation_steps]
+    times = clock.step_times()
+    steady = times[1:] or times
+    tokens = [count for count, _ in used]
+    after_first = sum(tokens[args.gradient_accumulation_steps :]) if len(times) > 1 else sum(tokens)
+    report = peak.report
+    on_cuda = args.device.type == "cuda"
+    return {
+        "peak_gib": report.cuda_allocated_gib if on_cuda else report.resident_peak_gib - start_gib,
+        "reserved_gib": report.cuda_reserved_gib if on_cuda else None,
+        "device_gib": report.cuda_device_used_gib if on_cuda else None,
+        "steps": int(outcome.global_step),
+        "step_seconds": statistics.median(seconds for seconds, _ in steady),
+        "step_cpu_seconds": statistics.median(seconds for _, seconds in steady),
+        "tokens": sum(tokens),
+        "tokens_per_second": after_first / max(sum(seconds for seconds, _ in steady), 1e-9),
+        "losses": tuple(clock.losses),
+        "rows_digest": hashlib.sha256(b"".join(digest for _, digest in used)).hexdigest()[:16],
+        "packed": packed,
+        "learning_rate": job.learning_rate,
+    }
+
+
+def _context(model: Any) -> int | None:
+    from ptune.model.capability import context_length
+
+    return context_length(model)
+
+
+def _measure(
+    model: nn.Module, rows: Rows, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, tell: Tell
+) -> HeldOutLoss | None:
+    """The held-out loss, every answer token weighing the same; None without held-out rows."""
+    if rows.held_out_tokens is None:
+        return None
+    tell({"phase": "measuring"})
+    dataset, size = rows.held_out_tokens.dataset, args.per_device_eval_batch_size
+    padded = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
+    if isinstance(model, PTunedModel):
+        return held_out_loss(model, dataset, PackingCollator() if model.packs else padded, batch_size=size)
+    return plain_held_out_loss(model, dataset, padded, batch_size=size, device=args.device, bf16=args.bf16)
+
+
+@torch.no_grad()
+def plain_held_out_loss(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+) -> HeldOutLoss:
+    """The held-out loss of a model that is not ptune's, from the mean loss it gives for each batch.
+
+    The first token of a row is left out: without a prompt nothing predicts it.
+    """
+    model.eval()
+    summed = LossSum()
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        batch = {
+            key: value.to(device)
+            for key, value in collate([dataset[row] for row in order[start:][:batch_size]]).items()
+        }
+        batch["labels"][:, 0] = IGNORE_INDEX
+        tokens = int((batch["labels"] != IGNORE_INDEX).sum())
+        if tokens:
+            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
+                summed.add(float(model(**batch).loss) * tokens, tokens)
+    return summed.mean(device=device)
+
+
+def _sizes(job: Job, model: Any) -> dict[str, Any]:
+    """Bytes on disk. A prompt or an adapter stays there; a whole model is written, measured and removed."""
+    import shutil
+
+    folder = Path(job.folder)
+    if not isinstance(model, PTunedModel):
+        model.save_pretrained(folder)
+    sizes = {path.name: path.stat().st_size for path in folder.rglob("*.safetensors")}
+    if job.method == "full":
+        shutil.rmtree(folder)
+    encoder = sizes.get(ENCODER_WEIGHTS, 0) if isinstance(model, PTunedModel) else 0
+    kept = sizes[ADAPTER_WEIGHTS] if isinstance(model, PTunedModel) else sum(sizes.values())
+    return {"bytes_on_disk": kept, "bytes_to_train_on": encoder}
+
+
+def _held_gib(device: torch.device) -> float:
+    """What tensors hold on CUDA, or the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / GIB
+    return float(psutil.Process().memory_info().rss) / GIB

@@ -1,0 +1,107 @@
+"""What a method makes of a model: which parameters train. Trainable weights are float32, whatever the model's dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptune.config import PromptEncoderConfig
+from ptune.errors import ModelError, one_line
+from ptune.methods.names import METHODS, Method, find_method
+from ptune.model.wrapper import PTunedModel
+
+__all__ = ["METHODS", "MethodSettings", "apply_method"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """Sizes of what a method adds. Prompts by default as in `ptune train`, LoRA as in PEFT."""
+
+    num_virtual_tokens: int = 10
+    encoder_hidden_size: int | None = None
+    """The model's width when None."""
+    encoder_num_layers: int = 2
+    encoder_dropout: float = 0.0
+    lora_r: int = 8
+    lora_alpha: int = 16
+    packing: bool = True
+    """ptune's prompts alone: rows one after another, without padding."""
+
+
+def apply_method(
+    name: str,
+    base: PreTrainedModel,
+    settings: MethodSettings | None = None,
+    *,
+    prompt: PromptEncoderConfig | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> nn.Module:
+    """`base` with what the method trains, in train mode; the same weights, not a copy.
+
+    Args:
+        name: A key of `METHODS`.
+        base: As `load_model` gives it, or on the meta device.
+        settings: Sizes.
+        prompt: The prompt of one of ptune's methods, in place of what the sizes make.
+        tokenizer: For a prompt that starts from a text.
+
+    Raises:
+        ConfigError: An unknown method, or sizes that do not fit.
+        ModelError: The architecture cannot be adapted in this way.
+    """
+    chosen, sizes = find_method(name), settings or MethodSettings()
+    base.requires_grad_(False)
+    if chosen.name == "full":
+        for weight in base.parameters():
+            weight.data = weight.data.to(torch.float32)
+        base.requires_grad_(True)
+        base.train()
+        return base
+    if chosen.is_ptune:
+        model = PTunedModel(base, prompt or prompt_config(chosen, sizes), tokenizer=tokenizer)
+        model.pack_batches = sizes.packing
+        return model.train()
+    import peft
+
+    try:
+        adapted: nn.Module = peft.get_peft_model(base, _peft_config(chosen, sizes))
+    except ValueError as error:
+        raise ModelError(f"PEFT cannot adapt {type(base).__name__}: {one_line(error)}") from error
+    return adapted.train()
+
+
+def prompt_config(chosen: Method, sizes: MethodSettings) -> PromptEncoderConfig:
+    """The prompt of one of ptune's methods.
+
+    Raises:
+        ConfigError: Sizes that no prompt can have.
+    """
+    assert chosen.encoder is not None
+    return PromptEncoderConfig(
+        num_virtual_tokens=sizes.num_virtual_tokens,
+        encoder_reparameterization_type=chosen.encoder.upper(),
+        encoder_hidden_size=sizes.encoder_hidden_size,
+        encoder_num_layers=sizes.encoder_num_layers,
+        encoder_dropout=sizes.encoder_dropout,
+    )
+
+
+def _peft_config(chosen: Method, sizes: MethodSettings) -> Any:
+    import peft
+
+    task = peft.TaskType.CAUSAL_LM
+    if chosen.encoder is None:
+        return peft.LoraConfig(task_type=task, r=sizes.lora_r, lora_alpha=sizes.lora_alpha)
+    width: Any = sizes.encoder_hidden_size  # PEFT types it as int, and takes None for the model's width
+    return peft.PromptEncoderConfig(
+        task_type=task,
+        num_virtual_tokens=sizes.num_virtual_tokens,
+        encoder_reparameterization_type=chosen.encoder.upper(),
+        encoder_hidden_size=width,
+        encoder_num_layers=sizes.encoder_num_layers,
+        encoder_dropout=sizes.encoder_dropout,
+    )
