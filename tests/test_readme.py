@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ptune.cli.main import COMMANDS
-from ptune.cli.train import build_parser
+from ptune.cli import compare, train
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]
@@ -63,7 +63,8 @@ def test_commands_and_flags_exist(name: str) -> None:
     commands = set(re.findall(r"^ptune (\w+)", text, flags=re.MULTILINE))
     assert commands
     assert commands <= set(COMMANDS)
-    known = {*build_parser().flags(), "--learning-rate", "--num-train-epochs", "--compare"}
+    trainer = {"--learning-rate", "--num-train-epochs", "--max-steps"}
+    known = {*train.build_parser().flags(), *compare.build_parser().flags(), *trainer, "--compare"}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known
 
 

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptune.comparison.run import compare
+    from ptune.comparison.settings import CompareSettings
     from ptune.config import (
         PromptEncoderConfig,
         PromptEncoderReparameterizationType,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompareSettings",
     "Example",
     "PTuneError",
     "PTuneTrainer",
@@ -39,11 +42,14 @@ __all__ = [
     "PromptTuningInit",
     "TaskType",
     "__version__",
+    "compare",
     "get_peft_model",
     "load_examples",
 ]
 
 _HOMES = {
+    "CompareSettings": "ptune.comparison.settings",
+    "compare": "ptune.comparison.run",
     "Example": "ptune.data.records",
     "PTuneError": "ptune.errors",
     "PTuneTrainer": "ptune.training.trainer",

@@ -56,12 +56,15 @@ def as_svg(figure: Figure) -> bytes:
 
 def draw_losses(comparison: Comparison, theme: Theme) -> Figure:
     """Training loss by step, smoothed, beside the held-out loss of each method."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = [one for one in comparison.methods if one.ok]
     held_out = [one for one in shown if one.held_out_loss is not None]
     figure, axes = _figure(theme, 2 if held_out else 1)
     left = axes[0]
     for one in shown:
         _curve(left, one)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)")
     left.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
     if held_out:

@@ -61,12 +61,24 @@ def parameters_and_memory(comparison: Comparison) -> TextTable:
 
 def speed_and_loss(comparison: Comparison) -> TextTable:
     """Time, loss and size."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    columns = (
+        "condition",
+        "learning rate",
+        "step (s)",
+        *([] if comparison.on_cuda else ["CPU time (s)"]),
+        "tokens/s",
+        "loss, first tenth",
+        "loss, last tenth",
+        "held-out loss",
+        "on disk",
+    )
     if comparison.base.held_out_loss is not None:
-        rows.append(("the model alone", *[_NONE] * 5, f"{comparison.base.held_out_loss:.4f}", _NONE))
+        empty = [_NONE] * (len(columns) - 3)
+        rows.append(("the model alone", *empty, f"{comparison.base.held_out_loss:.4f}", _NONE))
     for one in comparison.methods:
         if not one.ok:
-            rows.append((one.title, short_status(one), *[_NONE] * 6))
+            rows.append((one.title, short_status(one), *[_NONE] * (len(columns) - 2)))
             continue
         first, last = loss_ends(one)
         rows.append(
@@ -74,6 +86,7 @@ def speed_and_loss(comparison: Comparison) -> TextTable:
                 one.title,
                 f"{one.learning_rate:g}",
                 spread(one.step_seconds, 2),
+                *([] if comparison.on_cuda else [spread(one.step_cpu_seconds, 2)]),
                 spread(one.tokens_per_second, 0),
                 f"{first:.3f}",
                 f"{last:.3f}",
@@ -81,17 +94,7 @@ def speed_and_loss(comparison: Comparison) -> TextTable:
                 size(one),
             )
         )
-    columns = (
-        "condition",
-        "learning rate",
-        "step (s)",
-        "tokens/s",
-        "loss, first tenth",
-        "loss, last tenth",
-        "held-out loss",
-        "on disk",
-    )
-    note = "Losses: nats per answer token. On disk: what is needed to use it, beside the model."
+    note = "Step: median. Losses: nats per answer token. On disk: what is needed to use it, beside the model."
     return TextTable("Speed, loss and size", columns, tuple(rows), note)
 
 
