@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ptune.cli.main import COMMANDS
 from ptune.cli import compare, train
+from ptune.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]
