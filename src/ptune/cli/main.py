@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "answer one text with a trained prompt",
     "chat": "talk to a model with a trained prompt",
     "compare": "methods side by side on your model and data: parameters, memory, speed, loss",
+    "plan": "parameters, memory and time expected, before anything is loaded",
     "inspect": "what a prompt folder holds",
 }
 """Sub-commands and what they do, in the order of the help. Each lives in `ptune.cli.<name>` as `run(argv) -> int`."""

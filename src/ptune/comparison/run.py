@@ -213,6 +213,7 @@ def _run_process(job: Job, tell: Callable[[dict[str, Any]], None]) -> _Ended:
             process.wait()
         finally:
             _stop(process)
+            process.stdout.close()
         errors.seek(0)
         return _Ended(process.returncode, errors.read())
 

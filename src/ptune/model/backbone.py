@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "check_tokenizer",
     "context_length",
     "fingerprint",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "prefix_capability",
@@ -115,6 +117,36 @@ def load_model(
     model.eval()  # type: ignore[no-untyped-call]
     model.name_or_path = model.config._name_or_path = name  # noqa: SLF001 (the only place where transformers keeps it)
     return model
+
+
+def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a causal language model; no weights are read, and only `config.json` is downloaded.
+
+    Args:
+        name: Hub id, folder (a `config.json` is all it needs), `.gguf` file, or `builtin:smollm2-135m`.
+        trust_remote_code: True runs code from the model's repository.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: There is none, it is damaged, or it is no causal language model's.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    source = _source(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    if source.gguf is not None:
+        options = {}
+        origin = str(converted_model(source.gguf, torch.float32))
+    else:
+        _check_folder(source.folder)
+        origin = str(source.pretrained)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(origin, **options)
+        _check_config(name, config, trust_remote_code=trust_remote_code)
+    except PTuneError:
+        raise
+    except LOAD_FAULTS as fault:
+        raise _not_loaded("configuration", name, source, fault) from fault
+    return config
 
 
 def load_tokenizer(

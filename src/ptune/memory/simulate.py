@@ -1,0 +1,262 @@
+"""A training step without data: the real code of model, prompt and loss on tensors that have shapes and no values.
+
+What such a step holds at its fullest is what a real one holds, for any architecture that transformers knows, because it
+is the same code that decides what to keep. Two small copies of the model, of a few layers each, are enough: what a
+step holds grows by the same amount with each further layer, at each of the two moments when it can be fullest,
+
+- early: at the loss, or in the first layer's backward, when everything the forward kept is there;
+- late: in the last layer's backward, when all gradients of what trains are there.
+
+The bigger of the two is the peak. The moments are told apart by counting operations; where layers differ in kind (some
+with a sliding window) the copies grow by a whole period of the pattern.
+
+Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ptune.errors import ModelError, one_line
+from ptune.memory.tracker import LiveBytes
+from ptune.methods.apply import MethodSettings, apply_method
+from ptune.methods.names import METHODS
+
+FEWEST = 3
+"""Layers of the smaller copy: a first one, a last one, and one between."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch: `rows` of `length` tokens each, of which a share has labels."""
+
+    rows: int
+    length: int
+    supervised_share: float = 0.6
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What lives at a moment beside weights and optimizer state, in bytes."""
+
+    total: float
+    logits: float
+    gradients: float
+
+    def grown(self, other: Moment, layers: float) -> Moment:
+        """Extrapolated: this, and `layers` times the step to `other`."""
+        return Moment(
+            self.total + layers * (other.total - self.total),
+            self.logits + layers * (other.logits - self.logits),
+            self.gradients + layers * (other.gradients - self.gradients),
+        )
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A step's two fullest moments and its work."""
+
+    early: Moment
+    late: Moment
+    flops: float
+    moved: float
+    """Bytes that operations other than products read and write."""
+    operations: float
+
+    def grown(self, other: StepCost, layers: float) -> StepCost:
+        """Extrapolated by layers."""
+
+        def along(one: float, two: float) -> float:
+            return one + layers * (two - one)
+
+        return StepCost(
+            self.early.grown(other.early, layers),
+            self.late.grown(other.late, layers),
+            along(self.flops, other.flops),
+            along(self.moved, other.moved),
+            along(self.operations, other.operations),
+        )
+
+
+def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A frozen model without weights.
+
+    Raises:
+        ModelError: The configuration is no causal language model's.
+    """
+    try:
+        with torch.device("meta"):
+            base: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"no model can be made of this configuration: {one_line(error)}") from error
+    base.requires_grad_(False)
+    base.eval()  # type: ignore[no-untyped-call]
+    return base
+
+
+def layer_period(config: PretrainedConfig) -> int:
+    """After how many layers the pattern of layer kinds repeats; 1 where all are alike."""
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or []
+    for period in range(1, len(kinds)):
+        if all(kinds[at] == kinds[at % period] for at in range(len(kinds))):
+            return period
+    return 1
+
+
+def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The configuration with fewer layers."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return small
+
+
+def step_cost(
+    config: PretrainedConfig,
+    method: str,
+    settings: MethodSettings,
+    shape: Shape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    accumulation: int = 1,
+    checkpointing: bool = False,
+) -> StepCost:
+    """The cost of a step of a whole model, from two small copies of it.
+
+    Raises:
+        ModelError: The architecture cannot be simulated, or not adapted by the method.
+    """
+    layers, period = config.get_text_config(decoder=True).num_hidden_layers, layer_period(config)
+    fewest = period * max(-(-FEWEST // period), 1)
+    options: dict[str, Any] = {"dtype": dtype, "accumulation": accumulation, "checkpointing": checkpointing}
+    if layers <= fewest + period:
+        return simulate(config, method, settings, shape, **options).cost()
+    small = simulate(with_layers(config, fewest), method, settings, shape, **options)
+    larger = simulate(with_layers(config, fewest + period), method, settings, shape, **options)
+    tail = 2 * (larger.backward_operations - small.backward_operations) // 1
+    return small.cost(tail).grown(larger.cost(tail), (layers - fewest) / period)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A simulated step of one model."""
+
+    tracker: LiveBytes
+    gradient_bytes: int
+    accumulated: bool
+    """Whether gradients of an earlier batch lie there all the time."""
+    backward_from: int
+    """Operation at which the last backward begins."""
+
+    @property
+    def backward_operations(self) -> int:
+        """Operations of the last backward."""
+        return len(self.tracker.live) - self.backward_from
+
+    def cost(self, tail: int | None = None) -> StepCost:
+        """Its cost; `tail` operations at the end are the late moment's (half of the backward when None)."""
+        live = self.tracker.live
+        split = len(live) - min(tail or self.backward_operations // 2, self.backward_operations - 1)
+        early = max(range(split), key=live.__getitem__)
+        late = max(range(split, len(live)), key=live.__getitem__)
+        return StepCost(
+            self._moment(early, gradients=float(self.gradient_bytes) if self.accumulated else 0.0),
+            self._moment(late, gradients=float(self.gradient_bytes)),
+            sum(self.tracker.flops),
+            float(sum(self.tracker.moved)),
+            float(len(live)),
+        )
+
+    def _moment(self, at: int, *, gradients: float) -> Moment:
+        logits = sum(size for size, is_logits in self.tracker.alive_at(at) if is_logits)
+        total = self.tracker.live[at]
+        return Moment(float(total), float(logits), min(gradients, float(total)))
+
+
+def simulate(
+    config: PretrainedConfig,
+    method: str,
+    settings: MethodSettings,
+    shape: Shape,
+    *,
+    dtype: torch.dtype = torch.float32,
+    accumulation: int = 1,
+    checkpointing: bool = False,
+) -> Simulated:
+    """Run a step of a model of this configuration, every layer of it, without data.
+
+    Raises:
+        ModelError: An operation of the architecture needs data.
+    """
+    base = skeleton(config, dtype)
+    with torch.device("meta"):
+        model: Any = apply_method(method, base, settings)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _without_data(model, mode)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    vocabulary = int(config.get_text_config(decoder=True).vocab_size)
+    tokens = shape.rows * shape.length
+    tracker = LiveBytes(vocab_size=vocabulary, supervised=max(int(tokens * shape.supervised_share), 1))
+    packs = METHODS[method].is_ptune and settings.packing and model.packs
+    mixed = METHODS[method].name == "full" and dtype != torch.float32
+    begin = 0
+    try:
+        with mode, tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            for _ in range(min(accumulation, 2)):
+                output = model(**_batch(shape, packed=packs, prompt=METHODS[method].is_ptune))
+                begin = len(tracker.live)
+                output.loss.backward()
+                del output
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise ModelError(
+            f"{type(base).__name__} cannot be simulated: {one_line(error)[:200]}", hint="Measure with ptune compare."
+        ) from error
+    gradients = sum(
+        weight.grad.numel() * weight.grad.element_size() for weight in model.parameters() if weight.grad is not None
+    )
+    return Simulated(tracker, gradients, accumulation > 1, begin)
+
+
+def _batch(shape: Shape, *, packed: bool, prompt: bool) -> dict[str, Any]:
+    """A batch without values."""
+    size = (1, shape.rows * shape.length) if packed else (shape.rows, shape.length)
+    batch: dict[str, Any] = {
+        "input_ids": torch.zeros(size, dtype=torch.long),
+        "labels": torch.zeros(size, dtype=torch.long),
+    }
+    if packed:
+        batch["row_lengths"] = [shape.length] * shape.rows
+    else:
+        batch["attention_mask"] = torch.ones(size, dtype=torch.long)
+    if prompt:
+        batch["return_logits"] = False
+    return batch
+
+
+def _without_data(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Put tensors without data where the skeleton has none at all; shared ones stay shared."""
+    made: dict[int, torch.Tensor] = {}
+    with mode:
+        for module in model.modules():
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in stores:  # noqa: SLF001 (setattr would register anew)
+                for name, tensor in held.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in made:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        is_weight = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
+                    held[name] = made[id(tensor)]
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()  # noqa: SLF001 (they name the old ones)
