@@ -248,8 +248,8 @@ def _without_data(model: nn.Module, mode: FakeTensorMode) -> None:
     made: dict[int, torch.Tensor] = {}
     with mode:
         for module in model.modules():
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for held in stores:  # noqa: SLF001 (setattr would register anew)
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # noqa: SLF001 (setattr adds anew)
+            for held in stores:
                 for name, tensor in held.items():
                     if tensor is None:
                         continue
