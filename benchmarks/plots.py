@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ptune.comparison.plots import smoothed
 from ptune.evaluation.picture import save_figure
+from ptune.methods.names import METHODS
 
 COLORS = {"peft": "#8b949e", "peft-grouped": "#57606a", "ptune-padded": "#54aeff", "ptune-packed": "#1f6feb"}
 NAMES = {
@@ -112,3 +115,31 @@ def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+LOSS_COLORS = {"prompt-tuning": "#8b949e", "mlp": "#1f6feb", "lstm": "#bf3989"}
+
+
+def plot_loss_curves(result: Mapping[str, Any], path: Path) -> Path:
+    """A panel for every data set: the loss of each method as a running mean, the band from the least to the greatest.
+
+    Args:
+        result: Of `loss_curves`.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(5.4 * len(result["data"]), 4.2), layout="constrained")
+    panels: Any = figure.subplots(1, len(result["data"]), squeeze=False)
+    for axes, one in zip(panels[0], result["data"], strict=True):
+        for name, summary in one["methods"].items():
+            curves = [smoothed(curve) for curve in summary["losses"]]
+            by_step = list(zip(*curves, strict=True))
+            steps = range(1, len(by_step) + 1)
+            mean = [statistics.fmean(values) for values in by_step]
+            label = f"{METHODS[name].title}, rate {one['rates'][name]:g}"
+            axes.plot(steps, mean, color=LOSS_COLORS[name], linewidth=1.8, label=label)
+            low, high = [min(values) for values in by_step], [max(values) for values in by_step]
+            axes.fill_between(steps, low, high, color=LOSS_COLORS[name], alpha=0.15, linewidth=0)
+        axes.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)", title=one["data"])
+        axes.legend(frameon=False, fontsize=9)
+        _plain(axes)
+    return save_figure(figure, path)
