@@ -5,8 +5,8 @@
 Prompt tuning, the MLP and the LSTM on two sets of instructions, each at its own rate. The rate is chosen first, by the
 held-out loss of a short run with each of `FACTORS` times the method's default, on rows that the comparison never sees.
 Then every method trains from every seed on the same rows in the same order (`ptune.compare` does both). Reported, with
-the least and the greatest over the seeds: training loss in the first third and in the last tenth, and held-out loss. Draws `docs/images/loss_curves.png`. `--work` keeps what was measured, so that an interrupted
-run goes on.
+the least and the greatest over the seeds: training loss in the first third and in the last tenth, and held-out loss.
+Draws `docs/images/loss_curves.png`. `--work` keeps what was measured, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,11 +27,12 @@ from rich.table import Table
 
 from harness import OK, RESULTS, ROOT, write
 from plots import plot_loss_curves
-from ptune import CompareSettings, TrainRecipe, compare
+from ptune import CompareSettings, compare
 from ptune.comparison.machine import machine, versions
 from ptune.comparison.summary import Comparison
 from ptune.data.records import load_examples
 from ptune.methods.names import METHODS
+from ptune.recipe import TrainRecipe
 
 ENGLISH, CHINESE = "../shared/data/alpaca_en/alpaca_data.json", "../shared/data/alpaca_zh"
 NAMES = ("prompt-tuning", "mlp", "lstm")
@@ -50,7 +49,7 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     """Both data sets: rates, then curves."""
     result: dict[str, Any] = {
         "what": WHAT,
-        "command": "python benchmarks/loss_curves.py " + shlex.join(sys.argv[1:]),
+        "command": "python benchmarks/loss_curves.py",
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(),
