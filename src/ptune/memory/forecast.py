@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from ptune.errors import ConfigError
 from ptune.memory.measure import GIB
-from ptune.memory.simulate import Shape, StepCost, skeleton, step_cost
+from ptune.memory.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, skeleton, step_cost
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.backbone import DTYPES
@@ -127,6 +127,7 @@ class Forecaster:
         self.base_parameters = count_parameters(base)[1]
         self.context_length = context_length(base)
         self._step = lru_cache(maxsize=None)(self._simulated)
+        self._encoder = lru_cache(maxsize=None)(lambda method: encoder_cost(self.config, method, self.settings))
         self._adapted = lru_cache(maxsize=None)(self._counted)
 
     def forecast(self, method: str, rows: int, length: int) -> Forecast:
@@ -138,7 +139,7 @@ class Forecaster:
         """
         self._check_length(method, length)
         counts = self._adapted(method)
-        cost = self._step(method, rows, length)
+        cost = self._cost(method, rows, length)
         optimizer = ADAM_BYTES * counts.trainable
         late = cost.late.total > cost.early.total
         moment = cost.late if late else cost.early
@@ -171,10 +172,10 @@ class Forecaster:
             packed=counts.packs,
         )
 
-    def largest_batch(self, method: str, length: int, memory_gib: float, *, most: int = 4096) -> int:
-        """The most rows of `length` tokens that fit into `memory_gib`; 0 when not even one does.
+    def largest_batch(self, method: str, length: int, memory_gib: float, *, most: int = 65536) -> int:
+        """The most rows of `length` tokens that fit into `memory_gib`, up to `most`; 0 when not even one does.
 
-        Memory is affine in the rows but for what is kept in chunks, so a few forecasts are enough.
+        Memory is nearly affine in the rows, so the search starts where a line through two forecasts meets it.
         """
 
         def fits(rows: int) -> bool:
@@ -182,13 +183,25 @@ class Forecaster:
 
         if not fits(1):
             return 0
-        low, high = 1, 2
+        few, many = ROWS_SIMULATED - ROWS_APART, ROWS_SIMULATED
+        one, two = (self.forecast(method, rows, length).memory.total for rows in (few, many))
+        guess = few + (memory_gib - one) / max((two - one) / (many - few), 1e-9)
+        low, reach = min(max(int(guess), 1), most), 1
+        while not fits(low):
+            low, reach = max(low - reach, 1), 2 * reach
+        reach, high = 1, low + 1
         while high <= most and fits(high):
-            low, high = high, 2 * high
-        while high - low > max(low // 16, 1):
+            low, high, reach = high, high + reach, 2 * reach
+        while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
+            low, high = (middle, high) if middle <= most and fits(middle) else (low, middle)
         return low
+
+    def _cost(self, method: str, rows: int, length: int) -> StepCost:
+        """A step of one batch; ptune's methods share the body of it."""
+        if METHODS[method].is_ptune and method != BODY:
+            return self._encoder(method).added_to(self._step(BODY, rows, length))
+        return self._step(method, rows, length)
 
     @property
     def _batches(self) -> float:

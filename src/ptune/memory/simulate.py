@@ -10,13 +10,17 @@ step holds grows by the same amount with each further layer, at each of the two 
 The bigger of the two is the peak. The moments are told apart by counting operations; where layers differ in kind (some
 with a sliding window) the copies grow by a whole period of the pattern.
 
-Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens.
+Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens. A packed step is made of as many
+pieces as there are rows, so beyond `ROWS_SIMULATED` rows it is extrapolated too.
+
+ptune's methods differ in the encoder alone, and an encoder has its forward before the model's and its backward after
+it: what it keeps in between is added to both moments, and its own backward may be a third one.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +35,10 @@ from ptune.methods.names import METHODS
 
 FEWEST = 3
 """Layers of the smaller copy: a first one, a last one, and one between."""
+ROWS_SIMULATED, ROWS_APART = 16, 4
+"""Most rows of a packed batch that are simulated, and how many fewer the smaller of two batches has."""
+BODY = "prompt-tuning"
+"""The method that adds nothing to a prompt's own vectors: the step without an encoder."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +143,73 @@ def step_cost(
     Raises:
         ModelError: The architecture cannot be simulated, or not adapted by the method.
     """
+    options: dict[str, Any] = {"dtype": dtype, "accumulation": accumulation, "checkpointing": checkpointing}
+    if not (METHODS[method].is_ptune and settings.packing) or shape.rows <= ROWS_SIMULATED:
+        return _whole(config, method, settings, shape, **options)
+    fewer, more = (
+        _whole(config, method, settings, replace(shape, rows=rows), **options)
+        for rows in (ROWS_SIMULATED - ROWS_APART, ROWS_SIMULATED)
+    )
+    return fewer.grown(more, (shape.rows - ROWS_SIMULATED + ROWS_APART) / ROWS_APART)
+
+
+def _whole(config: PretrainedConfig, method: str, settings: MethodSettings, shape: Shape, **options: Any) -> StepCost:
+    """All layers, from copies with fewer."""
     layers, period = config.get_text_config(decoder=True).num_hidden_layers, layer_period(config)
     fewest = period * max(-(-FEWEST // period), 1)
-    options: dict[str, Any] = {"dtype": dtype, "accumulation": accumulation, "checkpointing": checkpointing}
     if layers <= fewest + period:
         return simulate(config, method, settings, shape, **options).cost()
     small = simulate(with_layers(config, fewest), method, settings, shape, **options)
     larger = simulate(with_layers(config, fewest + period), method, settings, shape, **options)
-    tail = 2 * (larger.backward_operations - small.backward_operations) // 1
+    tail = 2 * (larger.backward_operations - small.backward_operations)
     return small.cost(tail).grown(larger.cost(tail), (layers - fewest) / period)
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """What a prompt encoder adds to a step, in bytes and operations."""
+
+    kept: float
+    """Alive between its forward and its backward: what the backward needs, and the virtual tokens."""
+    backward: Moment
+    """Its own backward at its fullest."""
+    flops: float
+    moved: float
+    operations: float
+
+    def added_to(self, body: StepCost) -> StepCost:
+        """A step with this encoder, from one without any."""
+        early, late = (replace(one, total=one.total + self.kept) for one in (body.early, body.late))
+        return StepCost(
+            early,
+            max(late, self.backward, key=lambda moment: moment.total),
+            body.flops + self.flops,
+            body.moved + self.moved,
+            body.operations + self.operations,
+        )
+
+
+def encoder_cost(config: PretrainedConfig, method: str, settings: MethodSettings) -> EncoderCost:
+    """The cost of one of ptune's encoders, forward and backward, alone."""
+    with torch.device("meta"):
+        model: Any = apply_method(method, skeleton(with_layers(config, 1)), settings)
+    (encoder,) = model.prompts.values()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _without_data(encoder, mode)
+    tracker = LiveBytes(vocab_size=0, supervised=0)
+    with mode, tracker:
+        vectors = encoder()
+        begin = len(tracker.live)
+        vectors.backward(torch.empty_like(vectors))
+    live = tracker.live
+    fullest = float(max(live[begin:]))
+    return EncoderCost(
+        kept=float(live[begin - 1]),
+        backward=Moment(fullest, 0.0, min(float(_gradient_bytes(encoder)), fullest)),
+        flops=sum(tracker.flops),
+        moved=float(sum(tracker.moved)),
+        operations=float(len(live)),
+    )
 
 
 @dataclass(frozen=True)
@@ -221,10 +287,12 @@ def simulate(
         raise ModelError(
             f"{type(base).__name__} cannot be simulated: {one_line(error)[:200]}", hint="Measure with ptune compare."
         ) from error
-    gradients = sum(
-        weight.grad.numel() * weight.grad.element_size() for weight in model.parameters() if weight.grad is not None
-    )
-    return Simulated(tracker, gradients, accumulation > 1, begin)
+    return Simulated(tracker, _gradient_bytes(model), accumulation > 1, begin)
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return sum(grad.numel() * grad.element_size() for grad in grads)
 
 
 def _batch(shape: Shape, *, packed: bool, prompt: bool) -> dict[str, Any]:

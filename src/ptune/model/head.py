@@ -104,6 +104,6 @@ class FrozenHead:
         raw = product(hidden, weight, self._bias).requires_grad_()
         with torch.enable_grad():
             treated = _logits_of(self._model, hidden, {self._name: _Given(raw.unsqueeze(0))})
-        if treated.data_ptr() == raw.data_ptr():
+        if treated._base is raw and treated.shape == raw.shape:  # noqa: SLF001 (a tensor has no other word for it)
             return raw.detach(), lambda grad: product(grad, weight.t())
         return treated.detach().clone(), lambda grad: product(torch.autograd.grad(treated, raw, grad)[0], weight.t())
