@@ -279,10 +279,11 @@ def simulate(
     try:
         with mode, tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             for _ in range(min(accumulation, 2)):
-                output = model(**_batch(shape, packed=packs, prompt=METHODS[method].is_ptune))
+                # As in Trainer: the output, and the logits in it, are gone when the backward begins.
+                loss = model(**_batch(shape, packed=packs, prompt=METHODS[method].is_ptune)).loss
                 begin = len(tracker.live)
-                output.loss.backward()
-                del output
+                loss.backward()
+                del loss
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise ModelError(
             f"{type(base).__name__} cannot be simulated: {one_line(error)[:200]}", hint="Measure with ptune compare."

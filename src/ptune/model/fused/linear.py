@@ -73,8 +73,12 @@ def suits(x: torch.Tensor, *weights: torch.Tensor | None) -> bool:
 
 
 def is_plain(weight: torch.Tensor) -> bool:
-    """Whether a weight is an ordinary tensor, whose numbers kernels can read; torchao's and others are not."""
-    return type(weight) in (torch.Tensor, nn.Parameter)
+    """Whether a weight is an ordinary tensor, whose numbers kernels can read; torchao's and others are not.
+
+    A tensor that stands for one without having its data, as in a forecast of memory, is ordinary too.
+    """
+    kind = type(weight)
+    return kind in (torch.Tensor, nn.Parameter) or kind.__module__ == "torch._subclasses.fake_tensor"
 
 
 def is_packed(weight: torch.Tensor) -> bool:

@@ -1,0 +1,44 @@
+"""The forecast's own measurement, on the small model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import forecast
+from harness import Benchmark
+
+
+def test_a_run_stands_beside_its_forecast(
+    model_dir: Path, tmp_path: Path, in_this_process: Callable[[Benchmark], None], capsys: pytest.CaptureFixture[str]
+):
+    in_this_process(forecast.BENCHMARK)
+    forecast.run(
+        [
+            "--models", str(model_dir), "--shapes", "2x64", "--dtypes", "float32", "--methods", "mlp", "lora",
+            "--threads", "1", f"--output={tmp_path / 'result.json'}",
+        ]
+    )  # fmt: skip
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "ok"
+    (case,) = result["cases"]
+    for name in ("mlp", "lora"):
+        (one,) = case["contenders"][name]["rounds"]
+        assert one["tokens"] == forecast.STEPS * 2 * 64  # every row has exactly the forecast length
+        assert one["forecast"]["trainable_parameters"] == one["trainable_parameters"]
+        assert one["forecast_gib"] == one["forecast"]["memory"]["total"] > 0
+        assert one["error_percent"] == pytest.approx(100 * (one["forecast_gib"] / one["peak_gib"] - 1))
+    assert "2 runs: memory off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "least"), [("random:bloom-123m", 120e6), ("random:gpt2-124m", 120e6)])
+@pytest.mark.slow
+def test_the_random_models_are_as_big_as_their_names(name: str, least: float, tmp_path: Path):
+    from ptune.memory.forecast import Forecaster
+    from ptune.model.backbone import load_config
+
+    folder = forecast.model_folder(name, tmp_path)
+    assert least < Forecaster(load_config(folder)).base_parameters < 1.05 * least + 5e6
