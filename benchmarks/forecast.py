@@ -49,7 +49,7 @@ def work(contender: str, settings: Settings) -> Answer:
         model = model_folder(settings["model"], Path(folder))
         recipe = TrainRecipe(
             model=model,
-            data=str(_rows(Path(folder), settings)),
+            data=str(_rows(model, Path(folder), settings)),
             output=str(Path(folder) / "out"),
             max_length=settings["length"],
             dtype=settings["dtype"],
@@ -115,11 +115,14 @@ def model_folder(name: str, folder: Path) -> str:
     return str(folder / "model")
 
 
-def _rows(folder: Path, settings: Settings) -> Path:
+def _rows(model: str, folder: Path, settings: Settings) -> Path:
     """Rows that are longer than asked, so that they are cut to it: questions of 0.4 of the length, endless answers."""
-    asked = int(settings["length"] * (1 - ANSWER_SHARE)) - 12  # the template's own tokens
+    tokenizer = load_tokenizer(model)
+    template = len(tokenizer.encode("Human: 10 \n\nAssistant: "))
+    a_word = len(tokenizer.encode(" word" * 50)) / 50
+    asked = int((settings["length"] * (1 - ANSWER_SHARE) - template) / a_word)
     words = " ".join(["word"] * max(asked, 1))
-    rows = [{"instruction": f"{at} {words}", "output": " ".join(["other"] * settings["length"])} for at in range(64)]
+    rows = [{"instruction": f"{at} {words}", "output": " ".join(["word"] * settings["length"])} for at in range(64)]
     path = folder / "rows.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path

@@ -18,7 +18,7 @@ def test_a_run_stands_beside_its_forecast(
     in_this_process(forecast.BENCHMARK)
     forecast.run(
         [
-            "--models", str(model_dir), "--shapes", "2x64", "--dtypes", "float32", "--methods", "mlp", "lora",
+            "--models", str(model_dir), "--shapes", "2x160", "--dtypes", "float32", "--methods", "mlp", "lora",
             "--threads", "1", f"--output={tmp_path / 'result.json'}",
         ]
     )  # fmt: skip
@@ -27,7 +27,7 @@ def test_a_run_stands_beside_its_forecast(
     (case,) = result["cases"]
     for name in ("mlp", "lora"):
         (one,) = case["contenders"][name]["rounds"]
-        assert one["tokens"] == forecast.STEPS * 2 * 64  # every row has exactly the forecast length
+        assert one["tokens"] == forecast.STEPS * 2 * 160  # every row has exactly the forecast length
         assert one["forecast"]["trainable_parameters"] == one["trainable_parameters"]
         assert one["forecast_gib"] == one["forecast"]["memory"]["total"] > 0
         assert one["error_percent"] == pytest.approx(100 * (one["forecast_gib"] / one["peak_gib"] - 1))

@@ -70,7 +70,9 @@ def test_time_where_the_machine_is_asked(config_only: Path, monkeypatch: pytest.
 
     def rates(**given: object) -> MachineRates:
         asked.append(given)
-        return MachineRates(flops_per_second=1e10, bytes_per_second=1e10, seconds_per_operation=1e-5)
+        return MachineRates(
+            flops_per_second=1e10, own_flops_per_second=1e10, bytes_per_second=1e10, seconds_per_operation=1e-5
+        )
 
     monkeypatch.setattr(clock, "calibrate", rates)
     words = [word for word in plan(config_only, "--methods", "mlp", "--rows", 1000) if word != "--no-calibrate"]

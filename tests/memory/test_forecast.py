@@ -21,7 +21,7 @@ SIZES = MethodSettings(num_virtual_tokens=4, lora_r=2)
 
 @pytest.fixture(scope="module")
 def small() -> Forecaster:
-    return Forecaster(build("llama", num_hidden_layers=6).config, SIZES)
+    return Forecaster(build("llama", num_hidden_layers=4).config, SIZES)
 
 
 def test_the_tutorials_parameter_table():
@@ -111,9 +111,15 @@ def test_a_model_that_is_no_decoder():
 
 
 def test_time_adds_up(small: Forecaster):
-    rates = MachineRates(flops_per_second=1e9, bytes_per_second=1e9, seconds_per_operation=1e-6)
+    rates = MachineRates(
+        flops_per_second=1e8, own_flops_per_second=1e9, bytes_per_second=1e9, seconds_per_operation=1e-6
+    )
     one = small.forecast("mlp", 4, 64)
     assert rates.step_seconds(one) == pytest.approx((one.flops + one.moved_bytes) / 1e9 + one.operations / 1e6)
+    other = small.forecast("lora", 4, 64)  # not by ptune's kernels
+    assert rates.step_seconds(other) == pytest.approx(
+        other.flops / 1e8 + other.moved_bytes / 1e9 + other.operations / 1e6
+    )
     told = Forecaster(small.config, SIZES, accumulation=4).forecast("mlp", 4, 64)
     assert rates.step_seconds(told) > 3.5 * rates.step_seconds(one)
     assert told.tokens == 4 * one.tokens

