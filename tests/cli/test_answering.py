@@ -1,4 +1,4 @@
-"""`ptune generate`, `ptune chat` and `ptune inspect` on a trained prompt."""
+"""`ptune generate` and `ptune chat` on a trained prompt."""
 
 from __future__ import annotations
 
@@ -132,30 +132,6 @@ def test_chat_goes_on_after_a_text_that_is_too_long(prompt_dir: Path):
 def test_chat_without_the_prompt_and_with_beams(prompt_dir: Path, tiny_model_dir: Path):
     assert chat(prompt_dir, "green\n", "--no-prompt") == [f"base> {answer_by_hand(tiny_model_dir, None, 'green')}"]
     assert chat(prompt_dir, "green\n", "--num-beams", 2)[0].startswith("tuned> ")
-
-
-def test_inspect(prompt_dir: Path, tiny_model_dir: Path):
-    ran = run("inspect", prompt_dir, "--json")
-    facts = json.loads(ran.out)
-    vectors = load_file(prompt_dir / "adapter_model.safetensors")["prompt_embeddings"]
-    assert facts["base_model"] == str(tiny_model_dir)
-    assert (facts["encoder"], facts["virtual_tokens"], facts["token_dim"]) == ("mlp", 4, 32)
-    assert facts["vector_norms"]["mean"] == pytest.approx(float(vectors.norm(dim=1).mean()))
-    assert facts["steps"] == 2
-    assert facts["written_by"] == "ptune"
-    table = run("inspect", prompt_dir)
-    assert "virtual tokens" in table.out
-    assert "\x1b" not in table.out
-
-
-def test_inspect_a_folder_that_peft_made(tmp_path: Path):
-    import peft
-
-    config = peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=16)
-    peft.get_peft_model(build("llama"), config).save_pretrained(tmp_path)
-    facts = json.loads(run("inspect", tmp_path, "--json").out)
-    assert (facts["virtual_tokens"], facts["token_dim"], facts["written_by"]) == (3, 32, "PEFT")
-    assert run("inspect", tmp_path).code == 0
 
 
 def test_generate_from_a_folder_that_peft_made(tmp_path: Path, tiny_model_dir: Path):

@@ -2,46 +2,84 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ptune.cli.flags import Parser
+from ptune.cli.flags import Parser, number
+from ptune.errors import ModelError, PromptError, PTuneError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ptune.checkpoint.format import SavedPrompt
+    from ptune.evaluation.prompt_geometry import Geometry, Nearest
+
+_MORE = """\
+The nearest tokens of the vocabulary need the base model's input embeddings, and nothing else of it: they are read by
+themselves from its safetensors file. Nothing is downloaded for that unless the model is named with --model.
+
+Cosines are from -1 to 1. The effective rank says how many directions the virtual tokens fill (Roy & Vetterli, 2007)."""
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        "inspect",
+        "What a prompt folder holds: how it was made, and where its virtual tokens lie. Its model is not loaded.",
+        more=_MORE,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder")
+    parser.add_argument("--model", metavar="MODEL", help="the base model, where it is not the one the folder names")
+    parser.add_argument("--revision", help="revision of the model on the hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
+    parser.add_argument(
+        "--nearest", type=number(int, least=0), default=5, metavar="N", help="nearest tokens to show (default 5)"
+    )
+    parser.add_argument("--no-nearest", action="store_true", help="do not look at the base model at all")
+    parser.add_argument("--metric", choices=("cosine", "l2"), default="cosine", help="nearest by angle or by distance")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw lengths, nearest tokens and likeness")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """What the base model's vocabulary says of a prompt."""
+
+    nearest: Nearest
+    texts: list[list[str]]
+    """`P` lists of the nearest tokens, readable."""
+    model: str
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    parser = Parser("inspect", "What a prompt folder holds. Its tensors are read and checked; its model is not loaded.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse(argv)
-    facts = describe(args.folder)
-    if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
-        return 0
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    args = build_parser().parse(argv)
+    from ptune.checkpoint.format import read_prompt
+    from ptune.evaluation.prompt_geometry import geometry
 
-    table = Table(title=str(args.folder), show_header=False, title_justify="left")
-    for name, value in facts.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), Text(_shown(value)))
-    Console().print(table)
+    saved = read_prompt(args.folder)
+    shape = geometry(saved.vectors)
+    vocabulary, missing = _look_up(args, saved)
+    if args.plot is not None:
+        _draw(args, shape, vocabulary)
+    if args.json:
+        print(json.dumps(_as_dict(args, saved, shape, vocabulary, missing), ensure_ascii=False))
+    else:
+        _show(args, saved, shape, vocabulary, missing)
     return 0
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """The facts of a prompt folder, as plain values.
+def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
+    """The facts of a prompt folder, as plain values. Losses are nats per answer token."""
+    from ptune.checkpoint.format import ADAPTER_WEIGHTS, ENCODER_WEIGHTS
 
-    Raises:
-        PromptError: The folder is missing or damaged.
-    """
-    from ptune.checkpoint.format import ADAPTER_WEIGHTS, ENCODER_WEIGHTS, read_prompt
-
-    saved = read_prompt(folder)
     details = saved.details
+    recipe: Mapping[str, Any] = details.get("recipe") or {}
     norms = saved.vectors.norm(dim=1)
     files = [folder / name for name in (ADAPTER_WEIGHTS, ENCODER_WEIGHTS)]
     sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
@@ -55,12 +93,169 @@ def describe(folder: Path) -> dict[str, Any]:
         "template": details.get("template"),
         "trained_on": details.get("data"),
         "rows": (details.get("tokens_report") or {}).get("kept"),
+        "max_length": recipe.get("max_length"),
         **(details.get("metrics") or {}),
         "vector_norms": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
         "bytes": sizes,
         "versions": details.get("versions"),
         "written_by": "ptune" if "format_version" in details else "PEFT",
     }
+
+
+def _look_up(args: argparse.Namespace, saved: SavedPrompt) -> tuple[_Vocabulary | None, str | None]:
+    """The vocabulary around the prompt, or why it cannot be shown.
+
+    Raises:
+        PTuneError: The model was named with `--model`, and cannot be used.
+    """
+    if args.no_nearest or args.nearest == 0:
+        return None, None
+    model = args.model or saved.config.base_model_name_or_path
+    if not model:
+        return None, "the folder does not name its base model; name it with --model"
+    try:
+        return _vocabulary(args, saved.vectors, model), None
+    except PTuneError as error:
+        if args.model:
+            raise
+        return None, f"{error.message.rstrip('.')}; name the base model with --model"
+
+
+def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str) -> _Vocabulary:
+    from ptune.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from ptune.evaluation.prompt_geometry import nearest_tokens
+    from ptune.model.backbone import load_tokenizer
+    from ptune.model.embedding_table import load_embedding_table
+
+    options = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
+    options["local_files_only"] = not args.model
+    tokenizer = load_tokenizer(model, **options)
+    table = load_embedding_table(model, **options)
+    if table.dim != vectors.shape[1]:
+        raise ModelError(
+            f"the embeddings of {model} have {table.dim} numbers, and the virtual tokens {vectors.shape[1]}.",
+            hint="Name the model that the prompt was trained on.",
+        )
+    found = nearest_tokens(vectors, table.pieces(), args.nearest, args.metric)
+    texts = [[_readable(tokenizer, token) for token in row] for row in found.ids.tolist()]
+    return _Vocabulary(found, texts, model)
+
+
+def _readable(tokenizer: Any, token: int) -> str:
+    """A token's text in quotes, blanks and controls visible; its bare name where it is part of a character."""
+    text: str = tokenizer.decode([token])
+    if not text or "\ufffd" in text:
+        text = str(tokenizer.convert_ids_to_tokens(token))
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _as_dict(
+    args: argparse.Namespace, saved: SavedPrompt, shape: Geometry, vocabulary: _Vocabulary | None, missing: str | None
+) -> dict[str, Any]:
+    """Every figure, as plain values."""
+    facts = describe(args.folder, saved)
+    pair = shape.closest_pair
+    facts |= {
+        "norms": shape.norms.tolist(),
+        "similarity": shape.similarity.tolist(),
+        "closest_pair": None if pair is None else {"tokens": pair[:2], "cosine": pair[2]},
+        "effective_rank": shape.effective_rank,
+        "nearest": None,
+        "nearest_missing": missing,
+    }
+    if vocabulary is not None:
+        found = vocabulary.nearest
+        facts["vocabulary"] = {"model": vocabulary.model, "norms": _spread(found.norms)}
+        facts["nearest"] = [
+            [
+                {"id": token, "text": json.loads(text), args.metric: score}
+                for token, text, score in zip(ids, texts, scores, strict=True)
+            ]
+            for ids, texts, scores in zip(found.ids.tolist(), vocabulary.texts, found.scores.tolist(), strict=True)
+        ]
+    return facts
+
+
+def _spread(norms: torch.Tensor) -> dict[str, float]:
+    """The 5th, 50th and 95th percentile."""
+    from ptune.evaluation.prompt_geometry import percentiles
+
+    return dict(zip(("p5", "p50", "p95"), percentiles(norms), strict=True))
+
+
+def _draw(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | None) -> None:
+    from ptune.evaluation.prompt_picture import plot_prompt
+
+    if args.plot.suffix.lower() != ".png":
+        raise PromptError(f"--plot writes PNG files, not {args.plot.name!r}.", hint="Name a file that ends in .png.")
+    name, rank = args.folder.absolute().name, shape.effective_rank
+    plot_prompt(
+        args.plot,
+        shape,
+        title=f"{name}: {len(shape.norms)} virtual tokens, effective rank {rank:.1f}",
+        nearest=None if vocabulary is None else [row[0] for row in vocabulary.texts],
+        vocabulary_norms=None if vocabulary is None else vocabulary.nearest.norms,
+    )
+
+
+def _show(
+    args: argparse.Namespace, saved: SavedPrompt, shape: Geometry, vocabulary: _Vocabulary | None, missing: str | None
+) -> None:
+    """The facts and the virtual tokens, for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=160)
+    console.print(str(args.folder), style="bold", highlight=False, markup=False, soft_wrap=True)
+    table = Table(show_header=False)
+    for name, value in describe(args.folder, saved).items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), Text(_shown(value)))
+    console.print(table)
+    lines = [f"effective rank {shape.effective_rank:.1f} of {min(saved.vectors.shape)}"]
+    if pair := shape.closest_pair:
+        between = shape.between
+        lines.append(
+            f"cosine between virtual tokens {float(between.min()):.2f} to {float(between.max()):.2f}, "
+            f"mean {float(between.mean()):.2f}; the closest are {pair[0]} and {pair[1]}"
+        )
+    if vocabulary is not None:
+        norms = _spread(vocabulary.nearest.norms)
+        lines.append(
+            f"norms of the vocabulary {norms['p5']:.2f} to {norms['p95']:.2f} (5% to 95%), median {norms['p50']:.2f}"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(_tokens(args, shape, vocabulary))
+    if missing is not None:
+        console.print(f"nearest tokens: {missing}", highlight=False, markup=False, soft_wrap=True)
+    if args.plot is not None:
+        console.print(f"plot: {args.plot}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _tokens(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | None) -> Any:
+    """A row for every virtual token: its length and what is near to it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("virtual token", justify="right")
+    table.add_column("norm", justify="right")
+    if vocabulary is not None:
+        table.add_column(f"nearest in the vocabulary ({'cosine' if args.metric == 'cosine' else 'distance'})")
+    for at, norm in enumerate(shape.norms.tolist()):
+        row = [str(at), f"{norm:.3f}"]
+        if vocabulary is not None:
+            scores = vocabulary.nearest.scores[at].tolist()
+            row.append(
+                "  ".join(f"{text} {score:.2f}" for text, score in zip(vocabulary.texts[at], scores, strict=True))
+            )
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _shown(value: Any) -> str:

@@ -21,12 +21,13 @@ from transformers import PretrainedConfig
 
 from ptune.errors import ConfigError
 from ptune.memory.measure import GIB
-from ptune.memory.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, skeleton, step_cost
+from ptune.memory.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, step_cost
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.backbone import DTYPES
 from ptune.model.capability import context_length
 from ptune.model.parameters import count_parameters
+from ptune.model.skeleton import skeleton
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
 """What comes with the first step: threads, kernels, scratch space."""

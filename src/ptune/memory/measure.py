@@ -76,6 +76,26 @@ class PeakMemory:
         self.report = MemoryReport(self._start / GIB, peak / GIB, *cuda)
 
 
+def memory_now() -> dict[str, float]:
+    """What a log of training says, in GiB.
+
+    On CUDA: `memory_gib` in tensors, `memory_peak_gib` at most since training began, `memory_reserved_gib` with the
+    allocator, `memory_device_gib` given away by the driver, to all processes. On the CPU: `memory_gib`, what is
+    resident of the process, and `memory_peak_gib`, at most since training began (on Linux).
+    """
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return {
+            "memory_gib": torch.cuda.memory_allocated() / GIB,
+            "memory_peak_gib": torch.cuda.max_memory_allocated() / GIB,
+            "memory_reserved_gib": torch.cuda.memory_reserved() / GIB,
+            "memory_device_gib": (total - free) / GIB,
+        }
+    now = psutil.Process().memory_info().rss
+    peak = _high_water() if Path("/proc/self/status").exists() else _lifetime_peak()
+    return {"memory_gib": now / GIB, "memory_peak_gib": max(now, peak) / GIB}
+
+
 def _reset_high_water() -> bool:
     """Ask Linux to count the peak of this process anew; False where that cannot be done."""
     with contextlib.suppress(OSError):

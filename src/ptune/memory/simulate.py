@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from ptune.errors import ModelError, one_line
 from ptune.memory.tracker import LiveBytes
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
+from ptune.model.skeleton import skeleton
 
 FEWEST = 3
 """Layers of the smaller copy: a first one, a last one, and one between."""
@@ -91,22 +92,6 @@ class StepCost:
             along(self.moved, other.moved),
             along(self.operations, other.operations),
         )
-
-
-def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A frozen model without weights.
-
-    Raises:
-        ModelError: The configuration is no causal language model's.
-    """
-    try:
-        with torch.device("meta"):
-            base: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"no model can be made of this configuration: {one_line(error)}") from error
-    base.requires_grad_(False)
-    base.eval()  # type: ignore[no-untyped-call]
-    return base
 
 
 def layer_period(config: PretrainedConfig) -> int:

@@ -40,6 +40,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "prefix_capability",
+    "pretrained_source",
     "tokenizer_fingerprint",
 ]
 
@@ -119,28 +120,43 @@ def load_model(
     return model
 
 
-def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+def pretrained_source(name: str) -> str:
+    """What `from_pretrained` takes for a model's name: a hub id, or a folder, made for a GGUF file when it must be.
+
+    Raises:
+        ModelError: There is no such model.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    source = _source(name)
+    if source.gguf is not None:
+        return str(converted_model(source.gguf, torch.float32))
+    _check_folder(source.folder)
+    return str(source.pretrained)
+
+
+def load_config(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
+) -> PretrainedConfig:
     """The configuration of a causal language model; no weights are read, and only `config.json` is downloaded.
 
     Args:
         name: Hub id, folder (a `config.json` is all it needs), `.gguf` file, or `builtin:smollm2-135m`.
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
+        local_files_only: Take what lies on this machine, and download nothing.
 
     Raises:
         ModelError: There is none, it is damaged, or it is no causal language model's.
         OutputError: A GGUF file's converted copy cannot be written.
     """
-    source = _source(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    if source.gguf is not None:
-        options = {}
-        origin = str(converted_model(source.gguf, torch.float32))
-    else:
-        _check_folder(source.folder)
-        origin = str(source.pretrained)
+    source, origin = _source(name), pretrained_source(name)
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+        "local_files_only": local_files_only,
+    }
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(origin, **options)
+        config: PretrainedConfig = AutoConfig.from_pretrained(origin, **({} if source.gguf else options))
         _check_config(name, config, trust_remote_code=trust_remote_code)
     except PTuneError:
         raise
@@ -150,16 +166,22 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
 
 
 def load_tokenizer(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is that too.
+
+    Arguments as for `load_config`.
 
     Raises:
         ModelError: There is no tokenizer, it is damaged, or it has neither of the two tokens.
         OutputError: A GGUF file's converted copy cannot be written.
     """
     source = _source(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+        "local_files_only": local_files_only,
+    }
     if source.gguf is not None:
         options = {}
         origin = str(converted_tokenizer(source.gguf))

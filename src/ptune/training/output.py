@@ -19,7 +19,7 @@ from ptune.checkpoint.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENCOD
 from ptune.errors import ConfigError, OutputError
 from ptune.training.progress import read_metrics
 
-METRICS, PLOT = "metrics.jsonl", "loss.png"
+METRICS, PLOT, EVENTS = "metrics.jsonl", "loss.png", "runs"
 TRAINER_STATE = "trainer_state.json"
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD, METRICS, PLOT)
 _OWN_CARD = "library_name: ptune"
@@ -40,7 +40,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, *, overwrite: bool = False, resume: Path | None = None) -> None:
         self.path = path
-        self.metrics, self.plot = path / METRICS, path / PLOT
+        self.metrics, self.plot, self.events = path / METRICS, path / PLOT, path / EVENTS
         self._keeps = resume is not None and resume.resolve().parent == path.resolve()
         self._resume = resume
         self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]

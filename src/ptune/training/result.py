@@ -135,6 +135,8 @@ def show_result(result: TrainResult, folder: OutputFolder, console: Console) -> 
         f"prompt ({kilobytes:.0f} kB): {folder.path}   plot: {folder.plot}   log: {folder.metrics}",
     ):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if folder.events.is_dir():
+        show_line(f"TensorBoard: tensorboard --logdir {folder.events}", console)
 
 
 def show_rows(rows: Rows, console: Console) -> None:

@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from accelerate import DistributedType
 from datasets import Dataset
@@ -35,7 +34,7 @@ from ptune.data.collate import PackingCollator, unpacked
 from ptune.errors import ConfigError
 from ptune.evaluation.loss import LossSum
 from ptune.memory.allocator import keep_freed_memory
-from ptune.memory.measure import GIB
+from ptune.memory.measure import memory_now
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
@@ -242,7 +241,8 @@ class PTuneTrainer(Trainer):
             now = time.perf_counter()
             rate = (self.tokens_seen - tokens) / max(now - then, 1e-9) * self.args.world_size
             self._since = (now, self.tokens_seen)
-            logs = {**logs, "tokens_per_second": round(rate, 1), "memory_gib": round(_memory_gib(), 3)}
+            memory = {name: round(size, 3) for name, size in memory_now().items()}
+            logs = {**logs, "tokens_per_second": round(rate, 1), **memory}
         super().log(logs, start_time)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -273,10 +273,3 @@ def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
     if isinstance(value, torch.Tensor) and tuple(value.shape[:2]) == (1, sum(lengths)):
         return unpacked(value, lengths, IGNORE_INDEX)
     return value
-
-
-def _memory_gib() -> float:
-    """What CUDA's allocator holds, or the process's resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() / GIB
-    return float(psutil.Process().memory_info().rss) / GIB
