@@ -147,7 +147,7 @@ def test_terminal_and_markdown_show_the_tutorials_columns(compared: Path):
     for column in ("condition", "model parameters", "trainable parameters", "loaded (GiB)", "training (GiB)"):
         assert column in said
         assert column in (compared / "report.md").read_text(encoding="utf-8")
-    for picture in ("loss.png", "memory.png"):
+    for picture in ("loss.png", "held_out.png", "memory.png"):
         assert (compared / picture).stat().st_size > 10_000
 
 

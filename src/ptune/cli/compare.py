@@ -17,7 +17,7 @@ _MORE = """\
 Every option of transformers.TrainingArguments is a flag, the same for all methods: --max-steps, --num-train-epochs,
 --per-device-train-batch-size, --gradient-accumulation-steps, --seed, --use-cpu, … (see ptune train --help).
 
-OUTPUT holds report.html, report.md, results.json, loss.png and memory.png, and in runs/ every prompt and adapter.
+OUTPUT holds report.html, report.md, results.json and the pictures, and in runs/ every prompt and adapter.
 Interrupted, the same command goes on where it stopped; methods and seeds can be added later."""
 
 

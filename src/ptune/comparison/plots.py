@@ -1,4 +1,4 @@
-"""`loss.png` and `memory.png`, and the same as SVG for the report, light and dark."""
+"""`loss.png`, `held_out.png` and `memory.png`, and the same as SVG for the report, light and dark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ptune.comparison.summary import Comparison, MethodSummary
 from ptune.evaluation.picture import save_figure
@@ -32,14 +32,22 @@ _PALETTE = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#
 _COLORS = dict(zip(METHODS, _PALETTE, strict=True))
 
 
-def save_plots(comparison: Comparison, folder: Path) -> None:
-    """Write both PNGs.
+def pictures(comparison: Comparison, theme: Theme) -> dict[str, Figure]:
+    """Every picture by name; one of the held-out loss where there are held-out rows."""
+    drawn = {"loss": draw_losses(comparison, theme)}
+    if any(one.held_out_loss is not None for one in comparison.methods):
+        drawn["held_out"] = draw_held_out(comparison, theme)
+    drawn["memory"] = draw_memory(comparison, theme)
+    return drawn
+
+
+def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every picture as PNG.
 
     Raises:
         OutputError: They cannot be written.
     """
-    save_figure(draw_losses(comparison, LIGHT), folder / "loss.png")
-    save_figure(draw_memory(comparison, LIGHT), folder / "memory.png")
+    return [save_figure(figure, folder / f"{name}.png") for name, figure in pictures(comparison, LIGHT).items()]
 
 
 def as_svg(figure: Figure) -> bytes:
@@ -55,20 +63,17 @@ def as_svg(figure: Figure) -> bytes:
 
 
 def draw_losses(comparison: Comparison, theme: Theme) -> Figure:
-    """Training loss by step, smoothed, beside the held-out loss of each method."""
+    """Training loss by step, smoothed: rows differ more than methods do."""
     from matplotlib.ticker import MaxNLocator
 
-    shown = [one for one in comparison.methods if one.ok]
-    held_out = [one for one in shown if one.held_out_loss is not None]
-    figure, axes = _figure(theme, 2 if held_out else 1)
-    left = axes[0]
-    for one in shown:
-        _curve(left, one)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)")
-    left.legend(frameon=False, fontsize=9, labelcolor=theme.ink)
-    if held_out:
-        _held_out(axes[1], held_out, comparison.base.held_out_loss, theme)
+    figure, axes = _figure(theme)
+    for one in comparison.methods:
+        if one.ok:
+            _curve(axes, one)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="optimizer step", ylabel="nats per answer token, running mean")
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.ink)
     return figure
 
 
@@ -82,8 +87,8 @@ def _curve(axes: Axes, one: MethodSummary) -> None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred running means over a twelfth of the curve, narrower at its ends."""
-    reach = len(values) // 24
+    """Centred running means over a fifth of the curve, narrower at its ends."""
+    reach = len(values) // 10
     means = []
     for place in range(len(values)):
         half = min(reach, place, len(values) - 1 - place)
@@ -92,7 +97,11 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _held_out(axes: Axes, shown: Sequence[MethodSummary], base: float | None, theme: Theme) -> None:
+def draw_held_out(comparison: Comparison, theme: Theme) -> Figure:
+    """Held-out loss of each method, from the least to the greatest seed, and of the model alone."""
+    figure, axes = _figure(theme)
+    shown = [one for one in comparison.methods if one.held_out_loss is not None]
+    base = comparison.base.held_out_loss
     places = range(len(shown))
     for place, one in zip(places, shown, strict=True):
         found = one.held_out_loss
@@ -117,12 +126,13 @@ def _held_out(axes: Axes, shown: Sequence[MethodSummary], base: float | None, th
     axes.set_yticks(places, [one.title for one in shown])
     axes.set_ylim(len(shown) - 0.5, -0.7)
     axes.margins(x=0.12)
-    axes.set_xlabel("held-out loss (nats per answer token)")
+    axes.set_xlabel("nats per answer token")
+    return figure
 
 
 def draw_memory(comparison: Comparison, theme: Theme) -> Figure:
     """Memory with the model loaded and at peak in training."""
-    figure, (axes,) = _figure(theme, 1)
+    figure, axes = _figure(theme)
     shown = list(comparison.methods)
     height, places = 0.38, list(range(len(shown)))
     for shift, name, label, alpha in ((-1, "loaded_gib", "model loaded", 0.45), (1, "peak_gib", "in training", 1.0)):
@@ -143,25 +153,23 @@ def draw_memory(comparison: Comparison, theme: Theme) -> Figure:
     axes.set_yticks(places, [one.title for one in shown])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    what = "GPU memory in tensors (GiB)" if comparison.on_cuda else "resident memory above the start (GiB)"
-    axes.set_xlabel(f"{what}; pale: model loaded, full: peak in training")
+    what = "in tensors on the GPU" if comparison.on_cuda else "resident above the start"
+    axes.set_xlabel(f"GiB {what}; pale: model loaded, full: at peak")
     return figure
 
 
-def _figure(theme: Theme, panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(theme: Theme) -> tuple[Figure, Axes]:
     """An empty figure in a theme's colours."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12 if panels > 1 else 8, 4.6), layout="constrained", facecolor=theme.ground)
-    made: Any = figure.subplots(1, panels, squeeze=False)
-    axes: list[Axes] = list(made[0])
-    for one in axes:
-        one.set_facecolor(theme.ground)
-        one.spines[["top", "right"]].set_visible(False)
-        for side in ("left", "bottom"):
-            one.spines[side].set_color(theme.faint)
-        one.tick_params(colors=theme.ink)
-        one.xaxis.label.set_color(theme.ink)
-        one.yaxis.label.set_color(theme.ink)
-        one.grid(alpha=0.2)
+    figure = Figure(figsize=(6.8, 4.6), layout="constrained", facecolor=theme.ground)
+    axes = figure.add_subplot()
+    axes.set_facecolor(theme.ground)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(theme.faint)
+    axes.tick_params(colors=theme.ink)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.grid(alpha=0.2)
     return figure, axes

@@ -6,6 +6,7 @@ The page holds everything it shows: no script, no request to anywhere; light or 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ptune.checkpoint.files import write_atomic
-from ptune.comparison.plots import DARK, LIGHT, as_svg, draw_losses, draw_memory, save_plots
+from ptune.comparison.plots import DARK, LIGHT, as_svg, pictures, save_plots
 from ptune.comparison.summary import Comparison
 from ptune.comparison.tables import facts, markdown, tables
 
 MARKDOWN, PAGE = "report.md", "report.html"
 TITLE = "ptune compare"
+_PICTURES = {"loss": "Training loss", "held_out": "Held-out loss", "memory": "Memory"}
 
 
 def write_reports(comparison: Comparison, folder: Path) -> None:
@@ -29,17 +31,19 @@ def write_reports(comparison: Comparison, folder: Path) -> None:
     Raises:
         OutputError: They cannot be written.
     """
-    save_plots(comparison, folder)
-    write_atomic(folder / MARKDOWN, markdown_report(comparison).encode())
+    saved = save_plots(comparison, folder)
+    write_atomic(folder / MARKDOWN, markdown_report(comparison, [path.name for path in saved]).encode())
     write_atomic(folder / PAGE, html_report(comparison).encode())
 
 
-def markdown_report(comparison: Comparison) -> str:
-    """The report as Markdown, with the pictures beside it."""
+def markdown_report(comparison: Comparison, saved: Sequence[str]) -> str:
+    """The report as Markdown, with the pictures saved beside it."""
     lines = [f"# {TITLE}: {comparison.settings['recipe']['model']}", ""]
     for table in tables(comparison):
         lines += [f"## {table.title}", "", *markdown(table), "", table.note, ""]
-    lines += ["![loss](loss.png)", "", "![memory](memory.png)", "", "## How it was measured", ""]
+    for name in saved:
+        lines += [f"![{_PICTURES[Path(name).stem]}]({name})", ""]
+    lines += ["## How it was measured", ""]
     return "\n".join([*lines, *(f"- {fact}" for fact in facts(comparison)), ""])
 
 
@@ -47,18 +51,15 @@ def html_report(comparison: Comparison) -> str:
     """The report as one page."""
     source = files("ptune.comparison").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    pictures = [
-        {
-            "name": name,
-            "light": _data_url(as_svg(draw(comparison, LIGHT))),
-            "dark": _data_url(as_svg(draw(comparison, DARK))),
-        }
-        for name, draw in (("Loss of each method", draw_losses), ("Memory of each method", draw_memory))
+    light, dark = pictures(comparison, LIGHT), pictures(comparison, DARK)
+    drawn = [
+        {"name": _PICTURES[name], "light": _data_url(as_svg(light[name])), "dark": _data_url(as_svg(dark[name]))}
+        for name in light
     ]
     return page.render(
         title=f"{TITLE}: {comparison.settings['recipe']['model']}",
         tables=tables(comparison),
-        pictures=pictures,
+        pictures=drawn,
         facts=facts(comparison),
     )
 
