@@ -36,7 +36,7 @@ from ptune.recipe import TrainRecipe
 
 ENGLISH, CHINESE = "../shared/data/alpaca_en/alpaca_data.json", "../shared/data/alpaca_zh"
 NAMES = ("prompt-tuning", "mlp", "lstm")
-FACTORS = (0.3, 1.0, 3.0)
+FACTORS = (0.3, 1.0, 3.0, 10.0)
 """Of a method's default rate, tried before the comparison."""
 PARTS = {"loss_first_third": (0.0, 1 / 3), "loss_last_tenth": (0.9, 1.0)}
 WHAT = (

@@ -121,25 +121,37 @@ LOSS_COLORS = {"prompt-tuning": "#8b949e", "mlp": "#1f6feb", "lstm": "#bf3989"}
 
 
 def plot_loss_curves(result: Mapping[str, Any], path: Path) -> Path:
-    """A panel for every data set: the loss of each method as a running mean, the band from the least to the greatest.
+    """A column for every data set: the loss of each method, and below it what parts it from prompt tuning.
+
+    Both are running means over the steps. Every seed has its own rows in its own order, the same for all methods, so
+    differences are taken within a seed; their band is from the least to the greatest.
 
     Args:
         result: Of `loss_curves`.
         path: The PNG to write.
     """
-    figure = Figure(figsize=(5.4 * len(result["data"]), 4.2), layout="constrained")
-    panels: Any = figure.subplots(1, len(result["data"]), squeeze=False)
-    for axes, one in zip(panels[0], result["data"], strict=True):
+    columns = result["data"]
+    figure = Figure(figsize=(5.4 * len(columns), 6.4), layout="constrained")
+    panels: Any = figure.subplots(2, len(columns), squeeze=False, sharex="col", sharey="row")
+    for place, one in enumerate(columns):
+        upper, lower = panels[0][place], panels[1][place]
+        reference = one["methods"]["prompt-tuning"]["losses"]
         for name, summary in one["methods"].items():
-            curves = [smoothed(curve) for curve in summary["losses"]]
-            by_step = list(zip(*curves, strict=True))
+            color, label = LOSS_COLORS[name], f"{METHODS[name].title}, rate {one['rates'][name]:g}"
+            mean = [statistics.fmean(values) for values in zip(*map(smoothed, summary["losses"]), strict=True)]
+            upper.plot(range(1, len(mean) + 1), mean, color=color, linewidth=1.8, label=label)
+            parts = [
+                smoothed([its - other for its, other in zip(curve, base, strict=True)])
+                for curve, base in zip(summary["losses"], reference, strict=True)
+            ]
+            by_step = list(zip(*parts, strict=True))
             steps = range(1, len(by_step) + 1)
-            mean = [statistics.fmean(values) for values in by_step]
-            label = f"{METHODS[name].title}, rate {one['rates'][name]:g}"
-            axes.plot(steps, mean, color=LOSS_COLORS[name], linewidth=1.8, label=label)
+            lower.plot(steps, [statistics.fmean(values) for values in by_step], color=color, linewidth=1.8)
             low, high = [min(values) for values in by_step], [max(values) for values in by_step]
-            axes.fill_between(steps, low, high, color=LOSS_COLORS[name], alpha=0.15, linewidth=0)
-        axes.set(xlabel="optimizer step", ylabel="training loss (nats per answer token)", title=one["data"])
-        axes.legend(frameon=False, fontsize=9)
-        _plain(axes)
+            lower.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        upper.set(title=one["data"], ylabel="training loss (nats per answer token)")
+        upper.legend(frameon=False, fontsize=9)
+        lower.set(xlabel="optimizer step", ylabel="the same less prompt tuning's")
+        _plain(upper)
+        _plain(lower)
     return save_figure(figure, path)
