@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole story on a real model: train a soft prompt, measure it, use it
 	@$(BIN)/ptune demo --overwrite $(ARGS)
 
-BENCHMARKS := training_speed training_memory floor scaling generation_speed quantized
-bench: $(STAMP) ## every benchmark, some 40 minutes on two quiet cores; ARGS="--rounds 1" for a first look
+BENCHMARKS := training_speed training_memory floor scaling generation_speed quantized forecast
+bench: $(STAMP) ## every benchmark, an hour on two quiet cores; ARGS="--rounds 1" for a first look
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 test: $(STAMP) ## the quick tests; ARGS="-k name" picks some

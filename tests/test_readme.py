@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ptune.cli import compare, train
+from ptune.cli import compare, inspect, plan, train
 from ptune.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,8 @@ def test_commands_and_flags_exist(name: str) -> None:
     assert commands
     assert commands <= set(COMMANDS)
     trainer = {"--learning-rate", "--num-train-epochs", "--max-steps"}
-    known = {*train.build_parser().flags(), *compare.build_parser().flags(), *trainer, "--compare"}
+    own = (train, compare, plan, inspect)
+    known = {*(flag for command in own for flag in command.build_parser().flags()), *trainer, "--compare"}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known
 
 

@@ -31,7 +31,7 @@ def test_rates_are_chosen_on_other_rows_and_every_seed_is_run(model_dir: Path, d
         assert summary["seeds"] == [42, 43]
         assert [len(curve) for curve in summary["losses"]] == [4, 4]
     compared, tried = (
-        {row["prompt"] for row in json.loads((tmp_path / "work" / data_file.stem / name).read_text())}
+        {row["instruction"] for row in json.loads((tmp_path / "work" / data_file.stem / name).read_text())}
         for name in ("compared.json", "tried.json")
     )
     assert not compared & tried

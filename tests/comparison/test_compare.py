@@ -224,7 +224,7 @@ def test_a_method_without_a_result_is_shown_beside_the_others(compared: Path, tm
         summarize_method("lora", CompareSettings(), [lost]) if one.method == "lora" else one for one in whole.methods
     )
     changed = Comparison(**{**vars(whole), "methods": methods})
-    text = markdown_report(changed)
+    text = markdown_report(changed, [])
     assert "| LoRA | out of memory |" in text
     assert "2 GiB asked" in text
     assert "out of memory" in html_report(changed)
