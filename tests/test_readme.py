@@ -63,7 +63,7 @@ def test_commands_and_flags_exist(name: str) -> None:
     commands = set(re.findall(r"^ptune (\w+)", text, flags=re.MULTILINE))
     assert commands
     assert commands <= set(COMMANDS)
-    trainer = {"--learning-rate", "--num-train-epochs", "--max-steps"}
+    trainer = {"--learning-rate", "--num-train-epochs", "--max-steps", "--report-to"}
     own = (train, compare, plan, inspect)
     known = {*(flag for command in own for flag in command.build_parser().flags()), *trainer, "--compare"}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known

@@ -124,7 +124,7 @@ def _look_up(args: argparse.Namespace, saved: SavedPrompt) -> tuple[_Vocabulary 
 def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str) -> _Vocabulary:
     from ptune.cli.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(data=False)
     from ptune.evaluation.prompt_geometry import nearest_tokens
     from ptune.model.backbone import load_tokenizer
     from ptune.model.embedding_table import load_embedding_table

@@ -22,7 +22,7 @@ _MORE = """\
 Nothing but the model's config.json is read (or downloaded). Memory is what the process holds above its start on the
 CPU, and what tensors take on CUDA; GiB are 2^30 bytes, GB 10^9. It is split as it lies at the fullest moment of a step:
 where that is the loss, the gradients are not there yet. Rows are counted at full length, so that real batches of
-shorter rows take less. The time holds for this machine, from two seconds of trying (--no-calibrate skips them)."""
+shorter rows take less. The time holds for this machine, from a second of trying (--no-calibrate skips them)."""
 
 
 def build_parser() -> Parser:
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse(argv)
     from ptune.cli.quiet import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(data=False)
     forecaster = _forecaster(args)
     from ptune.memory.forecast import forecast_all
 

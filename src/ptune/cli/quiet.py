@@ -13,15 +13,23 @@ def console() -> Console:
     return Console(stderr=True, soft_wrap=True)
 
 
-def quiet_libraries() -> None:
-    """Errors only from transformers and its kin; their progress bars only on a terminal."""
-    import datasets
+def quiet_libraries(*, data: bool = True) -> None:
+    """Errors only from transformers and its kin; their progress bars only on a terminal.
+
+    Args:
+        data: False for a command that reads no data: loading `datasets` takes it most of a second.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    datasets.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if not data:
+        return
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
         datasets.disable_progress_bars()
