@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ptune.memory.forecast import Forecast
 from ptune.model.fused.linear import product
 
-_SECONDS = 0.2
+_SECONDS = 0.1
 """Spent on each of the measurements, at least three tries each."""
 
 
@@ -51,7 +51,7 @@ def calibrate(*, tokens: int, width: int, dtype: torch.dtype, device: str) -> Ma
         dtype: Of its weights.
         device: cpu or cuda.
     """
-    tokens, inner = min(tokens, 2048 if device == "cuda" else 256), 4 * width
+    tokens, inner = min(tokens, 2048 if device == "cuda" else 256), 2 * width
     data = torch.randn(tokens, width, device=device, dtype=dtype)
     weight = torch.randn(inner, width, device=device, dtype=dtype)
     theirs = _seconds(lambda: F.linear(data, weight), device)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
+_device = torch.ops.prim.device.default
 
 
 @dataclass
@@ -54,6 +55,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is _device:  # a question, which tensors without data are asked all the time
+            return func(*args, **kwargs)
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor):
                 self._was_there(leaf)
