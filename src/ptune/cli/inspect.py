@@ -204,12 +204,12 @@ def _show(
     args: argparse.Namespace, saved: SavedPrompt, shape: Geometry, vocabulary: _Vocabulary | None, missing: str | None
 ) -> None:
     """The facts and the virtual tokens, for people."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=160)
+    from ptune.cli.quiet import output
+
+    console = output(width=160)
     console.print(str(args.folder), style="bold", highlight=False, markup=False, soft_wrap=True)
     table = Table(show_header=False)
     for name, value in describe(args.folder, saved).items():

@@ -193,10 +193,9 @@ def _show(
     command: str,
 ) -> None:
     """The tables, for people."""
-    from rich.console import Console
+    from ptune.cli.quiet import output
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=200)
+    console = output(width=200)
     once = {one.method: one for one in reversed(found)}
     rows: list[Sequence[str]] = [
         (one.title, f"{one.base_parameters:,}", f"{one.trainable_parameters:,}", f"{one.trainable_percent:.4f}%")

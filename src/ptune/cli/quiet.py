@@ -13,6 +13,12 @@ def console() -> Console:
     return Console(stderr=True, soft_wrap=True)
 
 
+def output(*, width: int) -> Console:
+    """Where tables go: standard output; a pipe has no width of its own, and 80 columns would cut them."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=width)
+
+
 def quiet_libraries(*, data: bool = True) -> None:
     """Errors only from transformers and its kin; their progress bars only on a terminal.
 

@@ -31,8 +31,6 @@ from ptune.model.skeleton import skeleton
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
 """What comes with the first step: threads, kernels, scratch space."""
-CONTEXT_GIB = 0.5
-"""CUDA: what the driver counts beyond tensors, libraries' code and workspaces; differs from GPU to GPU."""
 OWN_SLACK, TRAINER_SLACK = {"cpu": 0.11, "cuda": 0.0}, {"cpu": 0.25, "cuda": 0.0}
 """Share of what a step makes that the allocator holds besides, in fragments: ptune's packed steps, and others.
 

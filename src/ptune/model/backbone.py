@@ -91,10 +91,7 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     if source.gguf is not None:
         options = {}
-        origin = str(converted_model(source.gguf, number))
-    else:
-        _check_folder(source.folder)
-        origin = str(source.pretrained)
+    origin = pretrained_source(name, number)
     try:
         config = AutoConfig.from_pretrained(origin, **options)
         _check_config(name, config, trust_remote_code=trust_remote_code)
@@ -120,8 +117,12 @@ def load_model(
     return model
 
 
-def pretrained_source(name: str) -> str:
+def pretrained_source(name: str, dtype: torch.dtype = torch.float32) -> str:
     """What `from_pretrained` takes for a model's name: a hub id, or a folder, made for a GGUF file when it must be.
+
+    Args:
+        name: As `load_model` takes it.
+        dtype: Of the copy that is made of a GGUF file.
 
     Raises:
         ModelError: There is no such model.
@@ -129,7 +130,7 @@ def pretrained_source(name: str) -> str:
     """
     source = _source(name)
     if source.gguf is not None:
-        return str(converted_model(source.gguf, torch.float32))
+        return str(converted_model(source.gguf, dtype))
     _check_folder(source.folder)
     return str(source.pretrained)
 

@@ -64,9 +64,10 @@ def load_embedding_table(
     layer: Any = base.get_input_embeddings()
     scale = _scale(layer)
     names = [key for key, weight in base.named_parameters(remove_duplicate=False) if weight is layer.weight]
-    found = None if scale is None else _stored(pretrained_source(name), names, revision, local=local_files_only)
+    origin = pretrained_source(name)
+    found = None if scale is None else _stored(origin, names, revision, local=local_files_only)
     if found is None or scale is None:
-        if local_files_only and not Path(pretrained_source(name)).is_dir():
+        if local_files_only and not Path(origin).is_dir():
             raise ModelError(f"the weights of {name} are not on this machine.", hint="Name it with --model.")
         return _of_loaded(load_model(name, device="cpu", **options))
     path, key = found
