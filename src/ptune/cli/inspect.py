@@ -76,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
 
 def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     """The facts of a prompt folder, as plain values. Losses are nats per answer token."""
-    from ptune.checkpoint.format import ADAPTER_WEIGHTS, ENCODER_WEIGHTS
+    from ptune.checkpoint.format import ENCODER_WEIGHTS
+    from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 
     details = saved.details
     recipe: Mapping[str, Any] = details.get("recipe") or {}

@@ -31,7 +31,8 @@ from transformers import (
 )
 from typing_extensions import override
 
-from ptune.checkpoint.format import ADAPTER_WEIGHTS, ENCODER_WEIGHTS
+from ptune.checkpoint.format import ENCODER_WEIGHTS
+from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 from ptune.comparison.job import BASE, OK, Job, JobResult
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.template import get_template

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, write_prompt
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
-from ptune.errors import PromptError
+from ptune.errors import PromptError, one_line
 from ptune.model.fingerprint import fingerprint, unquantized_fingerprint
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
 from ptune.model.quantized import is_quantized
@@ -24,6 +24,8 @@ from ptune.model.quantized import is_quantized
 _VERSIONS = ("ptune", "torch", "transformers")
 _FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerprint", unquantized_fingerprint))
 """What names a model: all of it, or without what quantization changes."""
+_LAYERED = ("mlp", "lstm")
+"""The encoders whose size is a number of layers too."""
 
 
 def save_prompt(
@@ -62,11 +64,16 @@ def base_name(folder: Path) -> str:
     """The name of the frozen model a prompt folder belongs to.
 
     Raises:
-        PromptError: The folder does not say.
+        PromptError: The folder does not say, or says a path that leads upwards.
     """
     name = read_details(folder)["config"].get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise PromptError(f"{folder} does not name its base model.", hint="Load the model yourself, or pass --model.")
+    if ".." in Path(name).parts or not name.isprintable():
+        raise PromptError(
+            f"{folder} names the base model {name!r}, a path that is not followed.",
+            hint="If you know the model, name it yourself: --model, or base=….",
+        )
     return name
 
 
@@ -110,12 +117,25 @@ def load_prompt(
         encoder = empty_encoder(config, dim)
         encoder.load_state_dict({"embedding.weight": saved.vectors})
         return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
-    encoder = empty_encoder(saved.config, dim)
-    try:
-        encoder.load_state_dict(dict(saved.encoder))
-    except RuntimeError as error:
-        raise PromptError(f"{folder}: the encoder's tensors do not fit its configuration: {error}") from error
+    encoder = _filled(folder, saved.config, dim, saved.encoder)
     return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
+
+
+def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, torch.Tensor]) -> PromptEncoder:
+    """The encoder that a configuration describes, with the tensors of a folder.
+
+    It takes no memory of its own: a configuration may ask for any size.
+    """
+    layers = getattr(config, "encoder_num_layers", 0) if encoder_kind(config) in _LAYERED else 0
+    if layers > len(tensors):
+        raise PromptError(f"{folder}: {len(tensors)} tensors are too few for the {layers} layers of its encoder.")
+    try:
+        with torch.device("meta"):
+            encoder = empty_encoder(config, dim)
+        encoder.load_state_dict(dict(tensors), assign=True)
+    except (RuntimeError, OverflowError, ValueError, TypeError) as error:
+        raise PromptError(f"{folder}: the encoder's tensors do not fit its configuration: {one_line(error)}") from error
+    return encoder.to(torch.float32)
 
 
 def _placed(encoder: PromptEncoder, base: PreTrainedModel, trainable: bool) -> PromptEncoder:

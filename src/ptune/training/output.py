@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ptune.checkpoint.files import make_folder
-from ptune.checkpoint.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
+from ptune.checkpoint.format import CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
+from ptune.checkpoint.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ptune.errors import ConfigError, OutputError
 from ptune.training.progress import read_metrics
 

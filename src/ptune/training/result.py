@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from ptune.checkpoint.format import ADAPTER_WEIGHTS
+from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 from ptune.data.records import Examples
 from ptune.data.template import Template
 from ptune.errors import ModelError
