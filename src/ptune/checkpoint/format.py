@@ -34,6 +34,8 @@ from ptune.checkpoint.peft import (
     ADAPTER_WEIGHTS,
     CONFIG_CLASSES,
     PEFT_KEY,
+    PREFIX_TUNING,
+    not_a_soft_prompt,
     peft_config,
     plain_values,
 )
@@ -109,8 +111,10 @@ def read_details(folder: Path) -> dict[str, Any]:
         )
     adapter = read_json(folder, ADAPTER_CONFIG)
     kind = adapter.get("peft_type")
+    if kind == PREFIX_TUNING:
+        return {"config_class": PREFIX_TUNING, "config": adapter}
     if not isinstance(kind, str) or kind not in CONFIG_CLASSES:
-        raise PromptError(f"{folder} holds a PEFT adapter of type {kind!r}, not a soft prompt.")
+        raise not_a_soft_prompt(folder, kind)
     return {"config_class": CONFIG_CLASSES[kind], "config": plain_values(adapter)}
 
 
@@ -137,13 +141,20 @@ def read_prompt(folder: Path) -> SavedPrompt:
         PromptError: Missing, damaged, or not finite; the message names the file.
     """
     details = read_details(folder)
+    if details.get("config_class") == PREFIX_TUNING:
+        raise PromptError(
+            f"{folder} holds a PEFT adapter of type {PREFIX_TUNING!r}: keys and values of every layer, which no "
+            "virtual-token embeddings can stand for.",
+            hint="It answers as it is: ptune generate, ptune chat, PTunedModel.from_pretrained.",
+        )
     config = _read_config(folder, details)
     sums = details.get("sha256", {})
     if not isinstance(sums, dict):
         raise PromptError(f"{folder / PTUNE_CONFIG} is damaged: sha256 is not a table.")
     if ADAPTER_CONFIG in sums:
         _check_sum(folder, ADAPTER_CONFIG, read_bytes(folder, ADAPTER_CONFIG, limit=MAX_JSON_BYTES), sums)
-    weights = _read_tensors(folder, ADAPTER_WEIGHTS, sums)
+    weights = read_tensors(folder, ADAPTER_WEIGHTS, sums)
+    check_alone(folder, weights)
     vectors = weights.get(PEFT_KEY)
     if vectors is None or vectors.ndim != 2 or tuple(vectors.shape) != _shape(config, vectors):
         found = "no tensor" if vectors is None else f"shape {tuple(vectors.shape)}"
@@ -153,8 +164,21 @@ def read_prompt(folder: Path) -> SavedPrompt:
         )
     encoder = None
     if "format_version" in details:
-        encoder = _read_tensors(folder, ENCODER_WEIGHTS, sums)
+        encoder = read_tensors(folder, ENCODER_WEIGHTS, sums)
     return SavedPrompt(config=config, vectors=vectors.float(), encoder=encoder, details=details)
+
+
+def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `PromptError` when an adapter holds more than a prompt.
+
+    PEFT saves the model's embeddings too where they were resized; the prompt would mean nothing without them.
+    """
+    more = sorted(key for key in weights if key != PEFT_KEY)
+    if more and PEFT_KEY in weights:
+        raise PromptError(
+            f"{folder / ADAPTER_WEIGHTS} holds {more[0]!r} beside {PEFT_KEY}: a part of the model, which was changed.",
+            hint="Save the changed model by itself, and the adapter with save_embedding_layers=False.",
+        )
 
 
 def _shape(config: PromptEncoderConfig | PromptTuningConfig, vectors: torch.Tensor) -> tuple[int, int]:
@@ -179,7 +203,17 @@ def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfi
     return config
 
 
-def _read_tensors(folder: Path, name: str, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path, name: str, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file of a folder.
+
+    Args:
+        folder: The folder.
+        name: The file.
+        sums: File name → SHA-256, where there is one to compare.
+
+    Raises:
+        PromptError: It is missing, damaged, or holds what is no finite floating-point number.
+    """
     path = folder / name
     pickled = [other for other in _PICKLES if holds(folder, other)]
     if pickled and not holds(folder, name):

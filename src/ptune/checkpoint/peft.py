@@ -1,7 +1,8 @@
 """A prompt as PEFT has it: the `adapter_config.json` that PEFT 0.21 loads, and what such a file says to ptune.
 
 PEFT keeps the baked `(P, D)` vectors under `prompt_embeddings`, whatever encoder made them. A residual encoder is
-`PROMPT_TUNING` to PEFT, which knows no residual; its baked vectors are the same.
+`PROMPT_TUNING` to PEFT, which knows no residual; its baked vectors are the same. Prefix tuning is another thing under
+the same key, see `ptune.checkpoint.prefix_tuning`; the other kinds of adapter are refused by name.
 
 Shapes: `P` virtual tokens, `D` token dimension.
 """
@@ -9,18 +10,28 @@ Shapes: `P` virtual tokens, `D` token dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningConfig
+from ptune.errors import PromptError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_KEY = "prompt_embeddings"
 CONFIG_CLASSES = {"P_TUNING": "PromptEncoderConfig", "PROMPT_TUNING": "PromptTuningConfig"}
 """PEFT's type → the class here."""
+PREFIX_TUNING = "PREFIX_TUNING"
 
 _PEFT_ENCODERS = (PromptEncoderReparameterizationType.MLP, PromptEncoderReparameterizationType.LSTM)
 _NOT_OURS = ("auto_mapping", "tokenizer_kwargs")
 """Of PEFT's own file: what concerns its loading alone."""
+_OTHER_PROMPTS = {
+    "MULTITASK_PROMPT_TUNING": "a prompt shared by several tasks and a low-rank part for each",
+    "CPT": "token embeddings of examples with a bounded change",
+    "CARTRIDGE": "keys and values of a long text",
+    "ADAPTION_PROMPT": "prompts inside the layers, with gates",
+}
+"""Kinds of PEFT's that are prompts of some kind, and what they hold in place of `(P, D)` vectors."""
 
 
 def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, Any]:
@@ -61,3 +72,17 @@ def plain_values(adapter: Mapping[str, Any]) -> dict[str, Any]:
     if adapter.get("peft_type") == "PROMPT_TUNING":
         values |= {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
     return values
+
+
+def not_a_soft_prompt(folder: Path, kind: object) -> PromptError:
+    """The error for an adapter that no virtual tokens can stand for, with the way out."""
+    what = f"{folder} holds a PEFT adapter of type {kind!r}, not a soft prompt"
+    if str(kind) in _OTHER_PROMPTS:
+        return PromptError(
+            f"{what} of virtual tokens: it is {_OTHER_PROMPTS[str(kind)]}.",
+            hint="Use it with PEFT, or train a prompt on the same data: ptune train.",
+        )
+    return PromptError(
+        f"{what}: it changes the model.",
+        hint="Merge it with PEFT's merge_and_unload, save the merged model, and name that with --model.",
+    )

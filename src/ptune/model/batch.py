@@ -101,7 +101,7 @@ def run_prefixed(
         kwargs["position_ids"] = inside + prefix.lengths[:, None]
     predictors = None
     if batch.labels is not None:
-        predictors = find_predictors(batch.labels, batch.first(), prefix.lengths, None)
+        predictors = find_predictors(batch.labels, batch.first(), prefix.predicting, None)
     with _narrowed(base, predictors, return_logits):
         output = base(
             input_ids=batch.input_ids,

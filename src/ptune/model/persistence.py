@@ -14,10 +14,12 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
 from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, write_prompt
+from ptune.checkpoint.prefix_tuning import is_prefix_tuning
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError, one_line
 from ptune.model.fingerprint import fingerprint, unquantized_fingerprint
+from ptune.model.given_prefix import load_given_prefix
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
 from ptune.model.quantized import is_quantized
 
@@ -91,6 +93,8 @@ def load_prompt(
     Raises:
         PromptError: The folder is missing or damaged, or belongs to another model.
     """
+    if is_prefix_tuning(folder):
+        return load_given_prefix(base, folder, trainable=trainable)
     saved = read_prompt(folder)
     dim = token_dim(base)
     if saved.vectors.shape[1] != dim:

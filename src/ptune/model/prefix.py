@@ -30,6 +30,8 @@ class Prefix:
     """Keys and values of each of the `L` layers, `(1, H, P, E)`."""
     logits: torch.Tensor
     """`(1, V)`: what the model predicts for the first text token."""
+    predicts: bool = True
+    """False where the keys and values are all there is, and `logits` mean nothing."""
 
     @property
     def length(self) -> int:
@@ -72,7 +74,9 @@ class RowPrefix:
     lengths: torch.Tensor
     """`(B,)`, virtual tokens of each row."""
     logits: torch.Tensor
-    """`(B, V)`, the prediction for each row's first text token; without meaning where the length is 0."""
+    """`(B, V)`, the prediction for each row's first text token; without meaning where `predicting` is 0."""
+    predicting: torch.Tensor
+    """`(B,)`, virtual tokens that predict the first text token: `lengths`, or 0 where the prefix does not."""
 
     @property
     def width(self) -> int:
@@ -135,7 +139,13 @@ def same_prefix(prefix: Prefix, rows: int) -> RowPrefix:
     layers = tuple((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix.layers)
     device = prefix.logits.device
     lengths = torch.full((rows,), prefix.length, dtype=torch.long, device=device)
-    return RowPrefix(layers=layers, mask=None, lengths=lengths, logits=prefix.logits.expand(rows, -1))
+    return RowPrefix(
+        layers=layers,
+        mask=None,
+        lengths=lengths,
+        logits=prefix.logits.expand(rows, -1),
+        predicting=lengths * prefix.predicts,
+    )
 
 
 def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> RowPrefix:
@@ -149,6 +159,7 @@ def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> Ro
     device = prefixes[0].logits.device
     index = torch.tensor([0 if item is None else item for item in choice], device=device)
     lengths = torch.tensor([0 if item is None else prefixes[item].length for item in choice], device=device)
+    predicts = torch.tensor([prefix.predicts for prefix in prefixes], device=device)
 
     def gather(layer: int, part: int) -> torch.Tensor:
         padded = [F.pad(p.layers[layer][part], (0, 0, width - p.length, 0)) for p in prefixes]
@@ -157,4 +168,10 @@ def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> Ro
     layers = tuple((gather(layer, 0), gather(layer, 1)) for layer in range(len(prefixes[0].layers)))
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
     logits = torch.cat([prefix.logits for prefix in prefixes]).index_select(0, index)
-    return RowPrefix(layers=layers, mask=None if bool(mask.all()) else mask, lengths=lengths, logits=logits)
+    return RowPrefix(
+        layers=layers,
+        mask=None if bool(mask.all()) else mask,
+        lengths=lengths,
+        logits=logits,
+        predicting=lengths * predicts[index],
+    )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, ModelError
 from ptune.model.capability import Capability
+from ptune.model.given_prefix import GivenPrefix
 from ptune.model.prefix import Prefix, RowPrefix, encode_prefix, mixed_prefix, same_prefix
 from ptune.model.prefix_cache import PrefixCache
 from ptune.model.shared_prefix import SharedPrefix
@@ -60,8 +61,15 @@ class RowPrompts:
 
     @cached_property
     def vectors(self) -> Mapping[str, torch.Tensor]:
-        """Each prompt that a row names, encoded: `(P, D)` in the dtype of the model's embeddings."""
-        return {name: self.shared.vectors(name, encoder, self.dtype) for name, encoder in self.encoders.items()}
+        """Each prompt that a row names, encoded: `(P, D)` in the dtype of the model's embeddings.
+
+        A prompt that is given as keys and values is not among them.
+        """
+        return {
+            name: self.shared.vectors(name, encoder, self.dtype)
+            for name, encoder in self.encoders.items()
+            if not isinstance(encoder, GivenPrefix)
+        }
 
     @property
     def width(self) -> int:
@@ -69,7 +77,14 @@ class RowPrompts:
         return max((encoder.num_virtual_tokens for encoder in self.encoders.values()), default=0)
 
     def each(self) -> list[torch.Tensor | None]:
-        """The prompt of every row."""
+        """The prompt of every row.
+
+        Raises:
+            PromptError: One is given as keys and values, and has no vectors.
+        """
+        for encoder in self.encoders.values():
+            if isinstance(encoder, GivenPrefix):
+                encoder()
         vectors = self.vectors
         self.shared.settle()
         return [None if name is None else vectors[name] for name in self.names]
@@ -86,11 +101,14 @@ class RowPrompts:
 
     def _prefix(self, base: PreTrainedModel, name: str) -> Prefix:
         """The prefix of one prompt."""
+        encoder = self.encoders[name]
+        if isinstance(encoder, GivenPrefix):
+            return encoder.prefix(base, self.dtype)
 
         def make() -> Prefix:
             return self.shared.prefix(name, self.vectors[name], partial(encode_prefix, base))
 
-        return self.kept.prefix(name, base, self.encoders[name], make)
+        return self.kept.prefix(name, base, encoder, make)
 
     def shared_prefix(self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix]) -> RowPrefix | None:
         """The batch's one prompt as keys and values, where micro-batches share them; None otherwise.

@@ -28,6 +28,7 @@ from ptune.model.batch import TextBatch, check_forward_arguments, run_concatenat
 from ptune.model.capability import context_length, prefix_capability
 from ptune.model.fused import replacement
 from ptune.model.generation import generate_behind, generator
+from ptune.model.given_prefix import given_prefix_obstacle
 from ptune.model.packable import packing_obstacle
 from ptune.model.packed_forward import PackedText, run_packed
 from ptune.model.parameters import count_parameters, parameters_line
@@ -76,7 +77,7 @@ class PTunedModel(nn.Module):
         self.base = base
         self.capability = prefix_capability(base)
         self.context_length = context_length(base)
-        self.packing_obstacle = packing_obstacle(base, self.capability)
+        self._base_obstacle = packing_obstacle(base, self.capability)
         self.pack_batches = True
         """Whether padded training batches are packed on the way where that can be done; False computes the padding."""
         self._view = ModelView(base, replacement)
@@ -170,6 +171,11 @@ class PTunedModel(nn.Module):
         if chosen is None:
             raise PromptError("the model has no prompt.", hint="Call add_prompt or load_prompt.")
         return chosen
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why batches cannot be packed; None when they can."""
+        return given_prefix_obstacle(self.prompts.values()) or self._base_obstacle
 
     @property
     def packs(self) -> bool:
