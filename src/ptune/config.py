@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ptune.errors import ConfigError, unknown
+from ptune.errors import ConfigError, shown, unknown
 
 
 class TaskType(str, enum.Enum):
@@ -45,6 +45,15 @@ class PromptTuningInit(str, enum.Enum):
 
 
 _PEFT_TYPES = {"PromptEncoderConfig": "P_TUNING", "PromptTuningConfig": "PROMPT_TUNING"}
+_TEXTS = (
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "init_text",
+    "prompt_tuning_init_text",
+    "tokenizer_name_or_path",
+)
+_COUNTS = ("num_attention_heads", "num_layers")
 
 
 def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> Any:
@@ -52,7 +61,10 @@ def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> 
     if isinstance(value, kind):
         return value
     # PEFT has enums of the same values; a half-moved script may pass one.
-    plain = str(getattr(value, "value", value))
+    plain = getattr(value, "value", value)
+    if not isinstance(plain, str):
+        faults.append(f"{name} must be one of {', '.join(member.value for member in kind)}, not {shown(plain)}")
+        return value
     try:
         return kind(plain.upper())
     except ValueError:
@@ -98,29 +110,44 @@ class PromptLearningConfig:
 
     def _faults(self) -> list[str]:
         """Every fault in the values; enum fields are brought to their enum on the way."""
-        faults: list[str] = []
+        faults = self._type_faults()
         if self.task_type is not None:
             task = _coerce(self.task_type, TaskType, "task_type", faults)
             object.__setattr__(self, "task_type", task)
             if isinstance(task, TaskType) and task is not TaskType.CAUSAL_LM:
                 faults.append(f"task_type={task.value} is not supported; ptune tunes CAUSAL_LM")
         if not _is_int(self.num_virtual_tokens) or self.num_virtual_tokens < 1:
-            faults.append(f"num_virtual_tokens must be a whole number of at least 1, not {self.num_virtual_tokens!r}")
+            faults.append(
+                f"num_virtual_tokens must be a whole number of at least 1, not {shown(self.num_virtual_tokens)}"
+            )
         if self.token_dim is not None and (not _is_int(self.token_dim) or self.token_dim < 1):
-            faults.append(f"token_dim must be a whole number of at least 1, not {self.token_dim!r}")
+            faults.append(f"token_dim must be a whole number of at least 1, not {shown(self.token_dim)}")
         expected = _PEFT_TYPES[type(self).__name__]
         given = getattr(self.peft_type, "value", self.peft_type)
         if given not in (None, expected):
-            faults.append(f"peft_type={given!r} does not fit; {type(self).__name__} is {expected}")
+            faults.append(f"peft_type={shown(given)} does not fit; {type(self).__name__} is {expected}")
         object.__setattr__(self, "peft_type", expected)
         if self.num_transformer_submodules not in (None, 1):
             faults.append(
-                f"num_transformer_submodules={self.num_transformer_submodules} is not supported; a decoder has 1"
+                f"num_transformer_submodules={shown(self.num_transformer_submodules)} is not supported; a decoder has 1"
             )
         if self.modules_to_save:
-            faults.append(f"modules_to_save={self.modules_to_save} is not supported; the model stays frozen")
+            faults.append(f"modules_to_save={shown(self.modules_to_save)} is not supported; the model stays frozen")
         if self.auto_mapping:
             faults.append("auto_mapping is not supported")
+        return faults
+
+    def _type_faults(self) -> list[str]:
+        """Values of another type than text, a count or a truth value, where these are wanted: a file may say anything."""
+        faults = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _TEXTS and not (value is None or isinstance(value, str)):
+                faults.append(f"{item.name} must be text, not {shown(value)}")
+            if item.name in _COUNTS and not (value is None or (_is_int(value) and value >= 0)):
+                faults.append(f"{item.name} must be a whole number, not {shown(value)}")
+        if not isinstance(self.inference_mode, bool):
+            faults.append(f"inference_mode must be true or false, not {shown(self.inference_mode)}")
         return faults
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,11 +192,16 @@ class PromptEncoderConfig(PromptLearningConfig):
         if self.encoder_hidden_size is not None and (
             not _is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1
         ):
-            faults.append(f"encoder_hidden_size must be a whole number of at least 1, not {self.encoder_hidden_size!r}")
+            faults.append(
+                f"encoder_hidden_size must be a whole number of at least 1, not {shown(self.encoder_hidden_size)}"
+            )
         if not _is_int(self.encoder_num_layers) or self.encoder_num_layers < 1:
-            faults.append(f"encoder_num_layers must be a whole number of at least 1, not {self.encoder_num_layers!r}")
-        if not isinstance(self.encoder_dropout, (int, float)) or not 0.0 <= self.encoder_dropout < 1.0:
-            faults.append(f"encoder_dropout must be in [0, 1), not {self.encoder_dropout!r}")
+            faults.append(
+                f"encoder_num_layers must be a whole number of at least 1, not {shown(self.encoder_num_layers)}"
+            )
+        number = isinstance(self.encoder_dropout, (int, float)) and not isinstance(self.encoder_dropout, bool)
+        if not number or not 0.0 <= self.encoder_dropout < 1.0:
+            faults.append(f"encoder_dropout must be in [0, 1), not {shown(self.encoder_dropout)}")
         init = (
             PromptTuningInit.TEXT if self.init_text is not None and self.init == PromptTuningInit.RANDOM else self.init
         )
@@ -196,6 +228,9 @@ class PromptTuningConfig(PromptLearningConfig):
         init = _coerce(self.prompt_tuning_init, PromptTuningInit, "prompt_tuning_init", faults)
         object.__setattr__(self, "prompt_tuning_init", init)
         faults.extend(_text_faults(init, self.prompt_tuning_init_text, "prompt_tuning_init_text"))
+        if self.tokenizer_kwargs is not None and not isinstance(self.tokenizer_kwargs, Mapping):
+            faults.append(f"tokenizer_kwargs must be a table, not {shown(self.tokenizer_kwargs)}")
+            return faults
         if self.tokenizer_kwargs and init is not PromptTuningInit.TEXT:
             faults.append("tokenizer_kwargs is only for prompt_tuning_init=TEXT")
         if self.tokenizer_kwargs and self.tokenizer_kwargs.get("trust_remote_code"):
@@ -207,8 +242,10 @@ class PromptTuningConfig(PromptLearningConfig):
 
 def _text_faults(init: Any, text: str | None, name: str) -> list[str]:
     """Faults of an initial text against the kind of initialisation."""
+    if text is not None and not isinstance(text, str):
+        return []  # said by `_type_faults`
     if init is PromptTuningInit.TEXT and not (text and text.strip()):
         return [f"{name} is needed with TEXT and must not be empty"]
     if init is not PromptTuningInit.TEXT and text is not None:
-        return [f"{name} is given, but the initialisation is {getattr(init, 'value', init)}, not TEXT"]
+        return [f"{name} is given, but the initialisation is {getattr(init, 'value', None) or shown(init)}, not TEXT"]
     return []
