@@ -66,7 +66,7 @@ class TrainingError(PTuneError, RuntimeError):
     """A training run that cannot go on: what was computed is not a number, or the memory is not enough."""
 
 
-class Interrupted(PTuneError):
+class RunStoppedError(PTuneError):
     """A run that was asked to stop, and has saved where it was."""
 
     def __init__(self, message: str, *, signal_number: int, hint: str | None = None) -> None:

@@ -24,7 +24,14 @@ LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2
 
 _INIT = {"random": PromptTuningInit.RANDOM, "vocab": PromptTuningInit.SAMPLE_VOCAB, "text": PromptTuningInit.TEXT}
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
-_AT_LEAST = {"max_length": 2, "limit": 1, "num_proc": 1, "eval_rows": 0, "tokens_per_batch": 1}
+_AT_LEAST = {
+    "early_stopping_patience": 1,
+    "max_length": 2,
+    "limit": 1,
+    "num_proc": 1,
+    "eval_rows": 0,
+    "tokens_per_batch": 1,
+}
 _DATA, _PROMPT, _BATCHES, _OUTPUT = "model and data", "prompt", "batches", "output"
 
 
@@ -81,6 +88,11 @@ class TrainRecipe:
     init_text: str | None = _flag(
         _PROMPT, None, "start from the vectors of this text, for example a description of the task"
     )
+    init_from: str | None = _flag(
+        _PROMPT,
+        None,
+        "start from a finished prompt: with its encoder as it is, or (residual, embedding) from its vectors",
+    )
     packing: bool = _flag(
         _BATCHES, True, "rows one after another in a batch, without padding, where the model can keep them apart"
     )
@@ -95,6 +107,18 @@ class TrainRecipe:
         aliases=("output_dir",),
     )
     overwrite: bool = _flag(_OUTPUT, False, "replace what an earlier run left in OUTPUT")
+    resume: str | bool | None = _flag(
+        _OUTPUT,
+        None,
+        "go on from the newest whole checkpoint in OUTPUT, or from CHECKPOINT, with its settings",
+        metavar="CHECKPOINT",
+        optional=True,
+    )
+    force: bool = _flag(_OUTPUT, False, "let --init-from take a prompt that was made for another model or tokenizer")
+    early_stopping_patience: int | None = _flag(
+        _OUTPUT, None, "stop after this many measurements without a lower held-out loss; the best prompt is kept"
+    )
+    early_stopping_threshold: float = _flag(_OUTPUT, 0.0, "how much lower the held-out loss must be to count")
 
     def __post_init__(self) -> None:
         faults = [*self._type_faults()]
@@ -135,6 +159,10 @@ class TrainRecipe:
                 faults.append(f"{name} must be at least {least}, not {value}")
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
+        if self.early_stopping_patience is not None and not (self.eval_data or self.eval_rows):
+            faults.append("early_stopping_patience needs held-out rows: set eval_rows or eval_data")
+        if self.init_from is not None and (self.init is not None or self.init_text is not None):
+            faults.append("init_from excludes init and init_text")
         if self.tokens_per_batch is not None and not self.packing:
             faults.append(f"tokens_per_batch={self.tokens_per_batch} needs packing")
         return faults
@@ -171,6 +199,7 @@ class TrainRecipe:
     def trainer_defaults(self) -> dict[str, Any]:
         """Values for `TrainingArguments` that suit a soft prompt; each can be overridden under its own name."""
         return {
+            "load_best_model_at_end": self.early_stopping_patience is not None,
             "learning_rate": LEARNING_RATES[self.encoder],
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,

@@ -42,7 +42,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, stop_at: int) -> list[str]:
     for name in ("rename", "replace", "mkdir", "rmdir"):
         watch(Path, name)
     watch(files.os, "fsync")
-    watch(files, "_write_flushed")
+    watch(files, "write_flushed")
     return calls
 
 

@@ -142,7 +142,9 @@ def test_ctrl_c_says_where_it_stopped(tmp_path: Path, tiny_model_dir: Path, data
     assert code == 130, text
     assert "Traceback" not in text
     assert "stopped after step " in text
-    assert f"the last checkpoint is {tmp_path}" in text.replace("\r\n", "")
+    shown = text.replace("\r\n", "")
+    assert "SIGINT: stopping after this step and saving it" in shown
+    assert f"Go on with: ptune train --resume --output {tmp_path}" in shown
     assert text.rstrip().endswith("ptune: interrupted")
     assert "\x1b[?25h" in text, "the cursor is shown again"
 

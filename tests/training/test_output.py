@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ptune.errors import ConfigError, OutputError
-from ptune.training.output import OutputFolder, cut_metrics, find_checkpoint
+from ptune.errors import OutputError
+from ptune.training.output import OutputFolder
 
 
 def own_run(folder: Path) -> Path:
@@ -86,38 +86,24 @@ def test_failure_keeps_what_was_written(tmp_path: Path):
     assert (tmp_path / "a" / "b" / "metrics.jsonl").exists()
 
 
-def test_resume_keeps_the_folder_and_cuts_the_metrics(tmp_path: Path):
+def test_resume_keeps_the_folder_and_what_was_logged_by_then(tmp_path: Path):
     folder = own_run(tmp_path / "out")
-    lines = [{"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.9}, {"step": 12, "loss": 0.8}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    history = [{"step": 5, "loss": 1.0, "total_flos": 3}, {"step": 10, "loss": 0.1 + 0.2}]
+    (folder / "checkpoint-10" / "trainer_state.json").write_text(
+        json.dumps({"global_step": 10, "log_history": history})
+    )
+    (folder / "metrics.jsonl").write_text('{"step": 12, "loss": 0.8}\n{"step": 1')
+    (folder / ".checkpoint-12.new").mkdir()
+    (folder / ".checkpoint-5.old").mkdir()
     with OutputFolder(folder, resume=folder / "checkpoint-10") as output:
         output.claim()
     kept = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert kept == lines[:2]
+    assert kept == [{"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.1 + 0.2}]
     assert (folder / "checkpoint-10").exists()
+    assert not list(folder.glob(".checkpoint-*"))
 
 
 def test_resume_from_elsewhere_needs_an_empty_folder(tmp_path: Path):
     folder = own_run(tmp_path / "out")
     with pytest.raises(OutputError, match="not empty"):
         OutputFolder(folder, resume=tmp_path / "elsewhere" / "checkpoint-10")
-
-
-def test_find_checkpoint(tmp_path: Path):
-    folder = own_run(tmp_path / "out")
-    (folder / "checkpoint-9").mkdir()
-    (folder / "checkpoint-9" / "trainer_state.json").write_text('{"global_step": 9}')
-    (folder / "checkpoint-11").mkdir()  # cut off while it was written
-    assert find_checkpoint(None, folder) is None
-    assert find_checkpoint("false", folder) is None
-    assert find_checkpoint("True", folder) == folder / "checkpoint-10"
-    assert find_checkpoint(str(folder / "checkpoint-9"), folder) == folder / "checkpoint-9"
-    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
-        find_checkpoint(str(folder / "checkpoint-11"), folder)
-    with pytest.raises(ConfigError, match="no checkpoint in"):
-        find_checkpoint("true", tmp_path)
-
-
-def test_cutting_metrics_that_are_not_there(tmp_path: Path):
-    cut_metrics(tmp_path / "none", 3)
-    assert not (tmp_path / "none").exists()

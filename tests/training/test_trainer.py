@@ -238,10 +238,13 @@ def test_plain_trainer_gives_the_same(tmp_path: Path):
 @pytest.mark.parametrize("kind", [Trainer, PTuneTrainer])
 def test_checkpoint_holds_the_prompt_encoder_alone(tmp_path: Path, kind: type[Trainer]):
     _, weights = trained(tmp_path, kind=kind, save_strategy="steps", save_steps=3)
-    saved = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
-    assert all(key.startswith("prompts.") for key in saved)
-    assert_same(saved, weights, atol=0)
-    assert (tmp_path / "checkpoint-3" / "ptune.json").is_file() == (kind is PTuneTrainer)
+    ours = kind is PTuneTrainer
+    folder, prefix = tmp_path / "checkpoint-3", "prompts.default."
+    saved = load_file(folder / ("encoder.safetensors" if ours else "model.safetensors"))
+    assert_same({f"{prefix}{key}" if ours else key: value for key, value in saved.items()}, weights, atol=0)
+    pickles = [path.name for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+    assert bool(pickles) != ours
+    assert (folder / "ptune.json").is_file() == ours
 
 
 @both_collators

@@ -12,15 +12,17 @@ folder (or inside the hub's cache, whose folders are links), and no larger than 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptune.errors import OutputError, PromptError
+from ptune.errors import OutputError, PromptError, PTuneError
 
 SAVED = ".saved"
 """The folder that a whole new set of files waits in until each is in its place."""
@@ -51,7 +53,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _write_flushed(temporary, content)
+        write_flushed(temporary, content)
         temporary.replace(path)
         flush_folder(path.parent)
     except OSError as error:
@@ -88,7 +90,7 @@ def write_set(folder: Path, contents: Mapping[str, bytes]) -> None:
         staged.mkdir()
         for name, content in contents.items():
             at = folder / name
-            _write_flushed(staged / name, content)
+            write_flushed(staged / name, content)
         flush_folder(staged)
         staged.rename(folder / SAVED)
         _settle(folder, list(contents))
@@ -109,7 +111,8 @@ def _settle(folder: Path, order: Sequence[str] = ()) -> None:
     saved.rmdir()
 
 
-def _write_flushed(path: Path, content: bytes) -> None:
+def write_flushed(path: Path, content: bytes) -> None:
+    """Write a file and bring it to disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -135,7 +138,14 @@ def holds(folder: Path, name: str) -> bool:
 
 
 def read_bytes(folder: Path, name: str, *, limit: int) -> bytes:
-    """The content of a file of a folder.
+    """The content of a file of a folder; arguments and errors as for `open_inside`."""
+    with open_inside(folder, name, limit=limit) as file:
+        return file.read()
+
+
+@contextmanager
+def open_inside(folder: Path, name: str, *, limit: int) -> Iterator[io.BufferedReader]:
+    """A file of a folder, open for reading.
 
     Args:
         folder: The folder.
@@ -159,9 +169,9 @@ def read_bytes(folder: Path, name: str, *, limit: int) -> bytes:
                 raise PromptError(f"{path} is no ordinary file.", hint="Get the folder anew.")
             if found.st_size > limit:
                 raise PromptError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that it may have.")
-            return file.read(limit)
+            yield file
     except (OSError, RuntimeError) as error:
-        if isinstance(error, PromptError):
+        if isinstance(error, PTuneError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise PromptError(f"cannot read {path}: {reason}.", hint="The prompt folder is incomplete.") from error
@@ -173,13 +183,13 @@ def _root(folder: Path) -> Path:
     return root.parents[1] if root.parent.name == _HUB_SNAPSHOTS else root
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str, *, limit: int | None = None) -> dict[str, Any]:
     """A JSON object from a file of a folder.
 
     Raises:
         PromptError: As `read_bytes`; or it is not JSON, or no object.
     """
-    content = read_bytes(folder, name, limit=MAX_JSON_BYTES)
+    content = read_bytes(folder, name, limit=limit or MAX_JSON_BYTES)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:

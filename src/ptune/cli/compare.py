@@ -12,13 +12,21 @@ from ptune.comparison.settings import CompareSettings
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
 
-_NOT_HERE = ("encoder", "tokens_per_batch")
+_NOT_HERE = (
+    "encoder",
+    "tokens_per_batch",
+    "init_from",
+    "resume",
+    "force",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+)
 _MORE = """\
 Every option of transformers.TrainingArguments is a flag, the same for all methods: --max-steps, --num-train-epochs,
 --per-device-train-batch-size, --gradient-accumulation-steps, --seed, --use-cpu, … (see ptune train --help).
 
 OUTPUT holds report.html, report.md, results.json and the pictures, and in runs/ every prompt and adapter.
-Interrupted, the same command goes on where it stopped; methods and seeds can be added later."""
+RunStoppedError, the same command goes on where it stopped; methods and seeds can be added later."""
 
 
 def build_parser() -> Parser:

@@ -156,7 +156,9 @@ def _add_field(group: Any, item: Field[Any], hint: Any) -> None:
             name, action="extend", nargs="+", type=pair, metavar=item.metadata.get("metavar", "FIELD=COLUMN"), **options
         )
     else:
-        metavar = {int: "N", float: "X"}.get(plain, item.name.upper())
+        metavar = item.metadata.get("metavar") or {int: "N", float: "X"}.get(plain, item.name.upper())
+        if item.metadata.get("optional"):
+            options |= {"nargs": "?", "const": True}
         group.add_argument(name, type=plain, metavar="|".join(item.metadata.get("choices", ())) or metavar, **options)
         for alias in item.metadata.get("aliases", ()):
             group.add_argument(flag(alias), type=plain, **{**options, "help": argparse.SUPPRESS})

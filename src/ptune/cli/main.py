@@ -6,6 +6,7 @@ Only the chosen sub-command's module is imported, so `ptune --help` needs neithe
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from ptune import __version__
-from ptune.errors import ConfigError, PTuneError, one_line, unknown
+from ptune.errors import ConfigError, PTuneError, RunStoppedError, one_line, unknown
 
 COMMANDS = {
     "demo": "the whole story on a real 135M model, no network needed",
@@ -25,8 +26,13 @@ COMMANDS = {
     "compare": "methods side by side on your model and data: parameters, memory, speed, loss",
     "plan": "parameters, memory and time expected, before anything is loaded",
     "inspect": "what a prompt folder holds",
+    "export": "a prompt for PEFT, as plain embeddings, or for vLLM",
+    "import": "a PEFT adapter becomes a prompt folder",
 }
-"""Sub-commands and what they do, in the order of the help. Each lives in `ptune.cli.<name>` as `run(argv) -> int`."""
+"""Sub-commands and what they do, in the order of the help.
+
+Each lives in `ptune.cli.<name>` as `run(argv) -> int`; where Python keeps a name for itself, in `<name>_`.
+"""
 
 
 _TRAINER_DEBUG = ("underflow_overflow", "tpu_metrics_debug")
@@ -63,7 +69,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code (0, 2 for an error of the user's, 130 for Ctrl-C)."""
+    """Run a command line; returns the exit code (0, 2 for an error of the user's, 130 for Ctrl-C, 143 for SIGTERM)."""
     words, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     command = words[0] if words else "--help"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -81,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         name = f"ptune {command}" if command in COMMANDS else "ptune"
-        print(f"{_rank()}{name}: error: {one_line(error)}", file=sys.stderr)
+        what = "" if isinstance(error, RunStoppedError) else "error: "
+        print(f"{_rank()}{name}: {what}{one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         if debug:
@@ -120,7 +127,8 @@ def _dispatch(command: str, rest: list[str]) -> int:
         if command.startswith("-"):
             raise ConfigError(f"unknown flag {command}.", hint="The command comes first; see ptune --help.")
         raise unknown("command", command, COMMANDS)
-    run = importlib.import_module(f"ptune.cli.{command}").run
+    module = f"{command}_" if keyword.iskeyword(command) else command
+    run = importlib.import_module(f"ptune.cli.{module}").run
     try:
         return int(run(rest))
     except SystemExit as leaving:  # argparse, after --help

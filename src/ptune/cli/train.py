@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def run(argv: Sequence[str]) -> int:
     if "columns" in values:
         values["columns"] = dict(values["columns"])
     from_file = {} if recipe_file is None else read_recipe(recipe_file)
+    if resume := values.get("resume", from_file.get("resume")):
+        place, from_file = with_recorded(resume, values, from_file)
+        recipe_file = recipe_file or place
+    if folder := values.get("init_from", from_file.get("init_from")):
+        from_file = {**encoder_of(folder, {**from_file, **values}), **from_file}
     foreign = {key: value for key, value in from_file.items() if key not in own_names()}
     trainer = None
     if rest or foreign:
@@ -66,6 +72,42 @@ def run(argv: Sequence[str]) -> int:
     if as_json and args.process_index == 0:
         print(json.dumps(result.to_dict()))
     return 0
+
+
+def with_recorded(
+    resume: str | bool, values: dict[str, Any], from_file: Mapping[str, Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Find the checkpoint to go on from, note it in `values`, and put its settings behind those of the file.
+
+    Returns:
+        The checkpoint, and the settings.
+
+    Raises:
+        ConfigError: There is none, or nothing says where to look.
+    """
+    from ptune.training.checkpoints import find_checkpoint
+    from ptune.training.recorded import recorded_settings
+
+    names = own_names()
+    output = values.get("output") or next((from_file[key] for key in from_file if names.get(key) == "output"), None)
+    if output is None and resume is True:
+        raise ConfigError("nothing says which run to resume.", hint="Name its folder: ptune train --resume OUTPUT.")
+    checkpoint = find_checkpoint(resume, Path(str(output)), lambda line: print(line, file=sys.stderr))
+    assert checkpoint is not None
+    values["resume"] = str(checkpoint)
+    values.setdefault("output", str(checkpoint.absolute().parent if output is None else output))
+    recipe, arguments = recorded_settings(checkpoint)
+    return checkpoint, {**recipe, **arguments, **{key: from_file[key] for key in from_file if key != "resume"}}
+
+
+def encoder_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--init-from` says of the encoder; where another one is asked for, its length alone."""
+    from ptune.training.start import encoder_settings
+
+    there = encoder_settings(Path(folder))
+    if given.get("encoder", there["encoder"]) == there["encoder"]:
+        return there
+    return {"num_virtual_tokens": there["num_virtual_tokens"]}
 
 
 def check_keys(values: Mapping[str, Any], path: Path | None) -> None:

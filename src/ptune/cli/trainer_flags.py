@@ -30,7 +30,6 @@ COMMON: tuple[tuple[str, str], ...] = (
     ("--save-strategy, --save-steps", "when to write checkpoints (default: every 500 steps)"),
     ("--save-total-limit N", "checkpoints kept (default: 2)"),
     ("--load-best-model-at-end", "keep the checkpoint with the lowest held-out loss"),
-    ("--resume-from-checkpoint DIR", "go on from DIR; true: from the last one in OUTPUT"),
     ("--seed N", "everything random (default: 42)"),
     ("--report-to NAME", "tensorboard, wandb, … (default: none)"),
     ("--use-cpu", "leave the GPU alone"),
@@ -131,6 +130,7 @@ def make_arguments(
         trainer.parse_known_args(from_file)
     except ConfigError as error:
         raise ConfigError(f"{recipe_file}: {error.message}", hint=error.hint) from error
+    _save_when_measured(trainer, from_file, words, values)
     try:
         args, extra = trainer.parse_args_into_dataclasses(
             args=[*from_file, *dashed(words)], return_remaining_strings=True, look_for_args_file=False
@@ -143,6 +143,17 @@ def make_arguments(
         raise unknown_flags(extra, flags_of(trainer), "train")
     _check_bounds(args)
     return args
+
+
+def _save_when_measured(
+    trainer: Any, from_file: Sequence[str], words: Sequence[str], values: Mapping[str, Any]
+) -> None:
+    """The best checkpoint can be kept only where checkpoints are written when the loss is measured."""
+    wanted, _ = trainer.parse_known_args([*from_file, *dashed(words)])
+    if wanted.load_best_model_at_end:
+        given = given_names(words, values)
+        own = {f"save_{what}": getattr(wanted, f"eval_{what}") for what in ("strategy", "steps")}
+        trainer.set_defaults(**{name: value for name, value in own.items() if name not in given and value is not None})
 
 
 def _as_words(trainer: argparse.ArgumentParser, values: Mapping[str, Any]) -> list[str]:

@@ -75,7 +75,7 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     if job.method != BASE:
         answer |= _train(job, model, rows, args, tokenizer, tell=tell, start_gib=start_gib)
         if isinstance(model, PTunedModel):
-            model.save_pretrained(job.folder, **prompt_details(recipe, template, tokenizer, rows))
+            model.save_pretrained(job.folder, **prompt_details(recipe, args, template, tokenizer, rows))
         answer |= _sizes(job, model)
     found = _measure(model, rows, args, tokenizer, tell)
     if found is not None:

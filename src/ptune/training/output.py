@@ -7,24 +7,23 @@ deletes old `checkpoint-N` folders by their name, whoever wrote them.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from ptune.checkpoint.files import make_folder
+from ptune.checkpoint.files import make_folder, write_atomic
 from ptune.checkpoint.format import CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
 from ptune.checkpoint.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ptune.errors import ConfigError, OutputError
-from ptune.training.progress import read_metrics
+from ptune.errors import OutputError
+from ptune.training.checkpoints import CHECKPOINT_NAME, log_history, remove_leftovers
+from ptune.training.progress import metrics_line
 
 METRICS, PLOT, EVENTS = "metrics.jsonl", "loss.png", "runs"
-TRAINER_STATE = "trainer_state.json"
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD, METRICS, PLOT)
 _OWN_CARD = "library_name: ptune"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class OutputFolder:
@@ -42,8 +41,8 @@ class OutputFolder:
     def __init__(self, path: Path, *, overwrite: bool = False, resume: Path | None = None) -> None:
         self.path = path
         self.metrics, self.plot, self.events = path / METRICS, path / PLOT, path / EVENTS
-        self._keeps = resume is not None and resume.resolve().parent == path.resolve()
         self._resume = resume
+        self._keeps = resume is not None and resume.resolve().parent == path.resolve()
         self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         self._check(overwrite=overwrite or self._keeps)
 
@@ -71,7 +70,7 @@ class OutputFolder:
 
     def _entries(self) -> list[Path]:
         """What bears the name of something that a run writes."""
-        return [path for path in self.path.iterdir() if path.name in _OWN_FILES or _CHECKPOINT.fullmatch(path.name)]
+        return [path for path in self.path.iterdir() if path.name in _OWN_FILES or CHECKPOINT_NAME.fullmatch(path.name)]
 
     def claim(self) -> None:
         """Make the folder and remove what an earlier run wrote (unless this run goes on from it).
@@ -80,10 +79,13 @@ class OutputFolder:
             OutputError: It cannot be made or cleared.
         """
         make_folder(self.path)
-        if self._keeps:
-            assert self._resume is not None
-            cut_metrics(self.metrics, checkpoint_step(self._resume))
-            return
+        remove_leftovers(self.path)
+        if not self._keeps:
+            self._clear()
+        if self._resume is not None:
+            write_metrics(self.metrics, log_history(self._resume))
+
+    def _clear(self) -> None:
         try:
             for path in self._entries():
                 if path.is_dir() and not path.is_symlink():
@@ -114,7 +116,7 @@ class OutputFolder:
 
 def _is_own(path: Path) -> bool:
     """Whether a file or folder with a name that ptune uses was written by ptune."""
-    if _CHECKPOINT.fullmatch(path.name):
+    if CHECKPOINT_NAME.fullmatch(path.name):
         return not path.is_dir() or (path / PTUNE_CONFIG).is_file() or not any(path.iterdir())
     if path.name == CARD:
         return path.is_file() and _OWN_CARD in path.read_bytes()[:4096].decode("utf-8", "replace")
@@ -123,49 +125,6 @@ def _is_own(path: Path) -> bool:
     return path.is_file()
 
 
-def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step at which a checkpoint was written.
-
-    Raises:
-        ConfigError: It is no checkpoint of a training run.
-    """
-    try:
-        return int(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{checkpoint} is no checkpoint to resume from: its {TRAINER_STATE} cannot be read.",
-            hint="Give a folder OUTPUT/checkpoint-N.",
-        ) from error
-
-
-def find_checkpoint(asked: str | bool | None, output: Path) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint` means: a folder, or true for the last one in the output folder.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if asked in (None, False, "") or str(asked).lower() == "false":
-        return None
-    if str(asked).lower() != "true":
-        checkpoint_step(Path(str(asked)))
-        return Path(str(asked))
-    last = last_checkpoint(output)
-    if last is None:
-        raise ConfigError(
-            f"there is no checkpoint in {output} to resume from.", hint="Leave resume_from_checkpoint out."
-        )
-    return last
-
-
-def last_checkpoint(output: Path) -> Path | None:
-    """The checkpoint of the latest step that a run can go on from; None when there is none."""
-    found = [path for path in output.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
-    return max((path for path in found if (path / TRAINER_STATE).is_file()), default=None, key=checkpoint_step)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines of a `metrics.jsonl` that come after a step: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = [one for one in read_metrics(path) if one.get("step", 0) <= step and "train_runtime" not in one]
-    path.write_text("".join(json.dumps(one) + "\n" for one in kept), encoding="utf-8")
+def write_metrics(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write a `metrics.jsonl` as it was when `history` had been logged: a resumed run goes on behind it."""
+    write_atomic(path, "".join(metrics_line(entry) for entry in history).encode())

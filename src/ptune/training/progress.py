@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +116,17 @@ class MetricsFile(TrainerCallback):
         """Write one line."""
         if not state.is_world_process_zero or not logs:
             return
-        line = {
-            "step": state.global_step,
-            **{key: _plain(value) for key, value in logs.items() if key not in _NOT_LOGGED},
-        }
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(metrics_line({"step": state.global_step, **logs}))
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}.", hint="Free some space.") from error
+
+
+def metrics_line(logs: Mapping[str, Any]) -> str:
+    """One log with its step as a line of a `metrics.jsonl`, the step first."""
+    line = {"step": logs["step"], **logs}
+    return json.dumps({key: _plain(value) for key, value in line.items() if key not in _NOT_LOGGED}) + "\n"
 
 
 def _plain(value: Any) -> Any:

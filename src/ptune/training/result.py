@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 from ptune.data.records import Examples
 from ptune.data.template import Template
-from ptune.errors import ModelError
+from ptune.errors import TrainingError
 from ptune.evaluation.loss import HeldOutLoss
 from ptune.memory.measure import MemoryReport
 from ptune.model.fingerprint import tokenizer_fingerprint
@@ -25,6 +24,7 @@ from ptune.recipe import TrainRecipe
 from ptune.training.output import OutputFolder
 from ptune.training.plot import plot_loss
 from ptune.training.progress import clock, read_metrics
+from ptune.training.recorded import recorded_run
 from ptune.training.rows import Rows
 
 
@@ -87,25 +87,25 @@ def _finite(value: float) -> float | None:
 
 
 def prompt_details(
-    recipe: TrainRecipe, template: Template, tokenizer: PreTrainedTokenizerBase, rows: Rows
+    recipe: TrainRecipe, args: TrainingArguments, template: Template, tokenizer: PreTrainedTokenizerBase, rows: Rows
 ) -> dict[str, Any]:
-    """What a prompt folder says about how it was made."""
+    """What a prompt folder says about how it was made, and a checkpoint about how to go on."""
     return {
         "template": template.text,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "data": recipe.data,
         "data_report": rows.examples.report.to_dict(),
         "tokens_report": rows.tokens.report.to_dict(),
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "overwrite"},
+        **recorded_run(recipe, args, rows.tokens.dataset),
     }
 
 
 def check_finite(model: PTunedModel) -> None:
-    """Raise `ModelError` when training has left numbers in the prompt that are none."""
+    """Raise `TrainingError` when training has left numbers in the prompt that are none."""
     with torch.no_grad():
         if bool(torch.isfinite(model.encode()).all()):
             return
-    raise ModelError(
+    raise TrainingError(
         "training diverged: the prompt holds values that are not finite, and was not saved.",
         hint="Lower learning_rate, or train in another dtype than float16.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ptune.data.records import Examples, load_examples
 from ptune.data.template import Template
-from ptune.data.tokenize import Tokenized, tokenize_examples
+from ptune.data.tokenize import Tokenized, encode, tokenize_examples
 from ptune.errors import ConfigError, ModelError, OutputError
 from ptune.model.converted import cache_root
 from ptune.recipe import TrainRecipe
@@ -119,6 +120,17 @@ def _tokenize(
         except OutputError:
             # The cache saves time and nothing else: a home that cannot be written is no reason not to train.
             return tokenize_examples(examples, template, tokenizer, **options)
+
+
+def place_of(
+    rows: Rows, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int, ids: Sequence[int]
+) -> str:
+    """Where the row of these token ids stands in the data, as `file:line`. Tokenizes until it is found."""
+    for example in rows.examples:
+        encoded = encode(template.segments(example), tokenizer, max_length)
+        if encoded is not None and encoded.input_ids == list(ids):
+            return example.source or repr(example.instruction[:40])
+    return "a row that is not in the data any more"
 
 
 def check_context(rows: Rows, virtual_tokens: int, context: int | None, max_length: int) -> None:

@@ -8,25 +8,27 @@ and only the first one prints and writes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from ptune.data.template import get_template
-from ptune.errors import ConfigError, ModelError, one_line
+from ptune.errors import ConfigError, RunStoppedError, one_line
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
 from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.training.batches import Collator, batches_line, choose_collator
-from ptune.training.output import OutputFolder, find_checkpoint, last_checkpoint
+from ptune.training.checkpoints import find_checkpoint
+from ptune.training.output import OutputFolder
 from ptune.training.progress import MetricsFile, ProgressReporter
+from ptune.training.recorded import check_same_run
 from ptune.training.result import (
     TrainResult,
     check_finite,
@@ -37,7 +39,9 @@ from ptune.training.result import (
     show_result,
     show_rows,
 )
-from ptune.training.rows import Rows, check_context, load_rows
+from ptune.training.rows import Rows, check_context, load_rows, place_of
+from ptune.training.signals import StopRequest
+from ptune.training.start import start_from
 from ptune.training.trainer import PTuneTrainer
 
 __all__ = ["TrainResult", "train"]
@@ -60,7 +64,9 @@ def train(
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
-    resume = find_checkpoint(args.resume_from_checkpoint, Path(recipe.output))
+    resume = find_checkpoint(
+        recipe.resume or args.resume_from_checkpoint, Path(recipe.output), partial(show_line, console=say)
+    )
     with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         template = get_template(recipe.template, tokenizer)
@@ -68,14 +74,26 @@ def train(
         model = prompted_model(recipe, args, tokenizer)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
-        details = prompt_details(recipe, template, tokenizer, rows)
+        details = prompt_details(recipe, args, template, tokenizer, rows)
+        changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
-            model, args, rows, collate, recipe.tokens_per_batch, details=details, console=say, metrics=folder.metrics
+            model,
+            args,
+            rows,
+            collate,
+            recipe,
+            details=details,
+            console=say,
+            metrics=folder.metrics,
+            name_row=partial(place_of, rows, template, tokenizer, recipe.max_length),
         )
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
         show_line(batches_line(recipe, args, model, collate, trainer.budget_sampler), say)
+        if resume is not None:
+            for line in (*changed, f"going on from {resume}"):
+                show_line(line, say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
         if first:
             folder.claim()
@@ -121,7 +139,11 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
     )
     check_tokenizer(base, tokenizer)
     set_seed(args.seed)
-    model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+    if recipe.init_from is None:
+        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+    else:
+        model = PTunedModel(base)
+        start_from(model, recipe, tokenizer)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
     return model
@@ -159,11 +181,12 @@ def build_trainer(
     args: TrainingArguments,
     rows: Rows,
     collate: Collator,
-    tokens_per_batch: int | None,
+    recipe: TrainRecipe,
     *,
     details: dict[str, Any],
     console: Console,
     metrics: Path,
+    name_row: Callable[[list[int]], str],
 ) -> PTuneTrainer:
     """The trainer of a run, with ptune's progress and metrics in place of transformers' own.
 
@@ -172,6 +195,10 @@ def build_trainer(
     """
     quiet = copy.copy(args)
     quiet.disable_tqdm = True
+    say = partial(show_line, console=console)
+    callbacks: list[Any] = [ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)]
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold))
     if args.n_gpu > 1:
         # One process drives one GPU (Trainer would use DataParallel). For more: torchrun, accelerate launch.
         quiet._n_gpu = 1  # noqa: SLF001 (transformers sets it itself in this way for models split over devices)
@@ -182,9 +209,12 @@ def build_trainer(
             train_dataset=rows.tokens.dataset,
             eval_dataset=None if rows.held_out_tokens is None else rows.held_out_tokens.dataset,
             data_collator=collate,
-            callbacks=[ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)],
+            callbacks=callbacks,
             prompt_details=details,
-            tokens_per_batch=tokens_per_batch,
+            tokens_per_batch=recipe.tokens_per_batch,
+            stop=StopRequest(say),
+            say=say,
+            name_row=name_row,
         )
     except ConfigError:
         raise
@@ -195,27 +225,27 @@ def build_trainer(
 
 
 def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) -> Any:
-    """Train; whatever ends it, the progress bar is closed and a stop by the user is said in one line.
+    """Train; whatever ends it, the progress bar is closed, and a stop by the user is said in one line.
 
     Raises:
-        ModelError: The GPU's memory is not enough.
+        RunStoppedError: The user stopped it, and where it was is saved.
+        TrainingError: It cannot go on.
+        OutputError: A checkpoint cannot be written.
         ConfigError: A training argument asks for a package that is not there.
     """
+    go_on = f"Go on with: ptune train --resume --output {trainer.args.output_dir}"
     try:
-        return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        assert trainer.stop is not None
+        with trainer.stop:
+            return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    except RunStoppedError as error:
+        error.hint = go_on
+        raise
     except KeyboardInterrupt:
         _close_bars(trainer)
-        last = last_checkpoint(Path(trainer.args.output_dir or ""))
-        kept = "no checkpoint was written" if last is None else f"the last checkpoint is {last}"
         step, steps = trainer.state.global_step, trainer.state.max_steps
-        console.print(f"stopped after step {step} of {steps}; {kept}", highlight=False, soft_wrap=True, markup=False)
+        show_line(f"stopped after step {step} of {steps}; {trainer.last_good()}", console)
         raise
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"the GPU's memory is not enough: {str(error).splitlines()[0]}",
-            hint="Lower per_device_train_batch_size or tokens_per_batch (and raise gradient_accumulation_steps) or "
-            "max_length, or set activation_checkpointing.",
-        ) from error
     except ImportError as error:
         raise ConfigError(f"training arguments: {one_line(error)}") from error
     finally:

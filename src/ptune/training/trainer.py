@@ -2,12 +2,9 @@
 
 All of Trainer's options keep their meaning. What is added: the LM head runs on supervised positions only, batches may
 be packed and fill a budget of tokens, the prompt runs through encoder and model once an optimizer step, tokens a
-second and memory stand in the log, every checkpoint is a prompt folder too, next to the trainer's own state, and the
-loss of an evaluation weighs every answer token the same. (Trainer's own averages the means of the batches, so that it
-depends on how the rows fall into batches.)
-
-With gradient accumulation the micro-batches of a step share one prefix (see `ptune.model.shared_prefix`), and so one
-dropout mask of the prompt encoder, as the rows of one big batch would.
+second and memory stand in the log, and the loss of an evaluation weighs every answer token the same. (Trainer's own
+averages the means of the batches, so that it depends on how the rows fall into batches.) Checkpoints and exact resume
+are `ResumableTrainer`'s; memory that is not enough and numbers that are none are `StepTrainer`'s.
 
 Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
 """
@@ -16,16 +13,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -36,18 +31,14 @@ from ptune.evaluation.loss import LossSum
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
 from ptune.model.loss import IGNORE_INDEX
-from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
-
-_WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Where each process holds every parameter, and gradients meet at the last micro-batch of a step."""
+from ptune.training.steps import StepTrainer
 
 
-class PTuneTrainer(Trainer):
-    """Trains the active prompt of a `PTunedModel`; arguments as for `transformers.Trainer`.
+class PTuneTrainer(StepTrainer):
+    """Trains the active prompt of a `PTunedModel`; arguments as for `transformers.Trainer` and `StepTrainer`.
 
     Args:
-        prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
 
     Raises:
@@ -57,14 +48,10 @@ class PTuneTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        prompt_details: Mapping[str, Any] | None = None,
         tokens_per_batch: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.prompt_details = dict(prompt_details or {})
-        self.tokens_seen = 0
-        """Text tokens of this process's training batches so far; virtual tokens and padding not counted."""
         self.budget_sampler: TokenBudgetBatchSampler | None = None
         if tokens_per_batch is not None:
             self.budget_sampler = budget_sampler(self.train_dataset, tokens_per_batch, self.args)
@@ -110,32 +97,14 @@ class PTuneTrainer(Trainer):
         # accelerate does not tell a sampler the epoch behind both a shard and the skipping of a resumed run.
         if self.budget_sampler is not None:
             self.budget_sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._run_epoch(model, epoch, *args, **kwargs)
 
     def total_tokens(self) -> int:
         """Text tokens trained on in all processes. Every process must call it."""
         seen = torch.tensor(self.tokens_seen, device=self.args.device)
         return int(self.accelerator.reduce(seen, reduction="sum"))
 
-    # ---- one step ----------------------------------------------------------------------------------------------
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """Trainer's step; the micro-batches of an optimizer step share one run of the prompt."""
-        with self._one_prefix(model):
-            loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
-
-    def _one_prefix(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Nothing where there is one micro-batch a step, or where every micro-batch's gradient must be whole."""
-        prompted = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        alone = self.args.gradient_accumulation_steps == 1 or not isinstance(prompted, PTunedModel)
-        whole = self.accelerator.distributed_type in _WHOLE_MODEL and not self.args.torch_compile
-        if alone or not whole or self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
-            return nullcontext()
-        scope: AbstractContextManager[None] = prompted.prefix_scope(last=self.accelerator.sync_gradients)
-        return scope
+    # ---- the loss ----------------------------------------------------------------------------------------------
 
     def compute_loss(
         self,
@@ -148,9 +117,7 @@ class PTuneTrainer(Trainer):
 
         An evaluation's loss is the mean over this process's batch; `evaluation_loop` weighs the batches.
         """
-        if model.training:
-            self.tokens_seen += _text_tokens(inputs)
-        else:
+        if not model.training:
             num_items_in_batch = None
         function = self._loss_function(inputs)
         inputs = {**inputs, "return_logits": function is not None or (return_outputs and self._reads_logits)}
@@ -247,23 +214,18 @@ class PTuneTrainer(Trainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._since = (time.perf_counter(), self.tokens_seen)
-        if isinstance(self.model, PTunedModel):
-            self.model.shared_prefix.reset()  # an earlier run may have ended within an optimizer step
         with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        folder = output_dir or self.args.output_dir
-        if self.args.should_save and isinstance(model, PTunedModel) and folder is not None:
+        """`save_model`: the prompt folder, and the tokenizer where the trainer was given one."""
+        model, folder = self.prompted, output_dir or self.args.output_dir
+        if model is None or folder is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
             model.save_pretrained(folder, **self.prompt_details)
-
-
-def _text_tokens(inputs: Mapping[str, Any]) -> int:
-    """Tokens of a batch that are not padding."""
-    mask = inputs.get("attention_mask")
-    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
 
 
 def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
