@@ -145,7 +145,7 @@ def test_ctrl_c_says_where_it_stopped(tmp_path: Path, tiny_model_dir: Path, data
     shown = text.replace("\r\n", "")
     assert "SIGINT: stopping after this step and saving it" in shown
     assert f"Go on with: ptune train --resume --output {tmp_path}" in shown
-    assert text.rstrip().endswith("ptune: interrupted")
+    assert "ptune: interrupted" not in text
     assert "\x1b[?25h" in text, "the cursor is shown again"
 
 

@@ -8,6 +8,7 @@ and only the first one prints and writes.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -233,7 +234,7 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
         OutputError: A checkpoint cannot be written.
         ConfigError: A training argument asks for a package that is not there.
     """
-    go_on = f"Go on with: ptune train --resume --output {trainer.args.output_dir}"
+    go_on = f"Go on with: ptune train --resume --output {shlex.quote(str(trainer.args.output_dir))}"
     try:
         assert trainer.stop is not None
         with trainer.stop:
