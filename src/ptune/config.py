@@ -121,7 +121,7 @@ class PromptLearningConfig:
                 f"num_virtual_tokens must be a whole number of at least 1, not {shown(self.num_virtual_tokens)}"
             )
         if self.token_dim is not None and (not _is_int(self.token_dim) or self.token_dim < 1):
-            faults.append(f"token_dim must be a whole number of at least 1, not {shown(self.token_dim)}")
+            faults.append(_no_count("token_dim", self.token_dim))
         expected = _PEFT_TYPES[type(self).__name__]
         given = getattr(self.peft_type, "value", self.peft_type)
         if given not in (None, expected):
@@ -138,7 +138,7 @@ class PromptLearningConfig:
         return faults
 
     def _type_faults(self) -> list[str]:
-        """Values of another type than text, a count or a truth value, where these are wanted: a file may say anything."""
+        """Values that are no text, count or truth value where these are wanted: a file may say anything."""
         faults = []
         for item in fields(self):
             value = getattr(self, item.name)
@@ -161,6 +161,10 @@ class PromptLearningConfig:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _no_count(name: str, value: Any) -> str:
+    return f"{name} must be a whole number of at least 1, not {shown(value)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no encoder": (lambda folder: (folder / "encoder.safetensors").unlink(), r"cannot read .*encoder\.safetensors"),
     "not finite": (
         _weights(prompt_embeddings=torch.tensor([[float("nan")] * D] * P)),
-        r"prompt_embeddings holds values that are not finite",
+        r"'prompt_embeddings' holds values that are not finite",
     ),
     "infinite": (_weights(prompt_embeddings=torch.full((P, D), float("inf"))), "not finite"),
     "other length": (_weights(prompt_embeddings=torch.zeros(P + 1, D)), r"shape \(4, 4\), expected \(3, 4\)"),
@@ -150,9 +150,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not text": (lambda folder: (folder / "ptune.json").write_bytes(b"\xff\xfe"), "cannot read"),
     "very deep": (lambda folder: (folder / "ptune.json").write_text("[" * 200_000), "cannot read .*RecursionError"),
     "no known class": (_edit(config_class="os.system"), "its configuration is of no known class"),
-    "config is a list": (_edit(config=[1]), "its configuration is of no known class"),
+    "config is a list": (_edit(config=[1]), r"config is \[1\], not a table"),
     "config of nonsense": (_edit(config={"num_virtual_tokens": "many"}), r"does not fit.*num_virtual_tokens"),
-    "checksums are no table": (_edit(sha256=[1]), "sha256 is not a table"),
+    "checksums are no table": (_edit(sha256=[1]), r"sha256 is \[1\], not a table"),
 }
 
 

@@ -1,9 +1,15 @@
-"""The model card of a saved prompt: a README with the front matter the hub reads."""
+"""The model card of a saved prompt: a README with the front matter the hub reads.
+
+What a value says is shown as text: it can be no link, picture, HTML or YAML of its own.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from ptune.errors import printable
 
 _LOAD = """```python
 from ptune import PTunedModel
@@ -13,14 +19,20 @@ model = PTunedModel.from_pretrained("this-folder")
 
 or `ptune chat this-folder`. PEFT reads the folder too: `PeftModel.from_pretrained(base_model, "this-folder")`."""
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_MARKS = re.compile(r"([\\`\[\]|<>&])")
+"""What begins a link, a picture, code, HTML, or the next cell."""
+_MOST = 500
+"""Characters of a value."""
+
 
 def model_card(details: Mapping[str, Any]) -> str:
     """Markdown for a prompt with these details (the content of `ptune.json`)."""
     config = details["config"]
     base = config.get("base_model_name_or_path") or "unknown"
     lines = ["---", "library_name: ptune", "tags: [p-tuning, soft-prompt, peft]"]
-    if base != "unknown" and not base.startswith(("/", ".", "builtin:")):
-        lines.append(f"base_model: {base!r}")
+    if base != "unknown" and _HUB_ID.fullmatch(base):
+        lines.append(f"base_model: '{base}'")
     lines += ["---", "", f"# A soft prompt of {config['num_virtual_tokens']} virtual tokens", ""]
     rows = {
         "Frozen model": base,
@@ -32,10 +44,13 @@ def model_card(details: Mapping[str, Any]) -> str:
     }
     rows |= {name.replace("_", " "): value for name, value in dict(details.get("metrics") or {}).items()}
     lines += ["| | |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join([*lines, "", "## Use", "", _LOAD, ""])
 
 
 def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("\n", "⏎").replace("|", "\\|")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    short = text if len(text) <= _MOST else f"{text[: _MOST - 1]}…"
+    return _MARKS.sub(r"\\\1", printable("⏎".join(short.splitlines())))

@@ -28,6 +28,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from ptune.checkpoint.card import model_card
+from ptune.checkpoint.details import check_config, check_details
 from ptune.checkpoint.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, read_json, sha256, write_set
 from ptune.checkpoint.peft import (
     ADAPTER_CONFIG,
@@ -40,13 +41,16 @@ from ptune.checkpoint.peft import (
     plain_values,
 )
 from ptune.config import PromptEncoderConfig, PromptTuningConfig
-from ptune.errors import ConfigError, PromptError
+from ptune.errors import ConfigError, PromptError, one_line, shown
 
 FORMAT_VERSION = 2
 ENCODER_WEIGHTS, PTUNE_CONFIG, CARD = "encoder.safetensors", "ptune.json", "README.md"
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD)
 """Every file of a prompt folder."""
 MAX_WEIGHT_BYTES = 8 * 2**30
+MAX_TENSORS = 1024
+"""An LSTM has eight a layer. Every layer that a configuration asks for must have its tensors, and so is bounded too."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PICKLES = ("adapter_model.bin", "pytorch_model.bin")
 
 
@@ -84,7 +88,10 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
         **prompt.details,
         "sha256": {name: sha256(content) for name, content in contents.items()},
     }
-    write_set(folder, {**contents, CARD: model_card(details).encode(), PTUNE_CONFIG: json_bytes(details)})
+    write_set(
+        folder,
+        {**contents, CARD: model_card(details).encode("utf-8", "backslashreplace"), PTUNE_CONFIG: json_bytes(details)},
+    )
     return folder
 
 
@@ -110,6 +117,7 @@ def read_details(folder: Path) -> dict[str, Any]:
             hint="Give the folder that `ptune train --output` wrote.",
         )
     adapter = read_json(folder, ADAPTER_CONFIG)
+    check_config(folder / ADAPTER_CONFIG, adapter)
     kind = adapter.get("peft_type")
     if kind == PREFIX_TUNING:
         return {"config_class": PREFIX_TUNING, "config": adapter}
@@ -126,11 +134,11 @@ def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
     version = details.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise PromptError(
-            f"{folder / PTUNE_CONFIG} has format version {version!r}; this ptune reads up to {FORMAT_VERSION}.",
+            f"{folder / PTUNE_CONFIG} has format version {shown(version)}; this ptune reads up to {FORMAT_VERSION}.",
             hint="Upgrade ptune.",
         )
-    if not isinstance(details.get("config"), dict):
-        raise PromptError(f"{folder} is damaged: its configuration is of no known class.")
+    check_config(folder / PTUNE_CONFIG, details.get("config"))
+    check_details(folder / PTUNE_CONFIG, details)
     return {**details, "format_version": FORMAT_VERSION}
 
 
@@ -148,9 +156,7 @@ def read_prompt(folder: Path) -> SavedPrompt:
             hint="It answers as it is: ptune generate, ptune chat, PTunedModel.from_pretrained.",
         )
     config = _read_config(folder, details)
-    sums = details.get("sha256", {})
-    if not isinstance(sums, dict):
-        raise PromptError(f"{folder / PTUNE_CONFIG} is damaged: sha256 is not a table.")
+    sums = details.get("sha256") or {}
     if ADAPTER_CONFIG in sums:
         _check_sum(folder, ADAPTER_CONFIG, read_bytes(folder, ADAPTER_CONFIG, limit=MAX_JSON_BYTES), sums)
     weights = read_tensors(folder, ADAPTER_WEIGHTS, sums)
@@ -160,12 +166,18 @@ def read_prompt(folder: Path) -> SavedPrompt:
         found = "no tensor" if vectors is None else f"shape {tuple(vectors.shape)}"
         dim = "token_dim" if config.token_dim is None else config.token_dim
         raise PromptError(
-            f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} has {found}, expected ({config.num_virtual_tokens}, {dim})."
+            f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} has {found}, expected "
+            f"({shown(config.num_virtual_tokens)}, {shown(dim)}).",
+            hint="Its files do not belong together; get the folder anew.",
         )
+    vectors = vectors.float()
+    if not vectors.numel() or not bool(torch.isfinite(vectors.norm(dim=1)).all()):
+        what = "no numbers" if not vectors.numel() else "numbers so large that the length of a vector is not finite"
+        raise PromptError(f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} holds {what}.", hint="Get the folder anew.")
     encoder = None
     if "format_version" in details:
         encoder = read_tensors(folder, ENCODER_WEIGHTS, sums)
-    return SavedPrompt(config=config, vectors=vectors.float(), encoder=encoder, details=details)
+    return SavedPrompt(config=config, vectors=vectors, encoder=encoder, details=details)
 
 
 def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -176,7 +188,8 @@ def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     more = sorted(key for key in weights if key != PEFT_KEY)
     if more and PEFT_KEY in weights:
         raise PromptError(
-            f"{folder / ADAPTER_WEIGHTS} holds {more[0]!r} beside {PEFT_KEY}: a part of the model, which was changed.",
+            f"{folder / ADAPTER_WEIGHTS} holds {shown(more[0])} beside {PEFT_KEY}: a part of the model, which was "
+            "changed.",
             hint="Save the changed model by itself, and the adapter with save_embedding_layers=False.",
         )
 
@@ -193,13 +206,18 @@ def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfi
     }
     kind = kinds.get(str(details.get("config_class")))
     if kind is None:
-        raise PromptError(f"{folder} is damaged: its configuration is of no known class.")
+        raise PromptError(
+            f"{folder} is damaged: its configuration is of no known class, but {shown(details.get('config_class'))}.",
+            hint="Get the folder anew.",
+        )
     known = {item.name for item in fields(kind)}
     kept = {key: value for key, value in details["config"].items() if key in known and value is not None}
     try:
         config: PromptEncoderConfig | PromptTuningConfig = kind(**kept)
     except (ConfigError, TypeError) as error:
-        raise PromptError(f"{folder} is damaged: its configuration does not fit ({error}).") from error
+        raise PromptError(
+            f"{folder} is damaged: its configuration does not fit ({one_line(error)}).", hint="Get the folder anew."
+        ) from error
     return config
 
 
@@ -225,13 +243,23 @@ def read_tensors(folder: Path, name: str, sums: Mapping[str, Any]) -> dict[str, 
     _check_sum(folder, name, content, sums)
     try:
         tensors: dict[str, torch.Tensor] = load_safetensors(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise PromptError(f"{path} is not a whole safetensors file: {error}.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise PromptError(
+            f"{path} is not a whole safetensors file: {one_line(error)}.", hint="It was changed or cut; get it anew."
+        ) from error
+    if len(tensors) > MAX_TENSORS:
+        raise PromptError(f"{path} holds {len(tensors):,} tensors, more than the {MAX_TENSORS:,} that it may have.")
     for key, value in tensors.items():
-        if not value.is_floating_point():
-            raise PromptError(f"{path}: {key} holds {value.dtype}, not floating-point numbers.")
+        if value.dtype not in _DTYPES:
+            raise PromptError(
+                f"{path}: {shown(key)} holds {value.dtype}, not floating-point numbers of 16, 32 or 64 bits.",
+                hint="Save it again in float32.",
+            )
         if not bool(torch.isfinite(value.float()).all()):
-            raise PromptError(f"{path}: {key} holds values that are not finite.")
+            raise PromptError(
+                f"{path}: {shown(key)} holds values that are not finite.",
+                hint="Train the prompt again, or get it anew.",
+            )
     return tensors
 
 

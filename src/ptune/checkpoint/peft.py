@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningConfig
-from ptune.errors import PromptError
+from ptune.errors import PromptError, shown
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_KEY = "prompt_embeddings"
@@ -76,7 +76,7 @@ def plain_values(adapter: Mapping[str, Any]) -> dict[str, Any]:
 
 def not_a_soft_prompt(folder: Path, kind: object) -> PromptError:
     """The error for an adapter that no virtual tokens can stand for, with the way out."""
-    what = f"{folder} holds a PEFT adapter of type {kind!r}, not a soft prompt"
+    what = f"{folder} holds a PEFT adapter of type {shown(kind)}, not a soft prompt"
     if str(kind) in _OTHER_PROMPTS:
         return PromptError(
             f"{what} of virtual tokens: it is {_OTHER_PROMPTS[str(kind)]}.",

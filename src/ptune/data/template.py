@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ptune.data.example import Example
 from ptune.data.text_files import read_text
-from ptune.errors import ConfigError, DataError, ModelError, unknown
+from ptune.errors import ConfigError, DataError, ModelError, one_line, shown, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,13 +70,14 @@ class Template(Protocol):
         """The prompt for generation: the same text as in training, with an empty answer."""
 
 
-def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files: bool = True) -> Template:
     """The template of that name, or made from that text.
 
     Args:
         name_or_text: `tutorial` (alias `alpaca`), `chat`, a text with `{output}` and `{instruction}` and/or `{input}`
             (also `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
         tokenizer: Gives the end-of-sequence token and the chat template.
+        files: False for what a prompt folder says: it may name no file, and a text may begin with `@`.
 
     Raises:
         ConfigError: An unknown name, a text whose placeholders cannot be used, or a tokenizer without a chat template.
@@ -87,10 +88,12 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase) -> Templ
         return _chat(tokenizer)
     if name_or_text in NAMES:
         return TutorialTemplate(_eos(tokenizer))
-    if name_or_text.startswith("@"):
+    if files and name_or_text.startswith("@"):
         path = Path(name_or_text[1:]).expanduser()
         if not path.is_file():
-            raise ConfigError(f"the template file {str(path)!r} does not exist.", hint="Check the path after '@'.")
+            raise ConfigError(
+                f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
+            )
         return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), _eos(tokenizer))
     if "{" in name_or_text:
         return _custom(name_or_text, _eos(tokenizer))
@@ -209,13 +212,15 @@ class ChatTemplate:
     def _render(self, turns: list[dict[str, str]], *, generation: bool, place: str = "") -> str:
         import jinja2
 
+        # The template is a program of the model's: whatever goes wrong in it is its fault.
+        faults = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        except (*faults, RecursionError, MemoryError) as error:
             where = f"{place}: " if place else ""
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(
-                f"{where}the chat template refuses the messages ({roles}): {error}",
+                f"{where}the chat template refuses the messages ({roles}): {one_line(error)}",
                 hint="Leave out what it has no place for.",
             ) from error
         return str(text)
@@ -230,26 +235,26 @@ def _messages(instruction: str, extra: str, history: History, system: str | None
 def _custom(text: str, eos: str) -> CustomTemplate:
     """A template of the user's, checked."""
     names = [match[2] for match in _PLACEHOLDER.finditer(text) if match[2]]
-    shown = text if len(text) <= 60 else text[:57] + "..."
+    short = shown(text, 60)
     for name in names:
         if name not in _FIELDS:
             error = unknown(
-                f"placeholder in the template {shown!r}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS]
+                f"placeholder in the template {short}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS]
             )
             error.hint = f"{error.hint} Write {{{{{name}}}}} for the text itself."
             raise error
     if names.count("output") != 1:
         raise ConfigError(
-            f"the template {shown!r} has {names.count('output')} times {{output}}.",
+            f"the template {short} has {names.count('output')} times {{output}}.",
             hint="Put {output} in it once, for the answer.",
         )
     before, after = names[: names.index("output")], names[names.index("output") + 1 :]
     if not {"instruction", "input"} & set(before):
-        raise ConfigError(f"the template {shown!r} asks nothing.", hint="Put {instruction} or {input} before {output}.")
+        raise ConfigError(f"the template {short} asks nothing.", hint="Put {instruction} or {input} before {output}.")
     late = [name for name in after if name != "eos_token"]
     if late:
         raise ConfigError(
-            f"the template {shown!r} has {{{late[0]}}} after {{output}}, where the answer would contain it.",
+            f"the template {short} has {{{late[0]}}} after {{output}}, where the answer would contain it.",
             hint="Put it before {output}.",
         )
     return CustomTemplate(text, eos)
@@ -299,7 +304,7 @@ class CustomTemplate:
         for name, value in values.items():
             if value and name not in has:
                 raise ConfigError(
-                    f"{place}there is {name} text ({value[:40]!r}), but the template has no {{{name}}}.",
+                    f"{place}there is {name} text ({shown(value, 40)}), but the template has no {{{name}}}.",
                     hint=f"Put {{{name}}} in the template, so that nothing is lost.",
                 )
         if history:
