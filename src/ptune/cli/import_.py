@@ -1,0 +1,153 @@
+"""`ptune import PEFT_DIR`: a PEFT adapter becomes a prompt folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptune.cli.flags import Parser
+from ptune.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from ptune.checkpoint.format import SavedPrompt
+    from ptune.training.output import OutputFolder
+
+_MORE = """\
+PEFT keeps the baked virtual tokens alone, whatever encoder made them: the prompt's encoder is `embedding`, and
+training goes on from the vectors. Nor does it say which template the texts had: ptune takes `tutorial` unless
+--template names another."""
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        "import",
+        "Make a prompt folder of a PEFT adapter (prompt tuning or P-tuning). Its model is not loaded unless named.",
+        usage="PEFT_DIR --output DIR [flags]",
+        more=_MORE,
+    )
+    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="the adapter's folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the prompt folder")
+    parser.add_argument("--model", help="load this frozen model, check that the prompt fits, note its fingerprint")
+    parser.add_argument("--revision", help="revision of the model on the hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
+    parser.add_argument("--template", help="template that the prompt was trained with; needs --model")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier prompt in the folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse(argv)
+    if args.template is not None and args.model is None:
+        raise ConfigError("--template needs --model, whose tokenizer reads it.", hint="Name the frozen model.")
+    from ptune.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from ptune.checkpoint.format import read_prompt, write_prompt
+    from ptune.training.output import OutputFolder
+
+    saved = read_prompt(args.folder)
+    if "format_version" in saved.details:
+        raise PromptError(
+            f"{args.folder} is a prompt folder of ptune's already.", hint="Use it as it is, or copy the folder."
+        )
+    origin = _origin(args.folder)
+    with OutputFolder(args.output, overwrite=args.overwrite) as output:
+        if args.model is None:
+            prompt = _alone(saved, origin)
+            output.claim()
+            write_prompt(args.output, prompt)
+        else:
+            _write_checked(args, origin, output)
+    facts = {
+        "output": str(args.output),
+        "virtual_tokens": saved.vectors.shape[0],
+        "token_dim": saved.vectors.shape[1],
+        "base_model": args.model or saved.config.base_model_name_or_path,
+        "checked": args.model is not None,
+        "template": args.template,
+        "encoder": "embedding",
+        "imported_from": origin,
+    }
+    if args.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _show(facts)
+    return 0
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """What the adapter says of its making."""
+    from ptune.checkpoint.files import read_json
+    from ptune.checkpoint.peft import ADAPTER_CONFIG
+
+    adapter = read_json(folder, ADAPTER_CONFIG)
+    names = ("peft_type", "encoder_reparameterization_type", "peft_version")
+    return {name: str(adapter[name]) for name in names if adapter.get(name) is not None}
+
+
+def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
+    """The prompt as ptune keeps one, without a look at its model."""
+    from ptune import __version__
+    from ptune.checkpoint.format import SavedPrompt
+    from ptune.config import PromptTuningConfig
+
+    config = PromptTuningConfig(
+        num_virtual_tokens=saved.vectors.shape[0],
+        token_dim=saved.vectors.shape[1],
+        base_model_name_or_path=saved.config.base_model_name_or_path,
+        revision=saved.config.revision,
+        num_layers=saved.config.num_layers,
+        num_attention_heads=saved.config.num_attention_heads,
+    )
+    details = {
+        "base_model": config.base_model_name_or_path,
+        "encoder": "embedding",
+        "trainable_parameters": saved.vectors.numel(),
+        "versions": {"ptune": __version__},
+        "imported_from": origin,
+    }
+    return SavedPrompt(
+        config=config, vectors=saved.vectors, encoder={"embedding.weight": saved.vectors}, details=details
+    )
+
+
+def _write_checked(args: argparse.Namespace, origin: dict[str, str], output: OutputFolder) -> None:
+    """Write the prompt with its model: the sizes are compared, the fingerprint is noted."""
+    from ptune.data.template import get_template
+    from ptune.model.backbone import load_model, load_tokenizer
+    from ptune.model.fingerprint import tokenizer_fingerprint
+    from ptune.model.persistence import load_prompt, save_prompt
+
+    options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
+    noted: dict[str, Any] = {"imported_from": origin}
+    if args.template is not None:
+        tokenizer = load_tokenizer(args.model, **options)
+        template = get_template(args.template, tokenizer)
+        noted |= {"template": template.text, "template_fingerprint": template.fingerprint}
+        noted["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer)
+    base = load_model(args.model, device="cpu", **options)
+    encoder, config = load_prompt(base, args.folder, trainable=True, force=False)
+    output.claim()
+    save_prompt(
+        base, encoder, replace(config, base_model_name_or_path=args.model, revision=args.revision), args.output, noted
+    )
+
+
+def _show(facts: dict[str, Any]) -> None:
+    """What was done, for people."""
+    origin = facts["imported_from"]
+    kind = " ".join(origin[name] for name in ("peft_type", "encoder_reparameterization_type") if name in origin)
+    size = f"{facts['virtual_tokens']} virtual tokens × {facts['token_dim']}"
+    print(f"{kind}: {size}: {facts['output']}")
+    print("PEFT keeps the baked virtual tokens alone: the prompt's encoder is `embedding`.")
+    checked = "its sizes fit, its fingerprint is noted" if facts["checked"] else "not loaded; --model M checks it"
+    print(f"frozen model: {facts['base_model'] or 'unknown'} ({checked})")
+    if facts["template"] is None:
+        print("template: PEFT does not say; ptune takes `tutorial` unless --template names another")
