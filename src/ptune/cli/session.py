@@ -102,5 +102,6 @@ def open_session(args: argparse.Namespace) -> Session:
     check_tokenizer(base, tokenizer)
     model = PTunedModel(base)
     model.load_prompt(args.folder, trainable=False, force=args.force)
-    template = get_template(args.template or details.get("template") or "tutorial", tokenizer, files=bool(args.template))
+    text = args.template or details.get("template") or "tutorial"
+    template = get_template(text, tokenizer, files=bool(args.template))
     return Session(model.eval(), tokenizer, template)

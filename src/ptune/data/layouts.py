@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.data.example import Example
-from ptune.errors import ConfigError, DataError, nearest, unknown
+from ptune.errors import ConfigError, DataError, listed, nearest, shown, unknown
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -59,9 +59,11 @@ def check_columns(columns: Mapping[str, str]) -> dict[str, str]:
     """
     for field, column in columns.items():
         if field not in FIELDS:
-            raise unknown("field in columns", field, FIELDS)
+            raise unknown("field in columns", str(field), FIELDS)
         if not isinstance(column, str) or not column:
-            raise ConfigError(f"columns: {field} must name a column, not {column!r}.")
+            raise ConfigError(
+                f"columns: {field} must name a column, not {shown(column)}.", hint=f"Write {field}=<column>."
+            )
     if not any(set(columns) <= set(layout.fields) for layout in LAYOUTS):
         raise ConfigError(
             f"columns: {', '.join(columns)} do not go together.", hint=f"Use the fields of one layout: {EXPECTED}."
@@ -88,13 +90,13 @@ class RowParser:
         Raises:
             DataError: The columns fit no layout, or a mapped column is not in the file.
         """
-        listed = ", ".join(map(str, found)) or "none"
+        there = listed(found) or "none"
         for field, column in mapping.items():
             if column not in found:
                 guess = nearest(column, [str(name) for name in found])
                 raise DataError(
-                    f"{file} has no column {column!r} (asked for as {field}).",
-                    hint=(f"Did you mean {guess!r}? " if guess else "") + f"Its columns: {listed}.",
+                    f"{file} has no column {shown(column)} (asked for as {field}).",
+                    hint=(f"Did you mean {guess!r}? " if guess else "") + f"Its columns: {there}.",
                 )
         taken = set(mapping.values())
         available = {field: field for field in FIELDS if field in found and field not in taken} | dict(mapping)
@@ -103,7 +105,7 @@ class RowParser:
                 columns = {field: available[field] for field in layout.fields if field in available}
                 return cls(layout, columns, tuple(found), require_output)
         raise DataError(
-            f"{file}: its columns ({listed}) fit no layout.",
+            f"{file}: its columns ({there}) fit no layout.",
             hint=f"Expected {EXPECTED}. Or map your own with columns, e.g. instruction=<column>, output=<column>.",
         )
 
@@ -134,7 +136,7 @@ class RowParser:
         column = self.columns[field]
         if column not in row:
             if field in self.layout.needed(self.require_output):
-                there = ", ".join(map(str, row)) or "none"
+                there = listed(row) or "none"
                 raise DataError(f"{place}: the row has no {_named(field, column)}.", hint=f"Its columns: {there}.")
             return None
         return row[column]
@@ -149,23 +151,16 @@ class RowParser:
 
 
 def _named(field: str, column: str) -> str:
-    return f"{field!r}" if field == column else f"{column!r} ({field})"
+    return f"{field!r}" if field == column else f"{shown(column)} ({field})"
 
 
 def _kind(value: Any) -> str:
     """What a value is, in the words of the file, with the value when it is short."""
     if value is None:
         return "null"
-    shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
-    if isinstance(value, bool):
-        return f"a boolean ({shown})"
-    if isinstance(value, (int, float)):
-        return f"a number ({shown})"
-    if isinstance(value, list):
-        return f"a list ({shown})"
-    if isinstance(value, dict):
-        return f"an object ({shown})"
-    return f"{type(value).__name__} ({shown})"
+    kinds = ((bool, "a boolean"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
+    name = next((word for kind, word in kinds if isinstance(value, kind)), type(value).__name__)
+    return f"{name} ({shown(value, 40)})"
 
 
 def _check_text(value: Any, what: str, place: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, overload
 from ptune.data.example import Example
 from ptune.data.layouts import RowParser, check_columns
 from ptune.data.sources import Table, find_rows
-from ptune.errors import ConfigError, DataError
+from ptune.errors import ConfigError, DataError, listed, printable
 
 __all__ = ["DataReport", "Example", "Examples", "load_examples"]
 
@@ -52,10 +52,10 @@ class DataReport:
         if self.duplicates:
             lines.append(f"dropped {self.duplicates:,} rows that repeat an earlier one")
         if self.unused_columns:
-            lines.append(f"columns not used: {', '.join(self.unused_columns)}")
+            lines.append(f"columns not used: {listed(self.unused_columns)}")
         if self.skipped_files:
-            lines.append(f"files of other splits, not read: {', '.join(self.skipped_files)}")
-        return lines
+            lines.append(f"files of other splits, not read: {listed(self.skipped_files)}")
+        return [printable(line) for line in lines]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

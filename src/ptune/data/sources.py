@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ptune.data.tables import arrow_file_rows, dataset_rows, load_arrow_folder, load_hub, parquet_rows
+from ptune.data.tables import arrow_file_rows, arrow_folder_files, arrow_rows, dataset_rows, load_hub, parquet_rows
 from ptune.data.text_files import Row, csv_rows, json_rows, jsonl_rows
-from ptune.errors import DataError, nearest
+from ptune.errors import DataError, listed, nearest, shown
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": json_rows,
@@ -54,10 +54,11 @@ def find_rows(source: str | Path, split: str) -> Found:
         DataError: Nothing is there, or nothing that can be read.
     """
     name = str(source)
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
+        path = path.expanduser()
         exists = path.exists()
-    except (OSError, ValueError):  # a name too long, or with a null byte
+    except (OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of nobody's home
         exists = False
     if not name.strip() or (not exists and (isinstance(source, Path) or _is_path(name))):
         raise _missing(path, name)
@@ -68,8 +69,8 @@ def find_rows(source: str | Path, split: str) -> Found:
     if not path.is_dir():
         return Found((_file(path),))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        data = load_arrow_folder(path, split)
-        return Found((Table(name, partial(dataset_rows, data, name)),))
+        files = arrow_folder_files(path, split)
+        return Found((Table(name, partial(arrow_rows, files, name)),))
     return _folder(path, split)
 
 
@@ -82,11 +83,15 @@ def _missing(path: Path, name: str) -> DataError:
     parent = path.parent
     if not parent.is_dir():
         return DataError(
-            f"there is no file {name!r}: the folder {str(parent)!r} does not exist.", hint="Check the path."
+            f"there is no file {shown(name, 200)}: the folder {shown(str(parent), 200)} does not exist.",
+            hint="Check the path.",
         )
-    guess = nearest(path.name, [item.name for item in parent.iterdir()])
+    try:
+        guess = nearest(path.name, [item.name for item in parent.iterdir()])
+    except OSError as error:
+        return DataError(f"cannot look into the folder {parent}: {error.strerror}.", hint="Check who may read it.")
     hint = f"Did you mean {str(parent / guess)!r}?" if guess else "Check the path."
-    return DataError(f"there is no file or folder {name!r}.", hint=hint)
+    return DataError(f"there is no file or folder {shown(name, 200)}.", hint=hint)
 
 
 def _file(path: Path) -> Table:
@@ -100,11 +105,16 @@ def _file(path: Path) -> Table:
 
 def _folder(path: Path, split: str) -> Found:
     """The data files of a folder in name order; where file names say which split they are, only those of `split`."""
-    files = sorted(
-        item
-        for item in path.iterdir()
-        if item.is_file() and item.suffix.lower() in READERS and not item.name.startswith((".", "_"))
-    )
+    try:
+        files = sorted(
+            item
+            for item in path.iterdir()
+            if item.is_file() and item.suffix.lower() in READERS and not item.name.startswith((".", "_"))
+        )
+    except OSError as error:
+        raise DataError(
+            f"cannot look into the folder {path}: {error.strerror}.", hint="Check who may read it."
+        ) from error
     if not files:
         raise DataError(f"the folder {path} holds no data file.", hint=f"Known kinds: {_SUFFIXES}.")
     wanted = files
@@ -113,8 +123,8 @@ def _folder(path: Path, split: str) -> Found:
         wanted = [item for item in files if _split_of(item) == name]
         if not wanted:
             raise DataError(
-                f"the folder {path} has no file for the split {split!r}.",
-                hint=f"Its files: {', '.join(item.name for item in files)}.",
+                f"the folder {path} has no file for the split {shown(split)}.",
+                hint=f"Its files: {listed(item.name for item in files)}.",
             )
     skipped = tuple(item.name for item in files if item not in wanted)
     return Found(tuple(_file(item) for item in wanted), skipped)

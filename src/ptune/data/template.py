@@ -89,7 +89,11 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
     if name_or_text in NAMES:
         return TutorialTemplate(_eos(tokenizer))
     if files and name_or_text.startswith("@"):
-        path = Path(name_or_text[1:]).expanduser()
+        path = Path(name_or_text[1:])
+        try:
+            path = path.expanduser()
+        except RuntimeError:  # ~name of nobody's
+            pass
         if not path.is_file():
             raise ConfigError(
                 f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."

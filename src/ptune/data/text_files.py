@@ -13,11 +13,12 @@ import json
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptune.errors import DataError
+from ptune.errors import DataError, listed, shown
 
 Row = tuple[str, dict[str, Any]]
 """Place (`file:line`) and the values by column."""
@@ -51,7 +52,9 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check that it is a file of yours."
+        ) from error
     return _decode(data.removeprefix(_BOM), path, len(_BOM) if data.startswith(_BOM) else 0)
 
 
@@ -111,9 +114,9 @@ class _JsonText:
 
 def _as_row(value: Any, place: str) -> Row:
     if not isinstance(value, dict):
-        shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."
         raise DataError(
-            f"{place}: the row is {shown}, not an object.", hint='Write it as {"instruction": ..., "output": ...}.'
+            f"{place}: the row is {shown(value, 40)}, not an object.",
+            hint='Write it as {"instruction": ..., "output": ...}.',
         )
     return place, value
 
@@ -153,19 +156,19 @@ def _wrapped_rows(cursor: _JsonText) -> Iterator[Row]:
     while not cursor.take("}"):
         key = cursor.value("the object's key")
         if not isinstance(key, str):
-            raise cursor.expected("a key in quotes", f"instead of {key!r}")
+            raise cursor.expected("a key in quotes", f"instead of {shown(key)}")
         if not cursor.take(":"):
-            raise cursor.expected("':'", f"after the key {key!r}")
+            raise cursor.expected("':'", f"after the key {shown(key)}")
         if key == "data" and cursor.take("["):
             yield from _array_rows(cursor)
         else:
-            cursor.value(f"the value of {key!r}")
+            cursor.value(f"the value of {shown(key)}")
         keys.append(key)
         if not cursor.take(",") and cursor.peek() != "}":
-            raise cursor.expected("',' or '}'", f"after the value of {key!r}")
+            raise cursor.expected("',' or '}'", f"after the value of {shown(key)}")
     if "data" not in keys:
         raise DataError(
-            f"{cursor.path} is one object with the keys {', '.join(keys) or '(none)'}, not a list of rows.",
+            f"{cursor.path} is one object with the keys {listed(keys) or '(none)'}, not a list of rows.",
             hint="Give a list of objects, or an object with that list under 'data'.",
         )
     if cursor.peek():
@@ -210,7 +213,9 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                     raise _broken_json(path, line, f"row {number}", str(error)) from None
                 yield _as_row(value, f"{path}:{line}")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check that it is a file of yours."
+        ) from error
     if not number:
         raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
 
@@ -239,7 +244,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         if len(values) != len(header):
             raise DataError(
                 f"{path}:{line}: the row has {len(values)} values, the header {len(header)} columns.",
-                hint=f"Its columns: {', '.join(header)}. Put values with commas or line breaks in quotes.",
+                hint=f"Its columns: {listed(header)}. Put values with commas or line breaks in quotes.",
             )
         yield f"{path}:{line}", dict(zip(header, values, strict=True))
     if header is None:
@@ -257,6 +262,8 @@ def _next_long(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def _check_header(header: list[str], path: Path, line: int) -> None:
-    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
+    twice = [name for name, times in Counter(header).items() if times > 1]
     if twice:
-        raise DataError(f"{path}:{line}: the header names {twice[0]!r} more than once.", hint="Rename one of them.")
+        raise DataError(
+            f"{path}:{line}: the header names {shown(twice[0])} more than once.", hint="Rename one of them."
+        )

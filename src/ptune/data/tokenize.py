@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.data.example import Example
 from ptune.data.template import Segments, Template
-from ptune.errors import ConfigError, DataError, OutputError
+from ptune.errors import ConfigError, DataError, OutputError, printable
 
 if TYPE_CHECKING:
     import datasets
@@ -82,7 +82,7 @@ class TokenizeReport:
             some = ", ".join(self.dropped)
             more = ", …" if self.answers_cut_off > len(self.dropped) else ""
             lines.append(f"dropped {self.answers_cut_off:,} rows whose whole answer was cut off ({some}{more})")
-        return lines
+        return [printable(line) for line in lines]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
