@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -90,10 +91,8 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
         return TutorialTemplate(_eos(tokenizer))
     if files and name_or_text.startswith("@"):
         path = Path(name_or_text[1:])
-        try:
+        with suppress(RuntimeError):  # ~name of nobody's
             path = path.expanduser()
-        except RuntimeError:  # ~name of nobody's
-            pass
         if not path.is_file():
             raise ConfigError(
                 f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."

@@ -52,9 +52,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check that it is a file of yours."
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="Check who may read it.") from error
     return _decode(data.removeprefix(_BOM), path, len(_BOM) if data.startswith(_BOM) else 0)
 
 
@@ -213,9 +211,7 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                     raise _broken_json(path, line, f"row {number}", str(error)) from None
                 yield _as_row(value, f"{path}:{line}")
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check that it is a file of yours."
-        ) from error
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint="Check who may read it.") from error
     if not number:
         raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
 
