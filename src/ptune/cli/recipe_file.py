@@ -7,18 +7,26 @@ output: tickets-prompt
 encoder: residual
 learning_rate: 5e-3
 ```
+
+A recipe is plain: no anchors (a few lines of them can stand for more values than there is memory), no key twice, no
+binary text.
 """
 
 from __future__ import annotations
 
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ptune.errors import ConfigError, nearest, one_line
+from ptune.errors import ConfigError, listed, nearest, one_line, shown
 from ptune.recipe import TrainRecipe, allowed_types
+
+MAX_BYTES = 2**18
+_MAX_BITS = 1024
+"""Of a whole number: more than any flag takes, and few enough to be written in digits."""
 
 
 def own_names() -> dict[str, str]:
@@ -35,33 +43,94 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, not YAML, or not a table of keys.
     """
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror}.", hint="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the recipe {path} is not UTF-8: {error.reason} at byte {error.start}.") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: the recipe is not YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"the recipe {path} is not YAML: {one_line(error)}.") from error
+        raise ConfigError(
+            f"the recipe {path} is not UTF-8: {error.reason} at byte {error.start}.", hint="Save it as UTF-8."
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError(
+            f"the recipe {path} has more than {MAX_BYTES:,} bytes.", hint="Name the recipe, not the data."
+        )
+    values = _plain_yaml(text, path)
     if not isinstance(values, Mapping):
         raise ConfigError(f"the recipe {path} holds no keys.", hint="Write one flag a line: `model: …`.")
     named = {str(key).replace("-", "_"): value for key, value in values.items()}
     if len(named) < len(values):
         raise ConfigError(f"the recipe {path} names a key twice, with dashes and with underscores.", hint="Keep one.")
+    for key, value in named.items():
+        _check_plain(value, f"the recipe {path}: {shown(key)}")
     return named
+
+
+def _plain_yaml(text: str, path: Path) -> Any:
+    """The value of a YAML text that has neither anchors nor repeated keys."""
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(problem="it uses an alias (*)", problem_mark=cast(Any, event.start_mark))
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            pairs = len(node.value)
+            made: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+            if len(made) < pairs:
+                times = Counter(str(key.value) for key, _ in node.value)
+                twice = listed(name for name, count in times.items() if count > 1)
+                raise yaml.MarkedYAMLError(
+                    problem=f"it has a key twice ({twice})", problem_mark=cast(Any, node.start_mark)
+                )
+            return made
+
+    try:
+        return yaml.load(text, Loader=PlainLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(
+            f"{place}: the recipe is not YAML that can be used: {error.problem or error.context}.",
+            hint="Mend that line.",
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"the recipe {path} is nested too deeply.", hint="Write one flag a line.") from error
+    # PyYAML's own constructors raise what they stumble over: a KeyError for `!!bool x`, an IndexError for `!!int ""`.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(
+            f"the recipe {path} is not YAML that can be used: {one_line(error) or type(error).__name__}.",
+            hint="Write one flag a line: `model: …`.",
+        ) from error
+
+
+def _check_plain(value: Any, place: str) -> None:
+    """Raise `ConfigError` for what no flag can hold."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _check_plain(key, place)
+            _check_plain(one, place)
+    elif isinstance(value, (list, tuple, set)):
+        for one in value:
+            _check_plain(one, place)
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ConfigError(f"{place} is a whole number of {value.bit_length():,} bits.", hint="Write a smaller one.")
+    elif isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{place} holds a null character.", hint="Leave it out.")
+    elif not (value is None or isinstance(value, (str, int, float))):
+        raise ConfigError(f"{place} is {shown(value)}: no text, number, true or false.", hint="Put it in quotes.")
 
 
 def unknown_key(path: Path, key: str, known: list[str]) -> ConfigError:
     """The error for a key that is no flag."""
     guess = nearest(key, known)
     return ConfigError(
-        f"unknown key {key!r} in the recipe {path}.",
+        f"unknown key {shown(key)} in the recipe {path}.",
         hint=(f"Did you mean {guess!r}? " if guess else "") + "The keys are the flags: see ptune train --help.",
     )
 
