@@ -13,7 +13,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from architectures import build
 from commands import Ran, run
@@ -118,6 +118,24 @@ def test_a_checkpoint_of_a_trainer(adapter: Path, tmp_path: Path):
     (folder / "adapter_model.safetensors").unlink()
     refused(run("import", folder, "--output", tmp_path / "no"), "adapter_model.bin is a pickle", "safetensors")
     assert not (tmp_path / "no").exists()
+
+
+def test_prefix_tuning_answers_as_it_is(tiny_model_dir: Path, tmp_path: Path):
+    """It cannot be imported, and need not be."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    theirs = peft.get_peft_model(base, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
+    theirs.save_pretrained(tmp_path / "adapter")
+    answers = json.loads(run("generate", tmp_path / "adapter", "x", "--max-new-tokens", 8, "--compare", "--json").out)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    ids = tokenizer("Human: x\n\nAssistant: ", return_tensors="pt")["input_ids"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = theirs.eval().generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
+        )
+    assert answers["tuned"] == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert answers["tuned"] != answers["base"]
+    refused(run("import", tmp_path / "adapter", "--output", tmp_path / "out"), "keys and values", "ptune generate")
 
 
 def test_what_a_person_reads(adapter: Path, tiny_model_dir: Path, tmp_path: Path):

@@ -23,7 +23,7 @@ from ptune.checkpoint.files import json_bytes, make_folder, write_atomic, write_
 from ptune.checkpoint.format import CARD, SavedPrompt
 from ptune.checkpoint.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
 from ptune.checkpoint.vllm_files import Question, vllm_files
-from ptune.errors import ConfigError, OutputError
+from ptune.errors import ConfigError, OutputError, shown
 
 EMBEDS_KEY = "prompt_embeds"
 PAYLOAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -140,16 +140,21 @@ def _foreign(path: Path) -> OutputError:
 
 
 def _peft_card(prompt: SavedPrompt) -> str:
-    base = prompt.config.base_model_name_or_path
+    """The README of a PEFT adapter. What a folder says stands in a code block, on a line each."""
     length, dim = prompt.vectors.shape
-    head = ["---", "library_name: peft", "tags: [p-tuning, soft-prompt]", "---", ""]
     return "\n".join(
         [
-            *head,
-            f"# A soft prompt of {length} virtual tokens as a PEFT adapter",
+            "---",
+            "library_name: peft",
+            "tags: [p-tuning, soft-prompt]",
+            "---",
             "",
-            f"Frozen model: {base or 'unknown'}. Virtual tokens × dimension: {length} × {dim}.",
-            f"Template: {prompt.details.get('template') or 'unknown'!s}.".replace("\n", "⏎"),
+            f"# A soft prompt of {length} virtual tokens of dimension {dim}, as a PEFT adapter",
+            "",
+            "```text",
+            f"frozen model: {shown(prompt.config.base_model_name_or_path)}",
+            f"template: {shown(prompt.details.get('template'))}",
+            "```",
             "",
             "```python",
             "from peft import PeftModel",

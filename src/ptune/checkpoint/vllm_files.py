@@ -132,7 +132,7 @@ if __name__ == "__main__":
 _README = """\
 # A soft prompt of @VIRTUAL_TOKENS@ virtual tokens for vLLM
 
-Frozen model: `@MODEL_NAME@`. Any number of prompts share one server: each request brings its own.
+Any number of prompts share one server of their frozen model: each request brings its own.
 
 ```console
 @SERVE@
@@ -188,7 +188,6 @@ def vllm_files(payload: str, question: Question, *, virtual_tokens: int) -> dict
         "AFTER": repr(question.after),
         "TEXT": repr(question.text),
         "NEW_TOKENS": str(_NEW_TOKENS),
-        "MODEL_NAME": question.model,
         "VIRTUAL_TOKENS": str(virtual_tokens),
         "SERVE": _serve(question.model),
     }
