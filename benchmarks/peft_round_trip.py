@@ -4,9 +4,10 @@
 
 Each prompt encoder, behind a small random model of each architecture and behind SmolLM2-135M: the prompt is saved,
 `PeftModel.from_pretrained` loads the folder in front of the same model, and both are given the same rows, one at a time
-(with left padding PEFT's text is wrong). Reported: the largest difference of a logit, beside the largest logit; the
-share of new tokens, greedily chosen, that are the same; the same share for ptune's own rows in one padded batch; and
-how many numbers of the prompt differ after `ptune export --to peft` and `ptune import`.
+(with left padding PEFT's text is wrong). Reported: the largest difference of a logit, the norm of all differences over
+that of the logits (both for the worst row), and the largest logit; the share of new tokens, greedily chosen, that are
+the same; the same share for ptune's own rows in one padded batch; and how many numbers of the prompt differ after
+`ptune export --to peft` and `ptune import`.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def work(contender: str, settings: Settings) -> Answer:
         changed = int((through_peft(prompt, Path(place)) != stored(prompt)).sum())
     return {
         "largest_logit_difference": max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)),
+        "relative_difference": max(float((a - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)),
         "largest_logit": max(float(one.abs().max()) for one in wanted),
         "greedy_agreement": float(same.float().mean()),
         "padded_agreement": float(in_batch.float().mean()),
@@ -126,7 +128,14 @@ BENCHMARK = Benchmark(
     "are the same, and the numbers of a prompt that differ after export to PEFT and import.",
     script=Path(__file__),
     work=work,
-    metrics=("largest_logit_difference", "largest_logit", "greedy_agreement", "padded_agreement", "changed_numbers"),
+    metrics=(
+        "largest_logit_difference",
+        "relative_difference",
+        "largest_logit",
+        "greedy_agreement",
+        "padded_agreement",
+        "changed_numbers",
+    ),
     references=(),
 )
 
