@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ptune.errors import PTuneError
     from ptune.model.peft_names import get_peft_model
     from ptune.model.wrapper import PTunedModel
+    from ptune.training.checkpoints import last_checkpoint
     from ptune.training.trainer import PTuneTrainer
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "compare",
     "get_peft_model",
+    "last_checkpoint",
     "load_examples",
 ]
 
@@ -62,6 +64,7 @@ _HOMES = {
     "PromptTuningInit": "ptune.config",
     "TaskType": "ptune.config",
     "get_peft_model": "ptune.model.peft_names",
+    "last_checkpoint": "ptune.training.checkpoints",
     "load_examples": "ptune.data.records",
 }
 

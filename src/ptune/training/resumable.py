@@ -263,7 +263,8 @@ class ResumableTrainer(Trainer):
             "scheduler": self.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "phase": self._phase,
-            "over": self.control.should_training_stop,
+            # By early stopping, say; whether the last step has been done is seen from its number.
+            "over": self.control.should_training_stop and self.state.global_step < self.state.max_steps,
             "last_step": self._last_step,
             "last_logged": self._globalstep_last_logged,
             "first_step": self._initial_global_step,

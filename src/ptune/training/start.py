@@ -54,8 +54,9 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
         ConfigError: Another encoder is asked for that cannot start from vectors.
     """
     folder = Path(str(recipe.init_from))
+    saved = read_prompt(folder)
     name = model.load_prompt(folder, name=DEFAULT_PROMPT, force=recipe.force)
-    there = _settings(read_prompt(folder))
+    there = _settings(saved)
     if _same_encoder(recipe, there):
         return
     if not ENCODERS[recipe.encoder].keeps_vectors:
@@ -64,7 +65,7 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
             "tokens cannot start from its vectors.",
             hint="Leave the encoder's flags out to go on with that encoder, or take residual or embedding.",
         )
-    vectors = model.encode(name).detach()
+    vectors = saved.vectors
     config: PromptConfig = replace(
         recipe.prompt_config(), base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path
     )
