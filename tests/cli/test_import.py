@@ -257,6 +257,8 @@ def test_wrong_words(adapter: Path, tmp_path: Path):
     refused(run("import", tmp_path, *out), "not a prompt folder")
     refused(run("import", adapter, *out, "--template", "chat"), "--template needs --model")
     refused(run("import", adapter, *out, "--modle", "x"), "did you mean --model?")
+    shutil.copytree(adapter, tmp_path / "many" / "german")
+    refused(run("import", tmp_path / "many", *out), "not a prompt folder", "Name the folder 'german' in it.")
     damaged = Path(shutil.copytree(adapter, tmp_path / "damaged"))
     (damaged / "adapter_model.safetensors").write_bytes(b"x" * 20)
     refused(run("import", damaged, *out), "not a whole safetensors file")

@@ -112,9 +112,13 @@ def read_details(folder: Path) -> dict[str, Any]:
     if holds(folder, PTUNE_CONFIG):
         return _upgraded(folder, read_json(folder, PTUNE_CONFIG))
     if not holds(folder, ADAPTER_CONFIG):
+        # PEFT saves an adapter of another name than "default" into a folder of that name.
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
         raise PromptError(
             f"{folder} is not a prompt folder: it has neither {PTUNE_CONFIG} nor {ADAPTER_CONFIG}.",
-            hint="Give the folder that `ptune train --output` wrote.",
+            hint=f"Name the folder {shown(inside[0])} in it."
+            if inside
+            else "Give the folder that `ptune train --output` wrote.",
         )
     adapter = read_json(folder, ADAPTER_CONFIG)
     check_config(folder / ADAPTER_CONFIG, adapter)
