@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
+from ptune.cli.session_flags import add_prompt_flags
 from ptune.errors import ModelError, PromptError, PTuneError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def build_parser() -> Parser:
         "What a prompt folder holds: how it was made, and where its virtual tokens lie. Its model is not loaded.",
         more=_MORE,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder")
+    add_prompt_flags(parser)
     parser.add_argument("--model", metavar="MODEL", help="the base model, where it is not the one the folder names")
     parser.add_argument("--revision", help="revision of the model on the hub")
     parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
@@ -61,16 +62,18 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse(argv)
     from ptune.checkpoint.format import read_prompt
     from ptune.evaluation.prompt_geometry import geometry
+    from ptune.model.hub import prompt_folder
 
-    saved = read_prompt(args.folder)
-    shape = geometry(saved.vectors)
+    folder = prompt_folder(args.folder, revision=args.prompt_revision)
+    saved = read_prompt(folder)
+    shape, facts = geometry(saved.vectors), describe(folder, saved)
     vocabulary, missing = _look_up(args, saved)
     if args.plot is not None:
         _draw(args, shape, vocabulary)
     if args.json:
-        print(json.dumps(_as_dict(args, saved, shape, vocabulary, missing), ensure_ascii=False))
+        print(json.dumps(_as_dict(args, facts, shape, vocabulary, missing), ensure_ascii=False))
     else:
-        _show(args, saved, shape, vocabulary, missing)
+        _show(args, facts, shape, vocabulary, missing)
     return 0
 
 
@@ -153,12 +156,16 @@ def _readable(tokenizer: Any, token: int) -> str:
 
 
 def _as_dict(
-    args: argparse.Namespace, saved: SavedPrompt, shape: Geometry, vocabulary: _Vocabulary | None, missing: str | None
+    args: argparse.Namespace,
+    facts: Mapping[str, Any],
+    shape: Geometry,
+    vocabulary: _Vocabulary | None,
+    missing: str | None,
 ) -> dict[str, Any]:
     """Every figure, as plain values."""
-    facts = describe(args.folder, saved)
     pair = shape.closest_pair
-    facts |= {
+    figures = {
+        **facts,
         "norms": shape.norms.tolist(),
         "similarity": shape.similarity.tolist(),
         "closest_pair": None if pair is None else {"tokens": pair[:2], "cosine": pair[2]},
@@ -168,15 +175,15 @@ def _as_dict(
     }
     if vocabulary is not None:
         found = vocabulary.nearest
-        facts["vocabulary"] = {"model": vocabulary.model, "norms": _spread(found.norms)}
-        facts["nearest"] = [
+        figures["vocabulary"] = {"model": vocabulary.model, "norms": _spread(found.norms)}
+        figures["nearest"] = [
             [
                 {"id": token, "text": json.loads(text), args.metric: score}
                 for token, text, score in zip(ids, texts, scores, strict=True)
             ]
             for ids, texts, scores in zip(found.ids.tolist(), vocabulary.texts, found.scores.tolist(), strict=True)
         ]
-    return facts
+    return figures
 
 
 def _spread(norms: torch.Tensor) -> dict[str, float]:
@@ -191,7 +198,7 @@ def _draw(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | N
 
     if args.plot.suffix.lower() != ".png":
         raise PromptError(f"--plot writes PNG files, not {args.plot.name!r}.", hint="Name a file that ends in .png.")
-    name, rank = args.folder.absolute().name, shape.effective_rank
+    name, rank = Path(args.folder).absolute().name, shape.effective_rank
     plot_prompt(
         args.plot,
         shape,
@@ -202,7 +209,11 @@ def _draw(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | N
 
 
 def _show(
-    args: argparse.Namespace, saved: SavedPrompt, shape: Geometry, vocabulary: _Vocabulary | None, missing: str | None
+    args: argparse.Namespace,
+    facts: Mapping[str, Any],
+    shape: Geometry,
+    vocabulary: _Vocabulary | None,
+    missing: str | None,
 ) -> None:
     """The facts and the virtual tokens, for people."""
     from rich.table import Table
@@ -211,13 +222,13 @@ def _show(
     from ptune.cli.quiet import output
 
     console = output(width=160)
-    console.print(str(args.folder), style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(args.folder, style="bold", highlight=False, markup=False, soft_wrap=True)
     table = Table(show_header=False)
-    for name, value in describe(args.folder, saved).items():
+    for name, value in facts.items():
         if value is not None:
             table.add_row(name.replace("_", " "), Text(_shown(value)))
     console.print(table)
-    lines = [f"effective rank {shape.effective_rank:.1f} of {min(saved.vectors.shape)}"]
+    lines = [f"effective rank {shape.effective_rank:.1f} of {min(facts['virtual_tokens'], facts['token_dim'])}"]
     if pair := shape.closest_pair:
         between = shape.between
         lines.append(

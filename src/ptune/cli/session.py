@@ -13,10 +13,10 @@ from ptune.checkpoint.format import read_details
 from ptune.cli.session_flags import NEW_TOKENS
 from ptune.data.template import History, Template, get_template
 from ptune.data.tokenize import encode_prompt
-from ptune.errors import ModelError, PromptError
+from ptune.errors import ModelError
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
-from ptune.model.fingerprint import tokenizer_fingerprint
-from ptune.model.persistence import base_name
+from ptune.model.hub import prompt_folder
+from ptune.model.persistence import base_name, base_revision, check_prompt_tokenizer
 from ptune.model.wrapper import PTunedModel
 
 
@@ -78,19 +78,15 @@ def open_session(args: argparse.Namespace) -> Session:
     """Load what a prompt folder needs.
 
     Raises:
-        PromptError: The folder is missing, damaged, or made for another model or tokenizer.
+        PromptError: The folder is missing here and on the hub, damaged, or made for another model or tokenizer.
         ModelError: The model cannot be loaded.
     """
-    details = read_details(args.folder)
-    name = args.model or base_name(args.folder)
-    revision = None if args.model else details["config"].get("revision")
+    folder = prompt_folder(args.folder, revision=args.prompt_revision)
+    details = read_details(folder)
+    name = args.model or base_name(folder)
+    revision = None if args.model else base_revision(folder)
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code, revision=revision)
-    noted = details.get("tokenizer_fingerprint")
-    if noted is not None and noted != tokenizer_fingerprint(tokenizer) and not args.force:
-        raise PromptError(
-            f"{args.folder} was trained with another tokenizer than that of {name}.",
-            hint="Use the model it was trained on, or --force.",
-        )
+    check_prompt_tokenizer(folder, tokenizer, force=args.force)
     base = load_model(
         name,
         dtype=args.dtype,
@@ -101,7 +97,7 @@ def open_session(args: argparse.Namespace) -> Session:
     )
     check_tokenizer(base, tokenizer)
     model = PTunedModel(base)
-    model.load_prompt(args.folder, trainable=False, force=args.force)
+    model.load_prompt(folder, trainable=False, force=args.force)
     text = args.template or details.get("template") or "tutorial"
     template = get_template(text, tokenizer, files=bool(args.template))
     return Session(model.eval(), tokenizer, template)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from ptune.cli.flags import Parser, number
@@ -13,9 +12,15 @@ NEW_TOKENS = 128
 """Longest answer where none is asked for."""
 
 
+def add_prompt_flags(parser: Parser) -> None:
+    """Add what names a prompt. It stays a text: as a path, a hub id could not be told from a folder."""
+    parser.add_argument("folder", metavar="DIR", help="the prompt folder, or its hub id (user/prompt)")
+    parser.add_argument("--prompt-revision", metavar="REV", help="branch, tag or commit of the prompt on the hub")
+
+
 def add_session_flags(parser: Parser) -> None:
     """Add the flags for opening a prompt folder and for answering."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder")
+    add_prompt_flags(parser)
     shown = parser.add_argument_group("what answers").add_mutually_exclusive_group()
     shown.add_argument("--no-prompt", action="store_true", help="the frozen model alone")
     shown.add_argument("--compare", action="store_true", help="the frozen model's answer too, beside the tuned one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, write_prompt
 from ptune.checkpoint.prefix_tuning import is_prefix_tuning
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError, one_line
-from ptune.model.fingerprint import fingerprint, unquantized_fingerprint
+from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint, unquantized_fingerprint
 from ptune.model.given_prefix import load_given_prefix
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
 from ptune.model.quantized import is_quantized
@@ -28,18 +28,45 @@ _FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerpri
 """What names a model: all of it, or without what quantization changes."""
 _LAYERED = ("mlp", "lstm")
 """The encoders whose size is a number of layers too."""
+_OF_THE_FORMAT = ("format_version", "config_class", "config", "sha256")
+_OF_USE = ("template", "template_fingerprint", "tokenizer_fingerprint")
+"""What a prompt folder notes that holds however the prompt is trained on: how a text must be written for it."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a prompt's folder said when it was loaded, for the folder that it is saved in next."""
+
+    vectors: torch.Tensor
+    """`(P, D)`, as the encoder gave them then."""
+    details: Mapping[str, Any]
+
+    def of(self, vectors: torch.Tensor) -> dict[str, Any]:
+        """What still holds of a prompt with these `(P, D)` vectors: after training how to use it, but no metrics."""
+        same = torch.equal(self.vectors, vectors.cpu())
+        kept = [name for name in self.details if same or name in _OF_USE]
+        return {name: self.details[name] for name in kept if name not in _OF_THE_FORMAT}
+
+
+def notes_of(folder: Path, encoder: PromptEncoder) -> Notes | None:
+    """The notes of a prompt folder whose encoder has just been loaded; None in a folder that PEFT wrote."""
+    details = read_details(folder)
+    return Notes(_baked(encoder).cpu(), details) if "format_version" in details else None
 
 
 def save_prompt(
-    base: PreTrainedModel, encoder: PromptEncoder, config: PromptConfig, folder: Path, metadata: Mapping[str, Any]
+    base: PreTrainedModel,
+    encoder: PromptEncoder,
+    config: PromptConfig,
+    folder: Path,
+    metadata: Mapping[str, Any],
+    *,
+    notes: Notes | None = None,
 ) -> Path:
-    """Write a prompt folder for an encoder that belongs to `base`."""
-    was_training = encoder.training
-    encoder.eval()
-    with torch.no_grad():
-        vectors = encoder()
-    encoder.train(was_training)
+    """Write a prompt folder for an encoder that belongs to `base`; what `metadata` says goes before `notes`."""
+    vectors = _baked(encoder)
     details = {
+        **({} if notes is None else notes.of(vectors)),
         "base_model": config.base_model_name_or_path,
         "base_class": type(base).__name__,
         # Of a model in fewer bits only the part that has all of them can be named.
@@ -62,6 +89,16 @@ def save_prompt(
     )
 
 
+def _baked(encoder: PromptEncoder) -> torch.Tensor:
+    """The `(P, D)` vectors of an encoder, without dropout."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        vectors: torch.Tensor = encoder()
+    encoder.train(was_training)
+    return vectors
+
+
 def base_name(folder: Path) -> str:
     """The name of the frozen model a prompt folder belongs to.
 
@@ -77,6 +114,26 @@ def base_name(folder: Path) -> str:
             hint="If you know the model, name it yourself: --model, or base=….",
         )
     return name
+
+
+def base_revision(folder: Path) -> str | None:
+    """The revision of the frozen model that a prompt folder notes.
+
+    Raises:
+        PromptError: There is no such folder, or it is damaged.
+    """
+    noted = read_details(folder)["config"].get("revision")
+    return noted if isinstance(noted, str) and noted else None
+
+
+def check_prompt_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, *, force: bool) -> None:
+    """Raise `PromptError` when a prompt was trained with another tokenizer. A folder that does not say takes any."""
+    noted = read_details(folder).get("tokenizer_fingerprint")
+    if noted is not None and not force and noted != tokenizer_fingerprint(tokenizer):
+        raise PromptError(
+            f"{folder} was trained with another tokenizer than that of {tokenizer.name_or_path}.",
+            hint="Use the model it was trained on, with its own tokenizer, or --force (force=True).",
+        )
 
 
 def load_prompt(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -23,12 +23,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, ModelError, PromptError, unknown
 from ptune.model import persistence
-from ptune.model.backbone import load_model
 from ptune.model.batch import TextBatch, check_forward_arguments, run_concatenated, run_prefixed
 from ptune.model.capability import context_length, prefix_capability
 from ptune.model.fused import replacement
 from ptune.model.generation import generate_behind, generator
 from ptune.model.given_prefix import given_prefix_obstacle
+from ptune.model.hub import PromptOnHub, prompt_folder
 from ptune.model.packable import packing_obstacle
 from ptune.model.packed_forward import PackedText, run_packed
 from ptune.model.parameters import count_parameters, parameters_line
@@ -41,8 +41,8 @@ from ptune.model.view import ModelView
 DEFAULT_PROMPT = "default"
 
 
-class PTunedModel(nn.Module):
-    """A frozen model and its soft prompts.
+class PTunedModel(PromptOnHub, nn.Module):
+    """A frozen model and its soft prompts; `PromptOnHub` says how they are saved, loaded and shared.
 
     Args:
         base: Any decoder from `AutoModelForCausalLM`. It is frozen in place and otherwise left as it is.
@@ -85,6 +85,7 @@ class PTunedModel(nn.Module):
         self.shared_prefix = SharedPrefix()
         self.prompts = nn.ModuleDict()
         self.prompt_configs: dict[str, PromptConfig] = {}
+        self._notes: dict[str, persistence.Notes | None] = {}
         self.prefixes = PrefixCache()
         self.active_prompt: str | None = None
         self._disabled = False
@@ -135,6 +136,7 @@ class PTunedModel(nn.Module):
             raise PromptError(f"{name!r} is the active prompt.", hint="Call set_prompt with another name first.")
         del self.prompts[name]
         del self.prompt_configs[name]
+        self._notes.pop(name, None)
         self.prefixes.forget(name)
         if name == self.active_prompt:
             self.active_prompt = None
@@ -339,56 +341,50 @@ class PTunedModel(nn.Module):
         """Load what `state_dict` gave. The frozen model's own tensors are neither expected nor touched."""
         return persistence.load_state(self.prompts, state_dict, strict=strict, assign=assign)
 
-    def save_pretrained(self, directory: str | Path, *, prompt_name: str | None = None, **metadata: Any) -> Path:
-        """Write a prompt as a folder that ptune and PEFT read; see `ptune.checkpoint.format`.
-
-        Args:
-            directory: The folder; made if it is not there.
-            prompt_name: Which prompt; the active one by default.
-            metadata: Plain values for `ptune.json`: template, metrics, what it was trained on.
-        """
+    def _save_prompt(self, folder: Path, prompt_name: str | None, metadata: Mapping[str, Any]) -> None:
         name = self._active(prompt_name)
-        return persistence.save_prompt(
-            self.base, self._encoder(name), self.prompt_configs[name], Path(directory), metadata
-        )
+        encoder, config, notes = self._encoder(name), self.prompt_configs[name], self._notes.get(name)
+        persistence.save_prompt(self.base, encoder, config, folder, metadata, notes=notes)
 
     def load_prompt(
-        self, directory: str | Path, *, name: str | None = None, trainable: bool = True, force: bool = False
+        self,
+        directory: str | Path,
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        force: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> str:
         """Read a prompt folder and add it under `name` (by default the folder's name, or `default` for the first).
 
+        Args:
+            directory: The folder, or a hub id; this and the rest as for `from_pretrained`.
+            name: Its name here.
+            trainable: Load the prompt encoder, where the folder has it.
+            force: Accept another model or tokenizer.
+            tokenizer: The one that is used with it.
+            revision: Of the prompt's repository.
+            token: For a private prompt.
+
         Raises:
-            PromptError: The folder is missing or damaged, or made for another model (`force` overrides that).
+            PromptError: The prompt is missing or damaged, or made for another model or tokenizer.
         """
-        encoder, config = persistence.load_prompt(self.base, Path(directory), trainable=trainable, force=force)
+        folder = prompt_folder(directory, revision=revision, token=token)
+        if tokenizer is not None:
+            persistence.check_prompt_tokenizer(folder, tokenizer, force=force)
+        encoder, config = persistence.load_prompt(self.base, folder, trainable=trainable, force=force)
         chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, self.prompt_configs)
         self._install(chosen, encoder, config)
+        self._notes[chosen] = persistence.notes_of(folder, encoder)
         return chosen
 
     @classmethod
-    def from_pretrained(
-        cls,
-        directory: str | Path,
-        base: PreTrainedModel | None = None,
-        *,
-        trainable: bool = False,
-        force: bool = False,
-        **load: Any,
-    ) -> PTunedModel:
-        """A frozen model with a saved prompt.
-
-        Args:
-            directory: The prompt folder.
-            base: The frozen model; loaded by the name in the folder when None.
-            trainable: Load the prompt encoder to train on, where the folder has it.
-            force: Accept a base model whose fingerprint differs.
-            load: Passed to `load_model` (`dtype`, `device`, `trust_remote_code`, …).
-        """
-        if base is None:
-            base = load_model(persistence.base_name(Path(directory)), **load)
+    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool) -> Self:
         model = cls(base)
-        model.load_prompt(directory, trainable=trainable, force=force)
+        model.load_prompt(folder, trainable=trainable, force=force)
         return model.train(trainable)
 
     def __getattr__(self, name: str) -> Any:
