@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from ptune.errors import OutputError, PromptError
+from ptune.errors import OutputError, PromptError, one_line
 
 _STRUCTURE = "structure"
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 """What not every reader of safetensors knows."""
+_OVERFLOWS = (OverflowError, MemoryError, RecursionError)
 
 
 def state_bytes(value: Any) -> bytes:
@@ -75,8 +76,11 @@ def state_of(content: bytes, place: str) -> Any:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         return _restored(json.loads(header["__metadata__"][_STRUCTURE]), tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PromptError(f"{place} is no state of a training run: {type(error).__name__}: {error}.") from error
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, *_OVERFLOWS) as error:
+        raise PromptError(
+            f"{place} is no state of a training run: {type(error).__name__}: {one_line(error)}.",
+            hint="It was changed or cut; go on from another checkpoint.",
+        ) from error
 
 
 def _restored(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -85,7 +89,10 @@ def _restored(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "array" in value:
-        return np.array(value["values"], dtype=np.dtype(value["array"]))
+        kind = np.dtype(value["array"])
+        if kind.kind not in "biuf":
+            raise ValueError(f"an array of {kind}")
+        return np.array(value["values"], dtype=kind)
     if "table" in value:
         return {_restored(key, tensors): _restored(one, tensors) for key, one in value["table"]}
     if "tuple" in value:
