@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser
+from ptune.cli.session_flags import add_prompt_flags
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def build_parser() -> Parser:
         usage="DIR --to peft|embeds|vllm --output OUT [flags]",
         more=_MORE,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the prompt folder, or a PEFT adapter's")
+    add_prompt_flags(parser)
     parser.add_argument("--to", required=True, choices=_FORMS, help="the form")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="OUT", help="the folder; with embeds the file, NAME.safetensors"
@@ -57,10 +58,12 @@ def run(argv: Sequence[str]) -> int:
                 raise ConfigError(f"--{name} is for --to vllm, not for --to {args.to}.", hint="Leave it out.")
     from ptune.checkpoint.export import export_embeds, export_peft, export_vllm
     from ptune.checkpoint.format import read_prompt
+    from ptune.model.hub import prompt_folder
 
-    prompt = read_prompt(args.folder)
+    folder = prompt_folder(args.folder, revision=args.prompt_revision)
+    prompt = read_prompt(folder)
     if args.to == "vllm":
-        question = _question(args, prompt)
+        question = _question(args, folder, prompt)
         files = export_vllm(prompt, args.output, question, dtype=args.dtype or "float32", overwrite=args.overwrite)
     else:
         write = export_peft if args.to == "peft" else export_embeds
@@ -88,7 +91,7 @@ def describe(args: argparse.Namespace, prompt: SavedPrompt, files: Sequence[Path
     }
 
 
-def _question(args: argparse.Namespace, prompt: SavedPrompt) -> Question:
+def _question(args: argparse.Namespace, folder: Path, prompt: SavedPrompt) -> Question:
     """What the example asks, as the prompt's template writes it. Of the model only the tokenizer is loaded."""
     from ptune.cli.quiet import quiet_libraries
 
@@ -99,9 +102,10 @@ def _question(args: argparse.Namespace, prompt: SavedPrompt) -> Question:
     from ptune.model.backbone import load_tokenizer
     from ptune.model.persistence import base_name
 
-    model = args.model or base_name(args.folder)
+    model = args.model or base_name(folder)
     tokenizer = load_tokenizer(model, revision=None if args.model else prompt.config.revision)
-    template = get_template(args.template or str(prompt.details.get("template") or "tutorial"), tokenizer)
+    named = args.template or prompt.details.get("template") or "tutorial"
+    template = get_template(named, tokenizer, files=bool(args.template))
     segments = _marked(template)
     before, after = segments.prompt.split(_MARK)
     leading = leading_special_ids(tokenizer) if segments.add_special_tokens else []
