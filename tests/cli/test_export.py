@@ -239,6 +239,7 @@ def test_wrong_words(prompt_dir: Path, tmp_path: Path):
     refused(run("export", prompt_dir, "--to", "vllm", *out, "--model", tmp_path / "none"), "none")
     refused(run("export", prompt_dir, "--to", "vllm", *out, "--template", "nothing"), "unknown template 'nothing'")
     refused(run("export", tmp_path / "none", "--to", "peft", *out), "no prompt folder", "none")
+    refused(run("export", "nobody/prompt", "--to", "peft", *out), "no prompt folder 'nobody/prompt' here", "hub")
     refused(run("export", tmp_path, "--to", "peft", *out), "not a prompt folder")
     (tmp_path / "file").write_text("")
     refused(run("export", prompt_dir, "--to", "peft", "--output", tmp_path / "file"), "is a file")

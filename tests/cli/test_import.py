@@ -254,6 +254,8 @@ def test_wrong_words(adapter: Path, tmp_path: Path):
     refused(run("import", *out), "PEFT_DIR")
     refused(run("import", adapter), "--output")
     refused(run("import", tmp_path / "none", *out), "no prompt folder", "none")
+    refused(run("import", "nobody/adapter", *out), "no prompt folder 'nobody/adapter' here", "hub")
+    refused(run("import", adapter, *out, "--prompt-revision", "v1"), "is a folder, and has no revision 'v1'")
     refused(run("import", tmp_path, *out), "not a prompt folder")
     refused(run("import", adapter, *out, "--template", "chat"), "--template needs --model")
     refused(run("import", adapter, *out, "--modle", "x"), "did you mean --model?")

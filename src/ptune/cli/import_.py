@@ -30,7 +30,8 @@ def build_parser() -> Parser:
         usage="PEFT_DIR --output DIR [flags]",
         more=_MORE,
     )
-    parser.add_argument("folder", type=Path, metavar="PEFT_DIR", help="the adapter's folder")
+    parser.add_argument("folder", metavar="PEFT_DIR", help="the adapter's folder, or its hub id (user/adapter)")
+    parser.add_argument("--prompt-revision", metavar="REV", help="branch, tag or commit of the adapter on the hub")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the prompt folder")
     parser.add_argument("--model", help="load this frozen model, check that the prompt fits, note its fingerprint")
     parser.add_argument("--revision", help="revision of the model on the hub")
@@ -50,21 +51,23 @@ def run(argv: Sequence[str]) -> int:
 
     quiet_libraries()
     from ptune.checkpoint.format import read_prompt, write_prompt
+    from ptune.model.hub import prompt_folder
     from ptune.training.output import OutputFolder
 
-    saved = read_prompt(args.folder)
+    folder = prompt_folder(args.folder, revision=args.prompt_revision)
+    saved = read_prompt(folder)
     if "format_version" in saved.details:
         raise PromptError(
             f"{args.folder} is a prompt folder of ptune's already.", hint="Use it as it is, or copy the folder."
         )
-    origin = _origin(args.folder)
+    origin = _origin(folder)
     with OutputFolder(args.output, overwrite=args.overwrite) as output:
         if args.model is None:
             prompt = _alone(saved, origin)
             output.claim()
             write_prompt(args.output, prompt)
         else:
-            _write_checked(args, origin, output)
+            _write_checked(args, folder, origin, output)
     facts = {
         "output": str(args.output),
         "virtual_tokens": saved.vectors.shape[0],
@@ -118,7 +121,7 @@ def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
     )
 
 
-def _write_checked(args: argparse.Namespace, origin: dict[str, str], output: OutputFolder) -> None:
+def _write_checked(args: argparse.Namespace, folder: Path, origin: dict[str, str], output: OutputFolder) -> None:
     """Write the prompt with its model: the sizes are compared, the fingerprint is noted."""
     from ptune.data.template import get_template
     from ptune.model.backbone import load_model, load_tokenizer
@@ -133,7 +136,7 @@ def _write_checked(args: argparse.Namespace, origin: dict[str, str], output: Out
         noted |= {"template": template.text, "template_fingerprint": template.fingerprint}
         noted["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer)
     base = load_model(args.model, device="cpu", **options)
-    encoder, config = load_prompt(base, args.folder, trainable=True, force=False)
+    encoder, config = load_prompt(base, folder, trainable=True, force=False)
     output.claim()
     save_prompt(
         base, encoder, replace(config, base_model_name_or_path=args.model, revision=args.revision), args.output, noted
