@@ -60,8 +60,8 @@ _SMALL, _BUDGET = f"{_ROWS} --per-device-train-batch-size 4", f"{_ROWS} --tokens
 _REAL = "--limit 24 --max-length 96 --per-device-train-batch-size 4 --max-steps 9 --logging-steps 2 --save-steps 2"
 _LSTM = "--encoder lstm --encoder-dropout 0.3"
 _TWICE, _THRICE = "--gradient-accumulation-steps 2", "--gradient-accumulation-steps 3"
-_MEASURED = "--eval-rows 8"
-_BEST = f"{_MEASURED} --eval-strategy steps --eval-steps 4 --load-best-model-at-end --save-total-limit 1"
+_MEASURED, _ONE = "--eval-rows 8", "--save-total-limit 1"
+_BEST = f"{_MEASURED} --eval-strategy steps --eval-steps 4 --load-best-model-at-end {_ONE}"
 _EARLY = f"{_MEASURED} --eval-strategy steps --eval-steps 3 --early-stopping-patience 2 --learning-rate 0.05"
 _EPOCHS = f"{_MEASURED} --save-strategy epoch --logging-strategy epoch"
 SETUPS = (
@@ -79,7 +79,7 @@ SETUPS = (
     Setup("packed embedding, by epochs", f"{_SMALL} --encoder embedding {_EPOCHS}"),
     Setup(
         "padded mlp dropout, end within an epoch",
-        f"{_SMALL} --encoder-dropout 0.2 --no-packing {_MEASURED} --logging-steps 4 --save-steps 5 --save-total-limit 1",
+        f"{_SMALL} --encoder-dropout 0.2 --no-packing {_MEASURED} --logging-steps 4 --save-steps 5 {_ONE}",
     ),
     Setup("plain padded lstm dropout, accumulation 2", "--encoder LSTM --collator padded --accumulation 2", plain=True),
     Setup("plain packed mlp", "--encoder MLP --collator packed --accumulation 1", plain=True),
@@ -337,8 +337,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(summary))
     result = {
         "name": "resume",
-        "what": "Runs killed with SIGKILL and resumed, against the same runs left alone: tensors and logs compared to the "
-        "last bit.",
+        "what": "Runs killed with SIGKILL and resumed, against the same runs left alone: tensors and logs compared to "
+        "the last bit.",
         "command": " ".join(["python benchmarks/resume.py", *words]),
         "machine": machine(),
         "versions": versions(),
