@@ -89,8 +89,10 @@ def share() -> dict[str, Any]:
         for options in ({}, {"base_revision": "asked"}):
             PTunedModel.from_pretrained(NAME, token="owner", revision=first, **options)
     said["loads"] = loads
+    for beside in ("folder/own.py", "folder/checkpoint-2/README.md"):
+        Path(beside).parent.mkdir(parents=True, exist_ok=True)
+        Path(beside).write_text("not for others")
     said["saved"] = str(model.save_pretrained("folder", push_to_hub=True, repo_id="owner/both", token="owner"))
-    Path("folder/evil.py").write_text("raise SystemExit")
     said["loaded twice"] = [model.load_prompt("owner/both"), model.load_prompt("owner/both", name="third")]
     said["no token"] = attempt(lambda: model.push_to_hub("owner/other"))
     said["guest"] = attempt(lambda: model.push_to_hub("owner/other", token="guest"))
