@@ -454,3 +454,14 @@ def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(task: dict[str
         # The highest loss is called the best here, so that the best is not the last.
         assert recorded[-1] < max(recorded) - 0.01
         assert trainer.evaluate()["eval_loss"] == max(recorded)
+
+
+def test_the_finished_prompt_goes_to_the_hub(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "ptune.training.run.upload_prompt", lambda folder, name, **more: sent.append((folder, name, more))
+    )
+    run(task, max_steps=2, save_steps=1, push_to_hub=True, hub_model_id="me/tickets", hub_private_repo=True)
+    more = {"private": True, "token": None, "branch": None}
+    assert sent == [(Path(task["output"]), "me/tickets", more)]
+    assert "me/tickets" not in (Path(task["output"]) / "ptune.json").read_text()

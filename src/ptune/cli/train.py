@@ -104,7 +104,7 @@ def encoder_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What `--init-from` says of the encoder; where another one is asked for, its length alone."""
     from ptune.training.start import encoder_settings
 
-    there = encoder_settings(Path(folder))
+    there = encoder_settings(folder)
     if given.get("encoder", there["encoder"]) == there["encoder"]:
         return there
     return {"num_virtual_tokens": there["num_virtual_tokens"]}

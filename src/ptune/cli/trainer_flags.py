@@ -32,6 +32,7 @@ COMMON: tuple[tuple[str, str], ...] = (
     ("--load-best-model-at-end", "keep the checkpoint with the lowest held-out loss"),
     ("--seed N", "everything random (default: 42)"),
     ("--report-to NAME", "tensorboard, wandb, … (default: none)"),
+    ("--push-to-hub", "upload the finished prompt, as --hub-model-id USER/PROMPT"),
     ("--use-cpu", "leave the GPU alone"),
 )
 """The training flags that the help page names, with ptune's defaults."""

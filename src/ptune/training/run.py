@@ -23,6 +23,7 @@ from ptune.errors import ConfigError, RunStoppedError, one_line
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
 from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
+from ptune.model.hub import upload_prompt
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.training.batches import Collator, batches_line, choose_collator
@@ -120,7 +121,24 @@ def train(
         if first:
             save_result(result, recipe, details, folder)
             show_result(result, folder, say)
+            if args.push_to_hub:
+                show_line(f"on the hub: {push(folder.path, args)}", say)
     return result
+
+
+def push(folder: Path, args: TrainingArguments) -> str:
+    """Upload the finished prompt under `hub_model_id`, by default the folder's name; gives the commit's address.
+
+    Raises:
+        PromptError: The hub does not take it. The folder stays.
+    """
+    return upload_prompt(
+        folder,
+        args.hub_model_id or folder.absolute().name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        branch=args.hub_revision,
+    )
 
 
 def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
@@ -196,6 +214,7 @@ def build_trainer(
     """
     quiet = copy.copy(args)
     quiet.disable_tqdm = True
+    quiet.push_to_hub = False  # the finished prompt goes there, not every checkpoint with all it needs to go on
     say = partial(show_line, console=console)
     callbacks: list[Any] = [ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)]
     if recipe.early_stopping_patience is not None:

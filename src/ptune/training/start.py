@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ptune.checkpoint.format import SavedPrompt, read_prompt
 from ptune.encoders import ENCODERS
 from ptune.errors import ConfigError
+from ptune.model.hub import prompt_folder
 from ptune.model.prompts import PromptConfig, encoder_kind
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.recipe import TrainRecipe
@@ -30,13 +30,13 @@ ENCODER_FIELDS = (
 )
 
 
-def encoder_settings(folder: Path) -> dict[str, Any]:
-    """The recipe's values that describe the encoder of a prompt folder.
+def encoder_settings(prompt: str) -> dict[str, Any]:
+    """The recipe's values that describe the encoder of a prompt folder, or of a prompt on the hub.
 
     Raises:
-        PromptError: There is no such folder, or it is damaged.
+        PromptError: There is none, or it is damaged.
     """
-    return _settings(read_prompt(folder))
+    return _settings(read_prompt(prompt_folder(prompt)))
 
 
 def _settings(saved: SavedPrompt) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
         ConfigError: Another encoder is asked for that cannot start from vectors.
     """
-    folder = Path(str(recipe.init_from))
+    folder = prompt_folder(str(recipe.init_from))
     saved = read_prompt(folder)
-    name = model.load_prompt(folder, name=DEFAULT_PROMPT, force=recipe.force)
+    name = model.load_prompt(folder, name=DEFAULT_PROMPT, force=recipe.force, tokenizer=tokenizer)
     there = _settings(saved)
     if _same_encoder(recipe, there):
         return
