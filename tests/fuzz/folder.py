@@ -1,7 +1,8 @@
 """A prompt folder as one string of bytes, so that any fuzzing engine can take it.
 
-The first byte says what is done to the folder (bit 0: checksums are made to fit, so that what stands behind them is
-reached); then each file of `NAMES` in turn: four bytes of length, little-endian, and the content; `MISSING` for none.
+The first byte says what is done with the folder: bit 0, checksums are made to fit, so that what stands behind them is
+reached; the others, whether it is loaded for training, by force, or inspected. Then each file of `NAMES` in turn: four
+bytes of length, little-endian, and the content; `MISSING` for none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fuzz.mutate import json_text, mutate_bytes, mutate_json, mutate_safetensors
 
 NAMES = ("adapter_config.json", "adapter_model.safetensors", "encoder.safetensors", "ptune.json")
 MISSING = 0xFFFFFFFF
-FIT_CHECKSUMS = 1
+FIT_CHECKSUMS, TRAINABLE, FORCED, INSPECTED = 1, 2, 4, 8
 
 
 def packed(files: dict[str, bytes], flags: int = 0) -> bytes:
@@ -43,8 +44,8 @@ def unpacked(data: bytes) -> tuple[dict[str, bytes], int]:
     return files, data[0] if data else 0
 
 
-def write_folder(folder: Path, data: bytes) -> None:
-    """Write the files into an existing folder; those that are missing are removed from it."""
+def write_folder(folder: Path, data: bytes) -> int:
+    """Write the files into an existing folder; those that are missing are removed from it. Returns the flags."""
     files, flags = unpacked(data)
     if flags & FIT_CHECKSUMS and "ptune.json" in files:
         files["ptune.json"] = _fitted(files)
@@ -53,6 +54,7 @@ def write_folder(folder: Path, data: bytes) -> None:
             (folder / name).write_bytes(files[name])
         else:
             (folder / name).unlink(missing_ok=True)
+    return flags
 
 
 def _fitted(files: dict[str, bytes]) -> bytes:
@@ -83,4 +85,4 @@ def mutate_folder(data: bytes, rng: Random) -> bytes:
             files[name] = mutate_json(files[name], rng)
         else:
             files[name] = mutate_safetensors(files[name], rng)
-    return packed(files, flags ^ (rng.random() < 0.1))
+    return packed(files, flags ^ rng.choice((0, 0, FIT_CHECKSUMS, TRAINABLE, FORCED, INSPECTED)))

@@ -92,7 +92,7 @@ def _places(value: Any) -> list[tuple[Any, Any, Any]]:
 def _near(value: Any, rng: Random) -> Any:
     if isinstance(value, bool) or value is None:
         return not value
-    if isinstance(value, (int, float)):
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**64):
         return value + rng.choice((-1, 1, 0.5, 2**32))
     if isinstance(value, str):
         at = rng.randrange(len(value) + 1)

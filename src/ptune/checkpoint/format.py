@@ -17,6 +17,7 @@ Shapes: `P` virtual tokens, `D` token dimension.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -109,7 +110,8 @@ def read_details(folder: Path) -> dict[str, Any]:
         raise PromptError(
             f"there is no prompt folder {folder}.", hint="Give the folder that `ptune train --output` wrote."
         )
-    if holds(folder, PTUNE_CONFIG):
+    # A link or a pipe of that name is refused by name: without it the folder would pass for PEFT's, with no checksums.
+    if holds(folder, PTUNE_CONFIG) or os.path.lexists(folder / PTUNE_CONFIG):
         return _upgraded(folder, read_json(folder, PTUNE_CONFIG))
     if not holds(folder, ADAPTER_CONFIG):
         # PEFT saves an adapter of another name than "default" into a folder of that name.

@@ -100,8 +100,9 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
         return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), _eos(tokenizer))
     if "{" in name_or_text:
         return _custom(name_or_text, _eos(tokenizer))
-    error = unknown("template", name_or_text, NAMES)
-    error.hint = f"{error.hint} Or give a text with {{instruction}} and {{output}}, or @file."
+    error = unknown("template" if files else "template in the prompt folder:", name_or_text, NAMES)
+    way = "Or give a text with {instruction} and {output}, or @file." if files else "Give another one with --template."
+    error.hint = f"{error.hint} {way}"
     raise error
 
 

@@ -26,6 +26,8 @@ Row = tuple[str, dict[str, Any]]
 _BLANK = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _BOM = b"\xef\xbb\xbf"
+_TOO_LONG = f"it has a number of more than {sys.get_int_max_str_digits():,} digits"
+"""All that is left of Python's `ValueError`s once those of JSON are told apart."""
 _csv_limit = threading.Lock()
 
 
@@ -58,6 +60,10 @@ def read_text(path: Path) -> str:
 
 def _broken_json(path: Path, line: int, what: str, found: str) -> DataError:
     return DataError(f"{path}:{line}: {what} is not valid JSON: {found}.", hint="Mend that line.")
+
+
+def _complaint(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
 
 
 class _JsonText:
@@ -93,11 +99,11 @@ class _JsonText:
         try:
             result, end = _DECODER.raw_decode(self.text, self.at)
         except json.JSONDecodeError as error:
-            raise self.fault(what, f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+            raise self.fault(what, f"{_complaint(error)} at line {error.lineno}, column {error.colno}") from None
         except RecursionError:
             raise self.fault(what, "it is nested too deeply") from None
-        except ValueError as error:
-            raise self.fault(what, str(error)) from None
+        except ValueError:
+            raise self.fault(what, _TOO_LONG) from None
         self.move(end)
         self.skip_blank()
         return result
@@ -204,11 +210,13 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
                 try:
                     value = json.loads(text)
                 except json.JSONDecodeError as error:
-                    raise _broken_json(path, line, f"row {number}", f"{error.msg} at column {error.pos + 1}") from None
+                    raise _broken_json(
+                        path, line, f"row {number}", f"{_complaint(error)} at column {error.pos + 1}"
+                    ) from None
                 except RecursionError:
                     raise _broken_json(path, line, f"row {number}", "it is nested too deeply") from None
-                except ValueError as error:
-                    raise _broken_json(path, line, f"row {number}", str(error)) from None
+                except ValueError:
+                    raise _broken_json(path, line, f"row {number}", _TOO_LONG) from None
                 yield _as_row(value, f"{path}:{line}")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", hint="Check who may read it.") from error

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -193,6 +194,10 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(origin, **options)
     except LOAD_FAULTS as fault:
         raise _not_loaded("tokenizer", name, source, fault) from fault
+    except Exception as fault:
+        if type(fault) is not Exception:  # tokenizers, written in Rust, has no kind of its own
+            raise
+        raise _not_loaded("tokenizer", name, source, fault) from fault
     if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
         raise ModelError(
             f"the tokenizer of {name} has no vocabulary.", hint="Copy all tokenizer files of the model into it."
@@ -331,11 +336,22 @@ def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> 
         return ModelError(
             f"cannot load the {kind} of {name}: {cause}", hint="Remove its converted copy from the cache and try again."
         )
+    cause = cause.rstrip(" .")
+    if "custom code" in cause:
+        return ModelError(
+            f"the {kind} of {name} needs code of its own, which is not run.",
+            hint="Read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True).",
+        )
+    if isinstance(fault, UnpicklingError):
+        return ModelError(
+            f"the weights of {name} are a pickle that holds more than tensors, and is not opened.",
+            hint="Save the model again as safetensors, where you trust it.",
+        )
     if source.folder is not None:
-        return ModelError(f"cannot load the {kind} in the folder {name}: {cause}", hint="Is the folder complete?")
+        return ModelError(f"cannot load the {kind} in the folder {name}: {cause}.", hint="Is the folder complete?")
     guess = nearest(name.lower(), BUILTINS)
     builtin = f" Or did you mean {PREFIX}{guess}?" if guess else ""
     return ModelError(
-        f"cannot load the {kind} {name!r} from the hub: {cause}",
+        f"cannot load the {kind} {name!r} from the hub: {cause}.",
         hint=f"Check the id and the connection, or name a folder, a .gguf file or a {PREFIX} model.{builtin}",
     )

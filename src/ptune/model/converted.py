@@ -24,10 +24,12 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from filelock import FileLock
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits
@@ -39,7 +41,20 @@ from ptune.errors import ModelError, OutputError
 
 # Raised when this module writes other copies than before, so that old ones are left alone.
 CONVERSION = 1
-LOAD_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError, struct.error)
+LOAD_FAULTS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+    UnpicklingError,
+    struct.error,
+)
 """What transformers raises when a file, a configuration or an identifier cannot be used."""
 
 _MAGIC = b"GGUF"

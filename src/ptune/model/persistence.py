@@ -195,7 +195,11 @@ def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, 
             encoder = empty_encoder(config, dim)
         encoder.load_state_dict(dict(tensors), assign=True)
     except (RuntimeError, OverflowError, ValueError, TypeError) as error:
-        raise PromptError(f"{folder}: the encoder's tensors do not fit its configuration: {one_line(error)}") from error
+        # PyTorch puts its own stack behind some messages.
+        reason = one_line(error).partition(" Exception raised from ")[0][:400]
+        raise PromptError(
+            f"{folder}: the encoder's tensors do not fit its configuration: {reason}.", hint="Get the folder anew."
+        ) from error
     return encoder.to(torch.float32)
 
 

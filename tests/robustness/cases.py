@@ -1,0 +1,11 @@
+"""Every bad input that is tried. A case is one entry; `docs/bad-input.md` and the tests are made of this list."""
+
+from __future__ import annotations
+
+from robustness.cases_data import DATA
+from robustness.cases_flags import FLAGS
+from robustness.cases_model import MODEL
+from robustness.cases_prompt import PROMPT
+from robustness.workshop import Case
+
+CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS)

@@ -1,0 +1,161 @@
+"""Recipes, flags, and places to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from architectures import CONTEXT
+from robustness.workshop import Case, Place, Words
+
+_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + chr(ord(name) - 1)] * 9)}]\n" for name in "bcdefghij"
+)
+
+
+def _recipe(text: str | bytes) -> Callable[[Place], Words]:
+    return lambda at: ["train", "--config", at.file("recipe.yaml", text)]
+
+
+def _flags(**flags: object) -> Callable[[Place], Words]:
+    return lambda at: at.train(**flags)
+
+
+def _numbered_columns(at: Place) -> Words:
+    return [*at.train(), "--config", at.file("recipe.yaml", "columns: {1: 2}")]
+
+
+def _recipe_is_a_folder(at: Place) -> Words:
+    (at.at / "recipe.yaml").mkdir()
+    return ["train", "--config", at.at / "recipe.yaml"]
+
+
+def _output(name: str, content: str = "mine", **flags: object) -> Callable[[Place], Words]:
+    """A run into a folder that holds this file of somebody's."""
+
+    def make(at: Place) -> Words:
+        path = at.file(f"out/{name}", content)
+        return at.train(output=path.relative_to(at.at).parts[0] and at.at / "out", **flags)
+
+    return make
+
+
+def _below_a_file(at: Place) -> Words:
+    return at.train(output=at.file("file", "mine") / "out")
+
+
+def _plot_nowhere(at: Place) -> Words:
+    return ["inspect", at.kit.prompt, "--no-nearest", "--plot", at.at / "none" / "x.png"]
+
+
+def _plot_into_a_file(at: Place) -> Words:
+    return ["inspect", at.kit.prompt, "--no-nearest", "--plot", at.file("f", "mine") / "x.png"]
+
+
+def _no_checkpoint(at: Place) -> Words:
+    folder: Path = at.at / "earlier"
+    folder.mkdir()
+    return at.train(resume_from_checkpoint=folder)
+
+
+_R, _F, _O = "recipe", "flags", "output"
+FLAGS = (
+    Case(
+        _R, "no such recipe", lambda at: ["train", "--config", at.at / "no.yaml"], ("cannot read the recipe", "no.yaml")
+    ),
+    Case(_R, "a folder for a recipe", _recipe_is_a_folder, ("cannot read the recipe", "directory")),
+    Case(_R, "not YAML", _recipe("model: [1\ndata"), ("recipe.yaml:2:", "not YAML")),
+    Case(_R, "a billion laughs", _recipe(_LAUGHS), ("recipe.yaml:2:", "it uses an alias (*)")),
+    Case(
+        _R,
+        "a Python object",
+        _recipe("model: !!python/object/apply:os.system ['touch stolen']"),
+        ("recipe.yaml:1:", "python/object"),
+    ),
+    Case(_R, "a key twice", _recipe("model: a\nmodel: b"), ("it has a key twice (model)",)),
+    Case(
+        _R,
+        "a number of 40,000 bits",
+        _recipe("max_steps: 0x" + "f" * 10_000),
+        ("'max_steps' is a whole number of 40,000 bits",),
+    ),
+    Case(_R, "a null character", _recipe('output: "a\\0b"'), ("'output' holds a null character",)),
+    Case(_R, "a tag that does not fit", _recipe("limit: !!bool maybe"), ("not YAML that can be used", "maybe")),
+    Case(_R, "not UTF-8", _recipe(b"model: \xff"), ("not UTF-8", "byte 7")),
+    Case(_R, "1 MB", _recipe("# " + "x" * 1_000_000), ("more than 262,144 bytes",)),
+    Case(_R, "10,000 lists in one another", _recipe("model: " + "[" * 10_000), ("nested too deeply",)),
+    Case(_R, "a list", _recipe("- model"), ("holds no keys",)),
+    Case(_R, "an unknown key", _recipe("modle: x"), ("unknown key 'modle'", "Did you mean 'model'?")),
+    Case(
+        _R,
+        "four values of another type",
+        _recipe("model: 5\nlimit: many\noverwrite: 'yes'\ncolumns: x"),
+        ("4 settings", "model must be text, not 5"),
+    ),
+    Case(_R, "columns that are numbers", _numbered_columns, ("unknown field in columns '1'",)),
+    Case(_F, "an unknown command", lambda at: ["trian"], ("unknown command 'trian'", "Did you mean 'train'?")),
+    Case(_F, "an unknown flag", _flags(encodr="lstm"), ("unknown flag --encodr", "did you mean --encoder?")),
+    Case(_F, "nothing said", lambda at: ["train"], ("model, data and output are missing",)),
+    Case(_F, "a stray word", lambda at: [*at.train(), "stray"], ("unexpected argument 'stray'",)),
+    Case(_F, "an unknown encoder", _flags(encoder="lsmt"), ("unknown encoder 'lsmt'", "Did you mean 'lstm'?")),
+    Case(
+        _F,
+        "three settings at once",
+        _flags(encoder="lsmt", max_length=1, eval_rows=-1),
+        ("3 settings", "(1)", "(2)", "(3)"),
+    ),
+    Case(_F, "no virtual tokens", _flags(num_virtual_tokens=0), ("at least 1, not 0",)),
+    Case(
+        _F, "as many virtual tokens as context", _flags(num_virtual_tokens=CONTEXT), (f"context of {CONTEXT} tokens",)
+    ),
+    Case(_F, "a learning rate in words", _flags(learning_rate="fast"), ("--learning-rate", "'fast'")),
+    Case(_F, "a learning rate that is no number", _flags(learning_rate="nan"), ("learning_rate",)),
+    Case(_F, "a batch of nothing", _flags(per_device_train_batch_size=0), ("at least 1, not 0",)),
+    Case(_F, "nothing to train", _flags(max_steps=0), ("nothing to train",)),
+    Case(_F, "more held out than there is", _flags(eval_rows=1000), ("eval_rows=1000 leaves none",)),
+    Case(_F, "a template file that is not there", _flags(template="@no.txt"), ("template file", "no.txt")),
+    Case(
+        _F,
+        "a template with an unknown placeholder",
+        _flags(template="{instruktion}{output}"),
+        ("{instruktion}", "Did you mean '{instruction}'"),
+    ),
+    Case(_F, "a template without an answer", _flags(template="{instruction}"), ("0 times {output}",)),
+    Case(_F, "a name of 100,000 characters", _flags(encoder="x" * 100_000), ("unknown encoder 'xxx", "Known: ")),
+    Case(
+        _F,
+        "an unknown device",
+        lambda at: ["generate", at.kit.prompt, "x", "--device", "nowhere"],
+        ("unknown device 'nowhere'",),
+    ),
+    Case(
+        _F,
+        "an answer longer than the context",
+        lambda at: ["generate", at.kit.prompt, "x", "--max-new-tokens", 127],
+        ("Lower --max-new-tokens to",),
+    ),
+    Case(_F, "no text to answer", lambda at: ["generate", at.kit.prompt], ("no text to answer",), stdin=" \n"),
+    Case(
+        _F,
+        "a picture of another kind",
+        lambda at: ["inspect", at.kit.prompt, "--no-nearest", "--plot", at.at / "x.jpg"],
+        ("PNG", "x.jpg"),
+    ),
+    Case(_O, "the output is a file", lambda at: at.train(output=at.file("out", "mine")), ("out is a file",)),
+    Case(_O, "the output is below a file", _below_a_file, ("is a file",)),
+    Case(_O, "the output is where nobody can write", _flags(output="/proc/ptune-out"), ("/proc/ptune-out",)),
+    Case(_O, "the output is not empty", _output("notes.txt"), ("not empty", "--overwrite")),
+    Case(
+        _O, "a README of somebody else's", _output("README.md", "# Mine", overwrite=True), ("README.md is not ptune's",)
+    ),
+    Case(_O, "weights of somebody else's", _output("adapter_model.safetensors", overwrite=True), ("is not ptune's",)),
+    Case(
+        _O,
+        "checkpoints of somebody else's",
+        _output("checkpoint-5/pytorch_model.bin", overwrite=True),
+        ("checkpoint-5 is not ptune's",),
+    ),
+    Case(_O, "nothing to resume from", _no_checkpoint, ("no checkpoint",)),
+    Case(_O, "a picture into no folder", _plot_nowhere, ("none",)),
+    Case(_O, "a picture below a file", _plot_into_a_file, ("x.png",)),
+)
