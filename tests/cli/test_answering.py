@@ -161,3 +161,20 @@ def test_closed_pipe_is_no_error(prompt_dir: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.dup2", lambda source, target: None)
     monkeypatch.setattr("sys.stdout", Closed())
     assert main(["inspect", str(prompt_dir), "--json"]) == 0
+
+
+def test_a_model_named_from_here_is_found_from_elsewhere(
+    tiny_model_dir: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to(tiny_model_dir)
+    monkeypatch.chdir(tmp_path / "here")
+    done = run(
+        "train", "--model", "../model", "--data", data_file, "--output", "../prompt", "--max-steps", 1,
+        "--num-virtual-tokens", 2,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    ran = run("generate", "../prompt", "green", "--max-new-tokens", 2)
+    assert ran.code == 0, ran.err

@@ -27,10 +27,8 @@ def facts(*words: object) -> dict[str, Any]:
 def orphan(prompt_dir: Path, tmp_path: Path) -> Path:
     """The prompt, its base model out of reach."""
     folder = Path(shutil.copytree(prompt_dir, tmp_path / "orphan"))
-    for name in ("ptune.json", "adapter_config.json"):
-        path = folder / name
-        base = json.loads(path.read_text()).get("base_model_name_or_path") or json.loads(path.read_text())["base_model"]
-        path.write_text(path.read_text().replace(base, "/nowhere/model"))
+    path = folder / "ptune.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["base_model"], "/nowhere/model"))
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,26 @@ def test_accelerate_launch(tmp_path: Path, tiny_model_dir: Path, train_file: Pat
     ran = run_apart(*launch, "-m", "ptune", *command, module="accelerate.commands.launch")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["steps"] == 2
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_two_stopped(
+    tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path
+):
+    launch = ["--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "ptune"]
+    values = {"save_steps": 2, "save_total_limit": 9, "encoder": "lstm", "encoder_dropout": 0.3, "logging_steps": 3}
+    folder = tmp_path / "out"
+    whole = words(tiny_model_dir, train_file, held_out_file, folder, **values)
+    ran = run_apart(*launch, *whole, module="torch.distributed.run")
+    assert ran.code == 0, ran.err
+    before = [(name, logged(folder, name)) for name in ("loss", "eval_loss", "grad_norm")]
+    encoder = (folder / "encoder.safetensors").read_bytes()
+    for step in (4, 6):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    alone = run("train", "--resume", folder)
+    assert alone.code == 2
+    assert "was written by 2 processes, not 1. Go on with as many as it was begun with." in alone.err
+    ran = run_apart(*launch, "train", "--resume", folder, module="torch.distributed.run")
+    assert ran.code == 0, ran.err
+    assert [(name, logged(folder, name)) for name in ("loss", "eval_loss", "grad_norm")] == before
+    assert (folder / "encoder.safetensors").read_bytes() == encoder

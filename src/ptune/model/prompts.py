@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,7 +118,7 @@ def build_prompt(
         raise ConfigError(
             f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
         )
-    name = config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None
+    name = _lasting(config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None)
     completed = replace(
         config, token_dim=dim, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name
     )
@@ -132,6 +133,11 @@ def build_prompt(
     encoder.to(device=base.device, dtype=torch.float32)
     encoder.requires_grad_(not completed.inference_mode)
     return encoder, completed
+
+
+def _lasting(name: str | None) -> str | None:
+    """A model's name as it is noted in a prompt: a place on this machine as seen from anywhere on it."""
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
 
 
 def _start_vectors(
