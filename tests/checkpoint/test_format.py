@@ -256,3 +256,14 @@ def test_a_peft_adapter_started_from_text_needs_no_tokenizer(tmp_path: Path) -> 
         tokenizer_name_or_path="no/such",
     )
     assert found.encoder is None
+
+
+def test_a_folder_of_format_1_loads_as_before() -> None:
+    """Written by ptune 0.1.0 before format 2: no checksum of adapter_config.json."""
+    folder = Path(__file__).with_name("format_1")
+    assert json.loads((folder / "ptune.json").read_text())["format_version"] == 1
+    saved = read_prompt(folder)
+    assert (saved.details["template"], saved.details["metrics"]) == ("tutorial", {"train_loss": 1.5})
+    model = PTunedModel.from_pretrained(folder, base=build("llama"), trainable=True)
+    assert relative_error(model.eval().encode(), saved.vectors) < 1e-6
+    assert PTunedModel.from_pretrained(folder, base=build("llama")).encode().tolist() == saved.vectors.tolist()
