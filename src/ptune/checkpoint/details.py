@@ -14,6 +14,8 @@ from typing import Any
 
 from ptune.errors import PromptError, shown
 
+MAX_DEPTH = 32
+"""Lists and tables in one another; what is deeper could not be written or shown again."""
 MAX_TEMPLATE = 65_536
 """Characters that a template may have; what stands in it once more for every answer costs memory."""
 
@@ -41,6 +43,8 @@ def check_details(path: Path, details: Mapping[str, Any]) -> None:
     Raises:
         PromptError: A value is of another type than its key's, or cannot be what it stands for.
     """
+    if _deeper(details, MAX_DEPTH):
+        raise PromptError(f"{path} is nested deeper than {MAX_DEPTH} levels.", hint=_ANEW)
     for name in _TEXTS:
         _check(path, name, details.get(name), str, "text")
     for name in _TABLES:
@@ -72,6 +76,14 @@ def check_config(path: Path, config: Any) -> None:
         raise PromptError(
             f"{path}: revision {shown(revision)} cannot be the name of a branch, tag or commit.", hint=_ANEW
         )
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    if levels == 0:
+        return True
+    return any(_deeper(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value))
 
 
 def _check(path: Path, name: str, value: Any, kind: type, words: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +57,7 @@ def run(argv: Sequence[str]) -> int:
                 raise ConfigError(f"--{name} is for --to vllm, not for --to {args.to}.", hint="Leave it out.")
     from ptune.checkpoint.export import export_embeds, export_peft, export_vllm
     from ptune.checkpoint.format import read_prompt
+    from ptune.cli.quiet import json_line
     from ptune.model.hub import prompt_folder
 
     folder = prompt_folder(args.folder, revision=args.prompt_revision)
@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         files = write(prompt, args.output, overwrite=args.overwrite)
     facts = describe(args, prompt, files)
     if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json_line(facts))
     else:
         size = f"{facts['virtual_tokens']} virtual tokens × {facts['token_dim']}"
         print(f"{args.to}: {size}, {facts['bytes']:,} bytes: {args.output}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse(argv)
     if args.template is not None and args.model is None:
         raise ConfigError("--template needs --model, whose tokenizer reads it.", hint="Name the frozen model.")
-    from ptune.cli.quiet import quiet_libraries
+    from ptune.cli.quiet import json_line, quiet_libraries
 
     quiet_libraries()
     from ptune.checkpoint.format import read_prompt, write_prompt
@@ -79,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
         "imported_from": origin,
     }
     if args.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(json_line(facts))
     else:
         _show(facts)
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
 from ptune.cli.session_flags import add_prompt_flags
-from ptune.errors import ModelError, PromptError, PTuneError
+from ptune.errors import ModelError, PromptError, PTuneError, printable, shown
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,9 @@ The nearest tokens of the vocabulary need the base model's input embeddings, and
 themselves from its safetensors file. Nothing is downloaded for that unless the model is named with --model.
 
 Cosines are from -1 to 1. The effective rank says how many directions the virtual tokens fill (Roy & Vetterli, 2007)."""
+
+_MOST = 500
+"""Characters of a value that are shown."""
 
 
 def build_parser() -> Parser:
@@ -61,17 +64,18 @@ def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse(argv)
     from ptune.checkpoint.format import read_prompt
+    from ptune.cli.quiet import json_line
     from ptune.evaluation.prompt_geometry import geometry
     from ptune.model.hub import prompt_folder
 
     folder = prompt_folder(args.folder, revision=args.prompt_revision)
     saved = read_prompt(folder)
     shape, facts = geometry(saved.vectors), describe(folder, saved)
-    vocabulary, missing = _look_up(args, saved)
+    vocabulary, missing = _look_up(args, folder, saved)
     if args.plot is not None:
         _draw(args, shape, vocabulary)
     if args.json:
-        print(json.dumps(_as_dict(args, facts, shape, vocabulary, missing), ensure_ascii=False))
+        print(json_line(_as_dict(args, facts, shape, vocabulary, missing)))
     else:
         _show(args, facts, shape, vocabulary, missing)
     return 0
@@ -87,7 +91,7 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     norms = saved.vectors.norm(dim=1)
     files = [folder / name for name in (ADAPTER_WEIGHTS, ENCODER_WEIGHTS)]
     sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
-    return {
+    facts = {
         "base_model": saved.config.base_model_name_or_path,
         "base_fingerprint": details.get("base_fingerprint"),
         "encoder": details.get("encoder", saved.config.peft_type),
@@ -98,7 +102,12 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
         "trained_on": details.get("data"),
         "rows": (details.get("tokens_report") or {}).get("kept"),
         "max_length": recipe.get("max_length"),
-        **(details.get("metrics") or {}),
+    }
+    measured = details.get("metrics") or {}
+    return {
+        **facts,
+        # The folder names them, and may not name one of the others.
+        **{name: value for name, value in measured.items() if name not in facts},
         "vector_norms": {"min": float(norms.min()), "mean": float(norms.mean()), "max": float(norms.max())},
         "bytes": sizes,
         "versions": details.get("versions"),
@@ -106,7 +115,7 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     }
 
 
-def _look_up(args: argparse.Namespace, saved: SavedPrompt) -> tuple[_Vocabulary | None, str | None]:
+def _look_up(args: argparse.Namespace, folder: Path, saved: SavedPrompt) -> tuple[_Vocabulary | None, str | None]:
     """The vocabulary around the prompt, or why it cannot be shown.
 
     Raises:
@@ -114,11 +123,12 @@ def _look_up(args: argparse.Namespace, saved: SavedPrompt) -> tuple[_Vocabulary 
     """
     if args.no_nearest or args.nearest == 0:
         return None, None
-    model = args.model or saved.config.base_model_name_or_path
-    if not model:
+    if not args.model and not saved.config.base_model_name_or_path:
         return None, "the folder does not name its base model; name it with --model"
+    from ptune.model.persistence import base_name
+
     try:
-        return _vocabulary(args, saved.vectors, model), None
+        return _vocabulary(args, saved.vectors, args.model or base_name(folder)), None
     except PTuneError as error:
         if args.model:
             raise
@@ -222,11 +232,11 @@ def _show(
     from ptune.cli.quiet import output
 
     console = output(width=160)
-    console.print(args.folder, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(args.folder), style="bold", highlight=False, markup=False, soft_wrap=True)
     table = Table(show_header=False)
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), Text(_shown(value)))
+            table.add_row(Text(_short(name.replace("_", " "))), Text(_short(_shown(value))))
     console.print(table)
     lines = [f"effective rank {shape.effective_rank:.1f} of {min(facts['virtual_tokens'], facts['token_dim'])}"]
     if pair := shape.closest_pair:
@@ -244,9 +254,9 @@ def _show(
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_tokens(args, shape, vocabulary))
     if missing is not None:
-        console.print(f"nearest tokens: {missing}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"nearest tokens: {_short(missing)}", highlight=False, markup=False, soft_wrap=True)
     if args.plot is not None:
-        console.print(f"plot: {args.plot}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"plot: {printable(str(args.plot))}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _tokens(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | None) -> Any:
@@ -264,7 +274,9 @@ def _tokens(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary |
         if vocabulary is not None:
             scores = vocabulary.nearest.scores[at].tolist()
             row.append(
-                "  ".join(f"{text} {score:.2f}" for text, score in zip(vocabulary.texts[at], scores, strict=True))
+                "  ".join(
+                    f"{_short(text, 60)} {score:.2f}" for text, score in zip(vocabulary.texts[at], scores, strict=True)
+                )
             )
         table.add_row(*map(Text, row))
     return table
@@ -275,4 +287,11 @@ def _shown(value: Any) -> str:
         return "  ".join(f"{name} {_shown(item)}" for name, item in value.items())
     if isinstance(value, float):
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else shown(value, _MOST)
+
+
+def _short(text: str, most: int = _MOST) -> str:
+    """A text of a folder's or a vocabulary's on one line, without what a terminal would obey."""
+    return printable(text if len(text) <= most else f"{text[: most - 1]}…")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +19,12 @@ def output(*, width: int) -> Console:
     """Where tables go: standard output; a pipe has no width of its own, and 80 columns would cut them."""
     terminal = Console()
     return terminal if terminal.is_terminal else Console(width=width)
+
+
+def json_line(value: Any) -> str:
+    """A value as one line of JSON; escapes in place of letters only where one of them is none, or is a control."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)
 
 
 def quiet_libraries(*, data: bool = True) -> None:

@@ -16,6 +16,7 @@ from ptune.evaluation.prompt_geometry import Geometry, percentiles
 _LINE, _BAND = "#1f6feb", "#8b949e"
 _LABELLED = 40
 """Most virtual tokens that get a line of text each."""
+_LONGEST_LABEL, _LONGEST_TITLE = 40, 160
 _FONT = "DejaVu Sans"
 _OTHERS = (
     "CJK",
@@ -67,7 +68,7 @@ def plot_prompt(
             left.axvline(middle, color=_BAND, label="its median")
             left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         if nearest is not None and count <= _LABELLED:
-            labels = [f"{_drawable(text, known)}  {at}" for at, text in enumerate(nearest)]
+            labels = [f"{_drawable(text[:_LONGEST_LABEL], known)}  {at}" for at, text in enumerate(nearest)]
             left.set_yticks(range(count), labels, fontsize=8)
             left.set_ylabel("nearest token and number of the virtual token")
         else:
@@ -81,7 +82,7 @@ def plot_prompt(
             axis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         right.set_xlabel("virtual token")
         figure.colorbar(image, ax=right, label="cosine", shrink=0.8)
-        figure.suptitle(_drawable(title, known))
+        figure.suptitle(_drawable(title[:_LONGEST_TITLE], known))
         return save_figure(figure, path)
 
 

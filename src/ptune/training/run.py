@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from ptune.data.template import get_template
-from ptune.errors import ConfigError, RunStoppedError, one_line
+from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.loss import HeldOutLoss, held_out_loss
 from ptune.memory.measure import PeakMemory
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
@@ -236,8 +236,13 @@ def build_trainer(
             say=say,
             name_row=name_row,
         )
-    except ConfigError:
+    except PTuneError:
         raise
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {args.output_dir} cannot be made: {error.strerror or error}.",
+            hint="Choose another place.",
+        ) from error
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"training arguments: {one_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
