@@ -6,6 +6,7 @@ from robustness.cases_data import DATA
 from robustness.cases_flags import FLAGS
 from robustness.cases_model import MODEL
 from robustness.cases_prompt import PROMPT
+from robustness.cases_training import CHECKPOINT, TROUBLE
 from robustness.workshop import Case
 
-CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS)
+CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *CHECKPOINT, *TROUBLE)

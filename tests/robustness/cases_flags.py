@@ -82,8 +82,13 @@ FLAGS = (
     Case(_R, "a null character", _recipe('output: "a\\0b"'), ("'output' holds a null character",)),
     Case(_R, "a tag that does not fit", _recipe("limit: !!bool maybe"), ("not YAML that can be used", "maybe")),
     Case(_R, "not UTF-8", _recipe(b"model: \xff"), ("not UTF-8", "byte 7")),
-    Case(_R, "1 MB", _recipe("# " + "x" * 1_000_000), ("more than 262,144 bytes",)),
-    Case(_R, "10,000 lists in one another", _recipe("model: " + "[" * 10_000), ("nested too deeply",)),
+    Case(_R, "1 MB", _recipe("# " + "x" * 1_000_000), ("more than 65,536 bytes",)),
+    Case(
+        _R,
+        "10,000 lists in one another",
+        _recipe("model: " + "[" * 10_000),
+        ("recipe.yaml:1:", "more than 20 lists or tables in one another"),
+    ),
     Case(_R, "a list", _recipe("- model"), ("holds no keys",)),
     Case(_R, "an unknown key", _recipe("modle: x"), ("unknown key 'modle'", "Did you mean 'model'?")),
     Case(

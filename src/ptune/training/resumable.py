@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 from ptune.checkpoint.files import read_bytes, write_flushed
 from ptune.checkpoint.format import read_prompt
 from ptune.checkpoint.state import state_bytes, state_of
-from ptune.errors import OutputError, PromptError, RunStoppedError, TrainingError, one_line
+from ptune.errors import OutputError, PromptError, RunStoppedError, TrainingError
 from ptune.model.wrapper import PTunedModel
 from ptune.training.checkpoints import (
     MANIFEST,
@@ -320,9 +320,20 @@ class ResumableTrainer(Trainer):
             model.prompts[model.active_prompt].load_state_dict(dict(saved.encoder or {}))
         except RuntimeError as error:
             raise PromptError(
-                f"the prompt encoder in {checkpoint} is not the one that trains here: {one_line(error)}",
+                f"the prompt encoder in {checkpoint} is not the one that trains here: {_first_fault(error)}",
                 hint="Go on with the settings it was begun with.",
             ) from error
+
+    def check_resumable(self, checkpoint: Path) -> None:
+        """Read all that a checkpoint has to go on from, and load its prompt; so that what is wrong is said at once.
+
+        Raises:
+            PromptError: It is damaged, or of another run.
+        """
+        if self._kept_here(str(checkpoint)):
+            self._load_prompt(checkpoint)
+            self._read(checkpoint, TRAINING_STATE)
+            self._own_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if not self._kept_here(checkpoint):
@@ -371,3 +382,9 @@ class ResumableTrainer(Trainer):
         if not isinstance(value, dict):
             raise PromptError(f"{checkpoint / name} is no state of a training run.")
         return value
+
+
+def _first_fault(error: RuntimeError) -> str:
+    """The first of the tensors that do not fit, as torch lists them."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return (lines[1] if len(lines) > 1 else lines[0]).rstrip(".") + "."

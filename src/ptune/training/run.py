@@ -89,6 +89,8 @@ def train(
             metrics=folder.metrics,
             name_row=partial(place_of, rows, template, tokenizer, recipe.max_length),
         )
+        if resume is not None:
+            trainer.check_resumable(resume)
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
