@@ -8,7 +8,7 @@ from typing import Any
 
 from ptune.cli.flags import Parser
 from ptune.cli.session_flags import NEW_TOKENS, add_session_flags, generation_options
-from ptune.errors import PTuneError
+from ptune.errors import PTuneError, one_line
 
 _HELP = "/base  show or hide the frozen model's answer too    /reset  forget the conversation    /exit  leave"
 
@@ -82,7 +82,7 @@ class Conversation:
             if self.compare and not self.args.no_prompt:
                 self.say("base", ids)
         except PTuneError as error:
-            print(f"({error})")
+            print(f"({one_line(error)})")
             return
         except KeyboardInterrupt:
             print("\n(stopped)")

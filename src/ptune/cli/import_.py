@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser
-from ptune.errors import ConfigError, PromptError
+from ptune.errors import ConfigError, PromptError, printable
 
 if TYPE_CHECKING:
     from ptune.checkpoint.format import SavedPrompt
@@ -150,6 +150,6 @@ def _show(facts: dict[str, Any]) -> None:
     print(f"{kind}: {size}: {facts['output']}")
     print("PEFT keeps the baked virtual tokens alone: the prompt's encoder is `embedding`.")
     checked = "its sizes fit, its fingerprint is noted" if facts["checked"] else "not loaded; --model M checks it"
-    print(f"frozen model: {facts['base_model'] or 'unknown'} ({checked})")
+    print(f"frozen model: {printable(facts['base_model'] or 'unknown')} ({checked})")
     if facts["template"] is None:
         print("template: PEFT does not say; ptune takes `tutorial` unless --template names another")

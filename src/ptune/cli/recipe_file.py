@@ -24,7 +24,8 @@ from typing import Any, cast
 from ptune.errors import ConfigError, listed, nearest, one_line, shown
 from ptune.recipe import TrainRecipe, allowed_types
 
-MAX_BYTES = 2**18
+MAX_BYTES = 2**16
+_MAX_FLOW_LEVEL = 20
 _MAX_BITS = 1024
 """Of a whole number: more than any flag takes, and few enough to be written in digits."""
 
@@ -73,6 +74,13 @@ def _plain_yaml(text: str, path: Path) -> Any:
     import yaml
 
     class PlainLoader(yaml.SafeLoader):
+        def fetch_flow_collection_start(self, token_class: Any) -> None:
+            # What PyYAML does for every token takes time in proportion to the lists that are open.
+            if self.flow_level >= _MAX_FLOW_LEVEL:
+                problem = f"it has more than {_MAX_FLOW_LEVEL} lists or tables in one another"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=cast(Any, self.get_mark()))
+            super().fetch_flow_collection_start(token_class)
+
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             event = self.peek_event()  # type: ignore[no-untyped-call]
             if isinstance(event, yaml.AliasEvent):
