@@ -112,10 +112,15 @@ MODEL = (
         _broken(_config(model_type="t5", architectures=["T5ForConditionalGeneration"])),
         ("its type is 't5'", "Choose a decoder"),
     ),
-    Case(_G, "code of its own", _broken(_own_code), ("trust",)),
-    Case(_G, "a size of its layers that does not fit", _broken(_config(hidden_size=33)), ("model",)),
+    Case(_G, "code of its own", _broken(_own_code), ("model needs code of its own", "--trust-remote-code")),
+    Case(
+        _G,
+        "a size of its layers that does not fit",
+        _broken(_config(hidden_size=33)),
+        ("hidden size (33) is not a multiple",),
+    ),
     Case(_G, "weights cut short", _broken(_cut), ("model",)),
-    Case(_G, "weights that are a pickle", _broken(_pickled), ("model",)),
+    Case(_G, "weights that are a pickle", _broken(_pickled), ("are a pickle", "not opened")),
     Case(_G, "no tokenizer", _broken(_without_tokenizer), ("holds no tokenizer",)),
     Case(_G, "tokenizer.json is not JSON", _broken(_written("tokenizer.json", "{")), ("tokenizer",)),
     Case(

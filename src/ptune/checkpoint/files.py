@@ -28,6 +28,7 @@ SAVED = ".saved"
 """The folder that a whole new set of files waits in until each is in its place."""
 MAX_JSON_BYTES = 4 * 2**20
 _HUB_SNAPSHOTS = "snapshots"
+_ANEW = "It is damaged, or not from ptune; get it anew."
 
 
 def make_folder(folder: Path) -> Path:
@@ -168,7 +169,9 @@ def open_inside(folder: Path, name: str, *, limit: int) -> Iterator[io.BufferedR
             if not stat.S_ISREG(found.st_mode):
                 raise PromptError(f"{path} is no ordinary file.", hint="Get the folder anew.")
             if found.st_size > limit:
-                raise PromptError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that it may have.")
+                raise PromptError(
+                    f"{path} has {found.st_size:,} bytes, more than the {limit:,} that it may have.", hint=_ANEW
+                )
             yield file
     except (OSError, RuntimeError) as error:
         if isinstance(error, PTuneError):
@@ -193,9 +196,10 @@ def read_json(folder: Path, name: str, *, limit: int | None = None) -> dict[str,
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"cannot read {folder / name}: {type(error).__name__}: {error}.") from error
+        reason = f"{type(error).__name__}: {error}".partition(";")[0]
+        raise PromptError(f"cannot read {folder / name}: {reason}.", hint=_ANEW) from error
     if not isinstance(value, dict):
-        raise PromptError(f"{folder / name} holds a {type(value).__name__}, expected an object.")
+        raise PromptError(f"{folder / name} holds a {type(value).__name__}, expected an object.", hint=_ANEW)
     return value
 
 

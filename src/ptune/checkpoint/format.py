@@ -254,7 +254,10 @@ def read_tensors(folder: Path, name: str, sums: Mapping[str, Any]) -> dict[str, 
             f"{path} is not a whole safetensors file: {one_line(error)}.", hint="It was changed or cut; get it anew."
         ) from error
     if len(tensors) > MAX_TENSORS:
-        raise PromptError(f"{path} holds {len(tensors):,} tensors, more than the {MAX_TENSORS:,} that it may have.")
+        raise PromptError(
+            f"{path} holds {len(tensors):,} tensors, more than the {MAX_TENSORS:,} that it may have.",
+            hint="It was changed; get it anew.",
+        )
     for key, value in tensors.items():
         if value.dtype not in _DTYPES:
             raise PromptError(

@@ -187,4 +187,4 @@ def _check_bounds(args: Any) -> None:
     if args.max_steps == 0 or (args.max_steps < 0 and not args.num_train_epochs > 0):
         faults.append("there is nothing to train: max_steps or num_train_epochs must be above 0")
     if faults:
-        raise ConfigError(f"{'; '.join(faults)}.")
+        raise ConfigError(f"{'; '.join(faults)}.", hint="See ptune train --help.")

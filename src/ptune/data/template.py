@@ -224,7 +224,7 @@ class ChatTemplate:
             where = f"{place}: " if place else ""
             roles = ", ".join(turn["role"] for turn in turns)
             raise DataError(
-                f"{where}the chat template refuses the messages ({roles}): {one_line(error)}",
+                f"{where}the chat template refuses the messages ({roles}): {one_line(error).rstrip('.')}.",
                 hint="Leave out what it has no place for.",
             ) from error
         return str(text)

@@ -70,5 +70,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}.", hint="Free some space.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}.", hint="Free some space or choose another place."
+        ) from error
     return path

@@ -339,7 +339,7 @@ def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> 
     cause = cause.rstrip(" .")
     if "custom code" in cause:
         return ModelError(
-            f"the {kind} of {name} needs code of its own, which is not run.",
+            f"{name} needs code of its own to be loaded, which is not run.",
             hint="Read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True).",
         )
     if isinstance(fault, UnpicklingError):

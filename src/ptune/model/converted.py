@@ -72,9 +72,10 @@ def cache_root() -> Path:
 
 
 def first_line(fault: BaseException) -> str:
-    """The first line of an error's message, or its kind when it has none."""
-    lines = str(fault).strip().splitlines()
-    return lines[0][:300] if lines else type(fault).__name__
+    """The first line of an error's message, with the one that it announces; its kind when it has none."""
+    lines = str(fault).strip().splitlines() or [type(fault).__name__]
+    whole = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return whole[:300]
 
 
 def converted_model(path: Path, dtype: torch.dtype) -> Path:
@@ -150,7 +151,8 @@ def _fill(folder: Path, path: Path, read: Callable[[], Any]) -> None:
         ) from fault
     except LOAD_FAULTS as fault:
         raise ModelError(
-            f"cannot read {path}: {first_line(fault)}", hint="Is the file whole, and its architecture known?"
+            f"cannot read {path}: {first_line(fault).rstrip(' .')}.",
+            hint="Is the file whole, and its architecture known?",
         ) from fault
     # The lock is held, so a folder of this name was left by a process that died.
     partial = folder.with_name(f".{folder.name}.partial")

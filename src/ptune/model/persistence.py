@@ -17,7 +17,7 @@ from ptune.checkpoint.format import SavedPrompt, read_details, read_prompt, writ
 from ptune.checkpoint.prefix_tuning import is_prefix_tuning
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
-from ptune.errors import PromptError, one_line
+from ptune.errors import PromptError, one_line, shown
 from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint, unquantized_fingerprint
 from ptune.model.given_prefix import load_given_prefix
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
@@ -189,7 +189,10 @@ def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, 
     """
     layers = getattr(config, "encoder_num_layers", 0) if encoder_kind(config) in _LAYERED else 0
     if layers > len(tensors):
-        raise PromptError(f"{folder}: {len(tensors)} tensors are too few for the {layers} layers of its encoder.")
+        raise PromptError(
+            f"{folder}: {len(tensors)} tensors are too few for the {shown(layers)} layers of its encoder.",
+            hint="Get the folder anew.",
+        )
     try:
         with torch.device("meta"):
             encoder = empty_encoder(config, dim)
