@@ -32,7 +32,7 @@ _AT_LEAST = {
     "eval_rows": 0,
     "tokens_per_batch": 1,
 }
-_DATA, _PROMPT, _BATCHES, _OUTPUT = "model and data", "prompt", "batches", "output"
+_DATA, _PROMPT, _BATCHES, _OUTPUT, _STOP = "model and data", "prompt", "batches", "output", "early stopping"
 
 
 def _flag(group: str, default: Any, text: str, **metadata: Any) -> Any:
@@ -92,6 +92,7 @@ class TrainRecipe:
         _PROMPT,
         None,
         "start from a finished prompt: with its encoder as it is, or (residual, embedding) from its vectors",
+        metavar="DIR",
     )
     packing: bool = _flag(
         _BATCHES, True, "rows one after another in a batch, without padding, where the model can keep them apart"
@@ -116,9 +117,9 @@ class TrainRecipe:
     )
     force: bool = _flag(_OUTPUT, False, "let --init-from take a prompt that was made for another model or tokenizer")
     early_stopping_patience: int | None = _flag(
-        _OUTPUT, None, "stop after this many measurements without a lower held-out loss; the best prompt is kept"
+        _STOP, None, "stop after this many measurements without a lower held-out loss; the best prompt is kept"
     )
-    early_stopping_threshold: float = _flag(_OUTPUT, 0.0, "how much lower the held-out loss must be to count")
+    early_stopping_threshold: float = _flag(_STOP, 0.0, "how much lower the held-out loss must be to count")
 
     def __post_init__(self) -> None:
         faults = [*self._type_faults()]

@@ -426,7 +426,9 @@ def test_a_new_run_starts_from_a_finished_prompt(task: dict[str, Any], tmp_path:
         run({**again, "init_from": str(tmp_path / "nothing"), "output": str(tmp_path / "x")}, max_steps=1)
 
 
-def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(task: dict[str, Any], tmp_path: Path):
+def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(
+    task: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     from ptune.data.collate import PackingCollator
     from ptune.data.records import load_examples
     from ptune.data.template import get_template
@@ -454,6 +456,11 @@ def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(task: dict[str
         # The highest loss is called the best here, so that the best is not the last.
         assert recorded[-1] < max(recorded) - 0.01
         assert trainer.evaluate()["eval_loss"] == max(recorded)
+    os.truncate(tmp_path / "PTuneTrainer" / "checkpoint-12" / "training_state.safetensors", 9)
+    with caplog.at_level("WARNING", logger="ptune"):
+        trainer.train(resume_from_checkpoint=True)
+    assert "checkpoint-12 is not whole and is passed over" in caplog.text
+    assert trainer.state.global_step == 12
 
 
 def test_the_finished_prompt_goes_to_the_hub(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch):

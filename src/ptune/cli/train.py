@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "train",
         "Train a soft prompt. The model stays frozen; OUTPUT becomes the prompt folder.",
-        usage="--model MODEL --data DATA --output OUTPUT [flags]",
+        usage="--model MODEL --data DATA --output OUTPUT [flags]\n       ptune train --resume OUTPUT [flags]",
         more=training_help(),
     )
     parser.add_argument(

@@ -12,6 +12,7 @@ to Trainer.
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 import time
@@ -36,6 +37,7 @@ from ptune.training.checkpoints import (
     MAX_STATE_BYTES,
     TRAINER_STATE,
     TRAINING_STATE,
+    find_checkpoint,
     finish_checkpoint,
     keep_newest,
     newest_whole,
@@ -47,6 +49,7 @@ from ptune.training.signals import StopRequest
 
 WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Where each process holds every parameter, and gradients meet at the last micro-batch of a step."""
+_log = logging.getLogger("ptune")
 _STEP, _EPOCH = "step", "epoch end"
 """Whether a checkpoint was written after a step or after what follows an epoch's last one."""
 
@@ -98,7 +101,9 @@ class ResumableTrainer(Trainer):
     # ---- the loop ----------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, from the start or from a checkpoint."""
+        """Trainer's own, from the start or from a checkpoint; True is the newest whole one in `output_dir`."""
+        if resume_from_checkpoint is True and self.prompted is not None:
+            resume_from_checkpoint = str(find_checkpoint(True, Path(self.args.output_dir or ""), _log.warning))
         self._resumed, self._generators_restored = None, False
         self._handled_step = self._saved_step = -1
         self._seconds_before, self.tokens_seen = 0.0, 0
