@@ -15,16 +15,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustness.workshop import Result
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
-os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
-from ptune.comparison.machine import machine, versions  # noqa: E402
-from robustness.cases import CASES  # noqa: E402
-from robustness.workshop import Kit, Result, shown_line, try_case  # noqa: E402
-
 DOCS, RESULT = ROOT / "docs" / "bad-input.md", ROOT / "benchmarks" / "results" / "bad_inputs.json"
+_MOST = 300
+"""Characters of a command that are kept."""
 _HEAD = """\
 # Bad input
 
@@ -35,6 +34,7 @@ is [bad_inputs.json](../benchmarks/results/bad_inputs.json). Paths are shortened
 
 An error is one line on standard error: what was found, where, and the way out. `--debug` shows the traceback before it.
 What a file says is cut and its control characters are written as escapes, so that it cannot speak to the terminal.
+The exit code is 2, or 128 and the signal's number. A run that had begun keeps its log and its whole checkpoints.
 """
 
 
@@ -45,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=DOCS)
     parser.add_argument("--result", type=Path, default=RESULT)
     args = parser.parse_args(argv)
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    # Read by the libraries when they are imported, and so set before.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    from ptune.comparison.machine import machine, versions
+    from robustness.cases import CASES
+    from robustness.workshop import Kit, shown_line, try_case
+
     began = time.monotonic()
     rows, wrong = [], 0
     with tempfile.TemporaryDirectory() as place:
@@ -53,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, case in enumerate(CASES):
             folder = Path(place) / str(number)
             result = try_case(case, folder, kit)
-            row = as_row(result, folder, kit)
+            row = as_row(result, shown_line(result, folder, kit))
             rows.append(row)
             if args.print:
                 print(f"[{row['exit_code']}] {row['group']}: {row['input']}\n    {row['line']}")
@@ -75,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(wrong > 0)
 
 
-def as_row(result: Result, folder: Path, kit: Kit) -> dict[str, object]:
+def as_row(result: Result, line: str) -> dict[str, object]:
     """What came back, as plain values."""
     return {
         "group": result.case.group,
         "input": result.case.name,
-        "command": result.command,
-        "line": shown_line(result, folder, kit),
+        "command": result.command if len(result.command) <= _MOST else f"{result.command[:_MOST]}…",
+        "line": line.replace("'https://huggingface.co'", "the hub"),
         "exit_code": result.ran.code,
         "changed": list(result.changed),
     }
@@ -89,7 +96,7 @@ def as_row(result: Result, folder: Path, kit: Kit) -> dict[str, object]:
 
 def table(rows: Sequence[dict[str, object]]) -> str:
     """The document."""
-    parts = [_HEAD.format(count=len(rows))]
+    parts = [_HEAD.format(count=len(rows)).rstrip("\n")]
     for group in dict.fromkeys(row["group"] for row in rows):
         parts.append(f"\n## {str(group).capitalize()}\n\n| input | what came back | exit code | disk unharmed |")
         parts.append("| --- | --- | --- | --- |")
