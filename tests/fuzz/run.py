@@ -96,13 +96,14 @@ def write_result(path: Path, runs: list[dict[str, Any]]) -> None:
     """Add runs to a result file."""
     from ptune.comparison.machine import machine, versions
 
-    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    known = kept.get("runs", [])
     runs = [*known, *({**run, "date": dt.date.today().isoformat()} for run in runs)]
     totals = {
         "inputs": sum(run.get("inputs", 0) for run in runs),
         "seconds": round(sum(run.get("seconds", 0) for run in runs)),
     }
-    result = {"machine": machine(), "versions": versions(), "totals": totals, "runs": runs}
+    result = {**kept, "machine": machine(), "versions": versions(), "totals": totals, "runs": runs}
     path.write_text(json.dumps(result, indent=2, ensure_ascii=True) + "\n")
 
 
