@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from ptune.errors import OutputError, PromptError, one_line
+from ptune.errors import OutputError, PromptError, one_line, shown
 
 _STRUCTURE = "structure"
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 """What not every reader of safetensors knows."""
+_ARRAYS = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
+"""The arrays that are read again; numpy takes a text of any kind for a dtype, and parses it."""
 _OVERFLOWS = (OverflowError, MemoryError, RecursionError)
 
 
@@ -44,7 +46,7 @@ def _described(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and str(value.dtype) in _ARRAYS:
         return {"array": str(value.dtype), "values": value.tolist()}
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
@@ -89,10 +91,9 @@ def _restored(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "array" in value:
-        kind = np.dtype(value["array"])
-        if kind.kind not in "biuf":
-            raise ValueError(f"an array of {kind}")
-        return np.array(value["values"], dtype=kind)
+        if value["array"] not in _ARRAYS:
+            raise ValueError(f"an array of {shown(value['array'])}")
+        return np.array(value["values"], dtype=value["array"])
     if "table" in value:
         return {_restored(key, tensors): _restored(one, tensors) for key, one in value["table"]}
     if "tuple" in value:
