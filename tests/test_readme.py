@@ -58,6 +58,25 @@ def test_quoted_answering_and_floor_figures_are_the_committed_ones(name: str) ->
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_quoted_figures_on_saving_are_the_committed_ones(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    results = ROOT / "benchmarks/results"
+    found = json.loads((results / "resume.json").read_text(encoding="utf-8"))["summary"]
+    assert found["damaged_checkpoints"] == found["lost_checkpoints"] == 0
+    quoted = [found[key] for key in ("runs", "same_to_the_last_bit", "kills", "kills_during_a_save")]
+    (line,) = [line for line in text.splitlines() if "`--early-stopping-patience`" in line or "SIGTERM" in line][:1]
+    assert all(re.search(rf"(?<!\d){number}(?!\d)", line) for number in quoted)
+    bad = json.loads((results / "bad_inputs.json").read_text(encoding="utf-8"))["cases"]
+    assert re.search(rf"\[\D*{len(bad)}\D*\]\(docs/bad-input.md\)", text)
+    for encoder, case in _cases("best_checkpoint").items():
+        recorded, reloaded = (case["peft"][key]["median"] for key in ("best_recorded", "best_reloaded"))
+        assert re.search(rf"{encoder.split()[0].upper()} {recorded:.3f}\D+{reloaded:.3f}", text)
+        for ours in ("ptune", "ptune-plain"):
+            assert case[ours]["best_recorded"] == case[ours]["best_reloaded"]
+            assert case[ours]["end_alone"] == case[ours]["end_resumed"]
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_commands_and_flags_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     commands = set(re.findall(r"^ptune (\w+)", text, flags=re.MULTILINE))
