@@ -59,7 +59,7 @@ def initial_vectors(
         chosen = (list(token_ids) * repeats)[:num_virtual_tokens]
     ids = torch.tensor(chosen, device=next(embed.parameters()).device)
     with torch.no_grad():
-        vectors: torch.Tensor = embed(ids)
+        vectors: torch.Tensor = embed(ids[None])[0]
     return vectors.detach().float().cpu()
 
 
@@ -68,7 +68,7 @@ def embedding_std(embed: nn.Module, *, vocab_size: int) -> float:
     step = max(1, vocab_size // _SAMPLE_ROWS)
     ids = torch.arange(0, vocab_size, step, device=next(embed.parameters()).device)
     with torch.no_grad():
-        return float(embed(ids).float().std())
+        return float(embed(ids[None]).float().std())
 
 
 def initialise(encoder: PromptEncoder, *, vectors: torch.Tensor | None, std: float) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from ptune.model.concat import first_tokens
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.wrapper import PTunedModel
 
@@ -100,5 +99,5 @@ def _first_positions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tens
     if "row_lengths" in batch:
         starts = torch.tensor([0, *accumulate(batch["row_lengths"])][:-1], device=batch["labels"].device)
         return torch.zeros_like(starts), starts
-    first = first_tokens(batch["attention_mask"])
+    first = batch["attention_mask"].to(torch.int8).argmax(dim=1)
     return torch.arange(len(first), device=first.device), first

@@ -1,6 +1,12 @@
 """One batch of text behind its prompts, by the prefix path or by concatenation: aligned logits, and the loss.
 
-Shapes: `B` rows, `T` text tokens, `P` longest prompt, `D` token dimension, `S` supervised labels, `V` vocabulary.
+Every row is moved to the left, whatever the padding it came with: `[prompt | text | padding]`. In a causal model
+nothing sees what comes after it, so the padding needs no mask, and positions count on by themselves. That holds for
+models that know neither masks nor position ids, and spares the others the work on them. What comes back is put where
+the text stood.
+
+Shapes: `B` rows, `T` text tokens as they came, `T'` of the longest row, `P` longest prompt, `D` token dimension,
+`S` supervised labels, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -11,30 +17,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptune.errors import ConfigError, ModelError
-from ptune.model.capability import Capability
-from ptune.model.concat import concatenate, first_tokens, positions
-from ptune.model.loss import Predictors, cross_entropy, find_predictors, head_at
+from ptune.model.loss import IGNORE_INDEX, Predictors, cross_entropy, find_predictors, head_at
 from ptune.model.prefix import RowPrefix
+from ptune.model.token_ids import fed
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """The text of a batch, before any prompt."""
+    """The text of a batch, before any prompt, every row at the left."""
 
     input_ids: torch.Tensor | None
-    """`(B, T)`."""
+    """`(B, T')`."""
     inputs_embeds: torch.Tensor | None
-    """`(B, T, D)`."""
-    mask: torch.Tensor | None
-    """`(B, T)`; None when nothing is padded."""
+    """`(B, T', D)`."""
     labels: torch.Tensor | None
-    """`(B, T)`."""
+    """`(B, T')`, `IGNORE_INDEX` at padding."""
+    order: torch.Tensor | None
+    """`(B, T)`: the columns that a row's tokens came from, then those of its padding; None when nothing is padded."""
     rows: int
     length: int
+    """`T'`."""
     device: torch.device
 
     @classmethod
@@ -45,7 +52,7 @@ class TextBatch:
         attention_mask: torch.Tensor | None,
         labels: torch.Tensor | None,
     ) -> TextBatch:
-        """Check what a caller passed.
+        """Check what a caller passed, and move its rows to the left.
 
         Raises:
             ConfigError: Neither or both of ids and embeddings, or shapes that do not fit.
@@ -58,14 +65,38 @@ class TextBatch:
         for name, value in (("attention_mask", attention_mask), ("labels", labels)):
             if value is not None and tuple(value.shape) != (rows, length):
                 raise ConfigError(f"{name} has shape {tuple(value.shape)}, the text {(rows, length)}.")
-        mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
-        return cls(input_ids, inputs_embeds, mask, labels, rows, length, text.device)
+        if attention_mask is None or bool(attention_mask.all()):
+            return cls(input_ids, inputs_embeds, labels, None, rows, length, text.device)
+        mask = attention_mask.bool()
+        order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
+        longest = max(int(mask.sum(dim=1).max()), 1)
+        moved = order[:, :longest]
+        if labels is not None:
+            labels = labels.masked_fill(~mask, IGNORE_INDEX).gather(1, moved)
+        if input_ids is not None:
+            input_ids = input_ids.gather(1, moved)
+        if inputs_embeds is not None:
+            inputs_embeds = inputs_embeds.gather(1, moved[:, :, None].expand(-1, -1, inputs_embeds.shape[-1]))
+        return cls(input_ids, inputs_embeds, labels, order, rows, longest, text.device)
 
-    def first(self) -> torch.Tensor:
-        """`(B,)`, column of each row's first real token."""
-        if self.mask is None:
-            return torch.zeros(self.rows, dtype=torch.long, device=self.device)
-        return first_tokens(self.mask)
+    def embeddings(self, base: PreTrainedModel) -> torch.Tensor:
+        """`(B, T', D)` of the text."""
+        if self.inputs_embeds is not None:
+            return self.inputs_embeds
+        embeds: torch.Tensor = base.get_input_embeddings()(self.input_ids)
+        return embeds
+
+    def as_it_came(self, columns: torch.Tensor, *, dim: int = 1) -> torch.Tensor:
+        """A tensor with `T'` text columns in dimension `dim`, with `T` of them, where the tokens stood before.
+
+        What stands at padding has no meaning.
+        """
+        if self.order is None:
+            return columns
+        place = self.order.argsort(dim=1).clamp_max(self.length - 1)
+        shape = [1] * columns.dim()
+        shape[0], shape[dim] = place.shape
+        return columns.take_along_dim(place.view(shape), dim=dim)
 
 
 def check_forward_arguments(kwargs: dict[str, Any]) -> None:
@@ -83,89 +114,121 @@ def check_forward_arguments(kwargs: dict[str, Any]) -> None:
 
 def run_prefixed(
     base: PreTrainedModel,
-    capability: Capability,
     prefix: RowPrefix,
     batch: TextBatch,
     *,
     num_items: torch.Tensor | int | None,
     return_logits: bool,
+    narrow: bool,
     kwargs: dict[str, Any],
 ) -> CausalLMOutputWithPast:
-    """The text starts from the prefix's keys and values; see `PTunedModel.forward` for arguments and result."""
-    if capability.takes_position_ids:
-        inside = (
-            torch.arange(batch.length, device=batch.device).expand(batch.rows, -1)
-            if batch.mask is None
-            else positions(batch.mask)
-        )
-        kwargs["position_ids"] = inside + prefix.lengths[:, None]
+    """The text starts from the prefix's keys and values; see `PTunedModel.forward` for arguments and result.
+
+    `narrow` runs the LM head on supervised positions alone; there are no logits to return then.
+    """
+    if prefix.mask is not None:
+        kwargs["position_ids"] = torch.arange(batch.length, device=batch.device) + prefix.lengths[:, None]
     predictors = None
     if batch.labels is not None:
-        predictors = find_predictors(batch.labels, batch.first(), prefix.predicting, None)
-    with _narrowed(base, predictors, return_logits):
+        predictors = find_predictors(batch.labels, prefix.predicting, None)
+    with _narrowed(base, predictors, narrow):
         output = base(
             input_ids=batch.input_ids,
             inputs_embeds=batch.inputs_embeds,
-            attention_mask=prefix.attention_mask(batch.mask, batch.rows, batch.length),
+            attention_mask=prefix.attention_mask(None, batch.rows, batch.length),
             past_key_values=prefix.cache(),
             use_cache=True,
             **kwargs,
         )
     loss = None
     if predictors is not None:
-        loss = cross_entropy(_at(output.logits, predictors, not return_logits), prefix.logits, predictors, num_items)
+        loss = cross_entropy(_at(output.logits, predictors, narrow), prefix.logits, predictors, num_items)
+    attentions = output.attentions
+    if attentions is not None and batch.order is not None:
+        attentions = tuple(_attention_as_it_came(weights, batch, prefix.width) for weights in attentions)
     return CausalLMOutputWithPast(
         loss=loss,
-        logits=output.logits if return_logits else None,
-        hidden_states=output.hidden_states,
-        attentions=output.attentions,
+        logits=batch.as_it_came(output.logits) if return_logits else None,
+        hidden_states=_each(output.hidden_states, batch.as_it_came),
+        attentions=attentions,
     )
+
+
+def _attention_as_it_came(weights: torch.Tensor, batch: TextBatch, width: int) -> torch.Tensor:
+    """`(B, H, T, P + T)` of `(B, H, T', P + T')`."""
+    queries = batch.as_it_came(weights, dim=2)
+    return torch.cat([queries[..., :width], batch.as_it_came(queries[..., width:], dim=3)], dim=3)
 
 
 def run_concatenated(
     base: PreTrainedModel,
-    capability: Capability,
     prompts: Sequence[torch.Tensor | None],
     batch: TextBatch,
     *,
+    filler_id: int | None,
     num_items: torch.Tensor | int | None,
     return_logits: bool,
+    narrow: bool,
     kwargs: dict[str, Any],
 ) -> CausalLMOutputWithPast:
-    """Prompt and text go through the model together; see `PTunedModel.forward` for arguments and result."""
-    embeds = base.get_input_embeddings()(batch.input_ids) if batch.inputs_embeds is None else batch.inputs_embeds
-    text_mask = torch.ones(batch.rows, batch.length, device=batch.device) if batch.mask is None else batch.mask
-    joined = concatenate(prompts, embeds, text_mask)
-    if capability.takes_position_ids:
-        kwargs["position_ids"] = positions(joined.mask)
+    """Prompt and text go through the model together; see `run_prefixed` for arguments and result.
+
+    Raises:
+        ConfigError: The model needs token ids, and the text is given as embeddings.
+    """
+    text = batch.embeddings(base)
+    lengths = torch.tensor([0 if prompt is None else len(prompt) for prompt in prompts], device=batch.device)
+    embeds = pad_sequence(
+        [
+            row if prompt is None else torch.cat([prompt.to(row.dtype), row])
+            for prompt, row in zip(prompts, text, strict=True)
+        ],
+        batch_first=True,
+    )
+    columns = torch.arange(batch.length, device=batch.device) + lengths[:, None]
+    model, inputs = fed(base, embeds, _ids(batch, columns, embeds.shape[1], filler_id))
     predictors = None
     if batch.labels is not None:
-        lengths = torch.tensor([0 if prompt is None else prompt.shape[0] for prompt in prompts], device=batch.device)
-        predictors = find_predictors(batch.labels, batch.first(), lengths, joined.columns)
-    with _narrowed(base, predictors, return_logits):
-        output = base(inputs_embeds=joined.embeds, attention_mask=joined.mask, use_cache=False, **kwargs)
+        predictors = find_predictors(batch.labels, lengths, columns)
+    with _narrowed(base, predictors, narrow):
+        output = model(**inputs, use_cache=False, **kwargs)
     loss = (
         None
         if predictors is None
-        else cross_entropy(_at(output.logits, predictors, not return_logits), None, predictors, num_items)
+        else cross_entropy(_at(output.logits, predictors, narrow), None, predictors, num_items)
     )
     row = torch.arange(batch.rows, device=batch.device)[:, None]
-    hidden = output.hidden_states
+
+    def of_the_text(states: torch.Tensor) -> torch.Tensor:
+        return batch.as_it_came(states[row, columns])
+
     return CausalLMOutputWithPast(
         loss=loss,
-        logits=output.logits[row, joined.columns] if return_logits else None,
-        hidden_states=None if hidden is None else tuple(states[row, joined.columns] for states in hidden),
+        logits=of_the_text(output.logits) if return_logits else None,
+        hidden_states=_each(output.hidden_states, of_the_text),
         attentions=None,
     )
 
 
-def _narrowed(base: PreTrainedModel, predictors: Predictors | None, return_logits: bool) -> Any:
+def _ids(batch: TextBatch, columns: torch.Tensor, length: int, filler_id: int | None) -> torch.Tensor | None:
+    """`(B, P + T')`: the text's ids among fillers, for a model that needs them."""
+    if filler_id is None:
+        return None
+    if batch.input_ids is None:
+        raise ConfigError("this model makes more of token ids than their embeddings.", hint="Pass input_ids.")
+    return batch.input_ids.new_full((batch.rows, length), filler_id).scatter(1, columns, batch.input_ids)
+
+
+def _each(states: Any, change: Any) -> Any:
+    """Every one of a tuple of tensors, changed; None stays None."""
+    return None if states is None else tuple(change(one) for one in states)
+
+
+def _narrowed(base: PreTrainedModel, predictors: Predictors | None, narrow: bool) -> Any:
     """`head_at` where only the loss is wanted, nothing otherwise."""
-    if predictors is None or return_logits:
-        return nullcontext()
-    return head_at(base, predictors.rows, predictors.columns)
+    return head_at(base, predictors.rows, predictors.columns) if narrow and predictors is not None else nullcontext()
 
 
-def _at(logits: torch.Tensor, predictors: Predictors, narrowed: bool) -> torch.Tensor:
+def _at(logits: torch.Tensor, predictors: Predictors, narrow: bool) -> torch.Tensor:
     """`(S, V)`: the logits that predict the labels, from narrowed `(1, S, V)` or full `(B, T, V)` logits."""
-    return logits[0] if narrowed else logits[predictors.rows, predictors.columns]
+    return logits[0] if narrow else logits[predictors.rows, predictors.columns]

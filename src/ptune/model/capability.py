@@ -1,11 +1,12 @@
-"""What a frozen model can do: how long its context is, and whether it takes the prompt as keys and values.
+"""What a frozen model can do: how long its context is, and which ways through it carry a soft prompt.
 
 The prefix path (see `prefix`) hands every row of a batch an already filled key/value cache. That is right for a decoder
 whose layers keep plain keys and values, with or without a sliding window. State-space models, models with layers that
-share or compress their cache, and models whose code comes from the hub get the concatenation path instead, which is
-always right and slower.
+compress their cache, and models whose code comes from the hub get the concatenation path instead, which is always right
+and slower.
 
-Everything here is read from the configuration and from `forward`'s signature; nothing is run.
+`prefix_capability` reads the configuration and the signature of `forward`; nothing is run. What it says is tried on the
+loaded model by `self_check`, which takes away what does not hold.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+_WINDOW_NAMES = ("sliding_window", "sliding_window_size", "attention_window_size", "window_size", "keep_window_size")
 _ALIBI_MODELS = ("bloom",)
 _REMOTE_CODE = "transformers_modules"
+_WINDOW_IN_THE_CACHE_ALONE = ("MoshiForCausalLM",)
+"""Their cache forgets what lies outside the sliding window, and without one nothing is masked: two models in one. The
+sweep of `tests/decoders` found it."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,32 @@ class Capability:
     """True when `forward` has an argument `position_ids`."""
     reason: str
     """Why, in words for the user."""
+    left_padding: bool = True
+    """True when padding on the left, with a mask and position ids, leaves a row as it is. Otherwise rows of one length
+    are answered at a time."""
+    cached_decoding: bool = True
+    """True when a new token can be read behind a cache of those before it. Otherwise each one reads the whole text."""
+    concat_padding: bool = False
+    """The same for prompt and text concatenated, which rows of different lengths beyond a sliding window may take."""
+    beams_share: bool = True
+    """True when rows of the cache can change places, as beams do. Otherwise beams go without a cache."""
+    narrow_head: bool = True
+    """True when the LM head can be run on some positions alone."""
+    filler_id: int | None = None
+    """The token id that virtual tokens go by, where the model makes more of ids than their embeddings (Gemma 4's inputs
+    of each layer, routing by hash). None where embeddings are all it reads."""
+    answer_obstacle: str | None = None
+    """Why `generate` cannot answer behind a prompt; None where it can."""
+    notes: tuple[str, ...] = ()
+    """What is done in another way than with most models, a sentence each."""
 
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens, virtual ones included, that the model's positions reach.
 
     None where the architecture has no such limit: ALiBi (BLOOM, Falcon with it), state-space models. A sliding window
-    is no limit. MPT has one in spite of its ALiBi: its bias is built for `max_seq_len` positions.
+    is no limit. MPT has one in spite of its ALiBi: its bias is built for `max_seq_len` positions. RoBERTa and its kin
+    begin to count behind the position of the padding token.
     """
     config = model.config.get_text_config(decoder=True)
     if config.model_type in _ALIBI_MODELS or getattr(config, "alibi", False):
@@ -47,30 +72,48 @@ def context_length(model: PreTrainedModel) -> int | None:
     for name in _LENGTH_NAMES:
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
-            return value
+            return value - _positions_before_the_first(model)
     return None
 
 
+def _positions_before_the_first(model: PreTrainedModel) -> int:
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
+
+
 def prefix_capability(model: PreTrainedModel) -> Capability:
-    """Whether `model` takes the prompt as a filled cache, with the reason."""
+    """Whether `model` takes the prompt as a filled cache, with the reason, as its class declares it."""
     arguments = inspect.signature(model.forward).parameters
     takes_position_ids = "position_ids" in arguments
+    config = model.config.get_text_config(decoder=True)
     obstacle = _obstacle(model, takes_cache="past_key_values" in arguments)
     if obstacle is not None:
         return Capability(
             prefix=False,
-            sliding_window=_declared_window(model),
+            sliding_window=_declared_window(config),
             takes_position_ids=takes_position_ids,
             reason=f"{type(model).__name__} {obstacle}; the prompt is concatenated to the text instead",
+            notes=_notes(config),
         )
     layers = _cache_of(model).layers
     windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
     return Capability(
         prefix=True,
-        sliding_window=min(windows, default=None),
+        sliding_window=min(windows, default=None) if windows else _window_of_another_name(config),
         takes_position_ids=takes_position_ids,
+        left_padding=takes_position_ids or config.model_type in _ALIBI_MODELS,
+        cached_decoding=type(model).__name__ not in _WINDOW_IN_THE_CACHE_ALONE,
         reason=f"{type(model).__name__} keeps plain keys and values in its {len(layers)} layers",
+        notes=_notes(config),
     )
+
+
+def _notes(config: PreTrainedConfig) -> tuple[str, ...]:
+    if not getattr(config, "output_router_logits", False):
+        return ()
+    return ("output_router_logits is set, but the router is frozen: its load-balancing loss is left out",)
 
 
 def _cache_of(model: PreTrainedModel) -> DynamicCache:
@@ -93,7 +136,7 @@ def _obstacle(model: PreTrainedModel, *, takes_cache: bool) -> str | None:
         return "attends within chunks"
     try:
         layers = _cache_of(model).layers
-    except KeyError as fault:
+    except (KeyError, AttributeError) as fault:
         return f"has layers of the kind {fault}, whose cache is not known"
     other = sorted(
         {type(item).__name__ for item in layers if type(item) not in (DynamicLayer, DynamicSlidingWindowLayer)}
@@ -101,7 +144,12 @@ def _obstacle(model: PreTrainedModel, *, takes_cache: bool) -> str | None:
     return f"has layers with another cache ({', '.join(other)})" if other else None
 
 
-def _declared_window(model: PreTrainedModel) -> int | None:
-    """The window named by the configuration, for models off the prefix path."""
-    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
-    return window if isinstance(window, int) else None
+def _declared_window(config: PreTrainedConfig) -> int | None:
+    """The smallest window that the configuration names, for models off the prefix path."""
+    found = [getattr(config, name, None) for name in _WINDOW_NAMES]
+    return min((value for value in found if isinstance(value, int) and value > 0), default=None)
+
+
+def _window_of_another_name(config: PreTrainedConfig) -> int | None:
+    """A window that the cache knows nothing of: GPT-Neo's, whose layers keep all keys and mask some."""
+    return None if hasattr(config, "sliding_window") else _declared_window(config)

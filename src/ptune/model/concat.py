@@ -1,12 +1,12 @@
-"""The fallback: prompt and token embeddings concatenated, for models without a key/value cache.
+"""Prompt and token embeddings concatenated, for generation without a prefix.
 
 This is the textbook form of prompt tuning (Lester et al. 2021): every row carries its own copy of the prompt through
-the whole model. ptune takes it where the prefix path cannot be taken: state-space models, activation checkpointing,
-and left-padded rows of a sliding-window model that reach beyond the window (padding between prefix and text would
-use up the window).
+the whole model. ptune takes it where the prefix path cannot be taken: state-space models, and rows of different
+lengths that reach beyond a sliding window (padding between prefix and text would use up the window).
 
-The prompt stands directly before the first real token of its row: `[padding | prompt | text | padding]`. A recurrent
-model has then no gap in the middle, and positions count on without one.
+The prompt stands directly before the first real token of its row: `[padding | prompt | text]`. A recurrent model has
+then no gap in the middle, and positions count on without one. `generate` reads the last column of every row, which is
+why the padding stands on the left; `batch` has it on the right.
 
 Shapes: `B` rows, `T` text tokens, `P` longest prompt of the batch, `D` token dimension.
 """

@@ -134,7 +134,7 @@ def _of_loaded(model: Any) -> EmbeddingTable:
 
     def rows(first: int, last: int) -> torch.Tensor:
         with torch.no_grad():
-            part: torch.Tensor = layer(torch.arange(first, last, device=layer.weight.device))
+            part: torch.Tensor = layer(torch.arange(first, last, device=layer.weight.device)[None])[0]
         return part
 
     return EmbeddingTable(tokens, dim, rows)

@@ -1,22 +1,15 @@
 """Generation behind a soft prompt, by transformers' own `generate`, which never learns of the virtual tokens.
 
-`prompted_view` gives a shallow copy of the frozen model (same weights, same modules) whose `forward` puts the prompt
-in front: it fills the empty cache with the prefix at the first call, or concatenates embeddings where there is no
-such cache, and widens mask and positions. `generate` on that view counts, repeats, penalises, streams and returns
-text tokens alone. No placeholder token exists that could leak into the output, a repetition penalty, a length limit
-or a caller's logits processor. Each call has a view of its own, so concurrent calls with different prompts do not meet.
+`generate` runs on a view of the frozen model that puts the prompt in front (see `prompted_view`). It counts, repeats,
+penalises, streams and returns text tokens alone. No placeholder token exists that could leak into the output, a
+repetition penalty, a length limit or a caller's logits processor. Each call has a view of its own, so concurrent calls
+with different prompts do not meet.
 
-Shapes: `B` rows given by the caller, `B'` rows as `generate` runs them (beams and return sequences included), `P`
-virtual tokens, `T` text tokens.
+Shapes: `B` rows, `T` text tokens.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +17,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from ptune.errors import ModelError
+from ptune.model.by_length import answer_by_length
 from ptune.model.capability import Capability
-from ptune.model.concat import concatenate, positions
-from ptune.model.prefix import RowPrefix
-from ptune.model.rows import RowPrompts, takes_prefix
+from ptune.model.prompted_view import CACHE_NAMES, concat_forward, prefix_forward, prompted_view
+from ptune.model.rows import RowPrompts, padding_fits, takes_prefix
 from ptune.model.view import ModelView
-
-Forward = Callable[..., Any]
-CACHE_NAMES = ("past_key_values", "cache_params")
 
 _REFUSED = ("position_ids", "prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens")
 _DEFAULT_NEW_TOKENS = 20
@@ -60,32 +50,50 @@ def generate_behind(
         limit: Its context in tokens; None where it has no limit.
         prompts: The prompt of each row.
         input_ids: `(B, T)`; None where `options` hold `inputs_embeds`.
-        attention_mask: `(B, T)`; None when nothing is padded, or padding can be told by its token.
+        attention_mask: `(B, T)`; without it padding is told by its token, where that is not the end token too.
         options: Everything else that `generate` takes.
     """
     _check_arguments(base, options)
+    if capability.answer_obstacle is not None and prompts.encoders:
+        raise ModelError(f"{capability.answer_obstacle}.", hint="Choose another model to answer with.")
     embeds = options.get("inputs_embeds")
     text = embeds if input_ids is None else input_ids
     assert text is not None
-    if attention_mask is None and input_ids is not None:
-        attention_mask = _mask_of_padding(base, options, input_ids)
-    if attention_mask is not None:
-        order = torch.argsort(attention_mask.to(torch.int8), dim=1, stable=True)
-        attention_mask = attention_mask.gather(1, order)
-        input_ids = None if input_ids is None else input_ids.gather(1, order)
-        if embeds is not None:
-            options["inputs_embeds"] = embeds.gather(1, order[:, :, None].expand_as(embeds))
+    if attention_mask is None:
+        attention_mask = _mask_of_padding(base, options, text, input_ids)
+    order = torch.argsort(attention_mask.to(torch.int8), dim=1, stable=True)
+    attention_mask = attention_mask.gather(1, order)
+    input_ids = None if input_ids is None else input_ids.gather(1, order)
+    if embeds is not None:
+        options["inputs_embeds"] = embeds.gather(1, order[:, :, None].expand_as(embeds))
     length = text.shape[1]
     new_tokens = _new_tokens(base, options, length)
     prompts.check_length(limit, length, new_tokens)
-    if not prompts.encoders:
-        return generator(base).generate(input_ids, attention_mask=attention_mask, **options)
-    longest = prompts.width + length + new_tokens
-    if takes_prefix(base, capability, attention_mask, longest):
-        forward = prefix_forward(view.current(), prompts.prefix(base), longest)
-    else:
-        forward = concat_forward(view.current(), prompts.each())
-    return generator(prompted_view(base, forward)).generate(input_ids, attention_mask=attention_mask, **options)
+    beams = int(_setting(base, options, "num_beams") or 1) > 1
+    if not capability.cached_decoding or (beams and not capability.beams_share):
+        options["use_cache"] = False
+    fits = padding_fits(capability, attention_mask, prompts.width + length + new_tokens)
+
+    def answer(own: RowPrompts, ids: torch.Tensor | None, mask: torch.Tensor, given: dict[str, Any]) -> Any:
+        if not own.encoders and capability.left_padding:
+            return generator(base).generate(ids, attention_mask=mask, **given)
+        if takes_prefix(base, capability, own) and (fits or bool(mask.all())):
+            forward = prefix_forward(view.current(), own.prefix(base), prompts.width + length + new_tokens)
+        else:
+            forward = concat_forward(view.current(), own.each(), filler_id=capability.filler_id)
+        return generator(prompted_view(base, forward)).generate(ids, attention_mask=mask, **given)
+
+    padded = prompts.differ or not bool(attention_mask.all())
+    if not padded or (capability.left_padding and (fits or capability.concat_padding)):
+        return answer(prompts, input_ids, attention_mask, options)
+    return answer_by_length(
+        lambda rows, ids, mask, given: answer(prompts.of(rows), ids, mask, given),
+        input_ids=input_ids,
+        mask=attention_mask,
+        sizes=prompts.sizes(),
+        options=_limits_on_new_tokens(base, options, length, new_tokens),
+        fill=_fill(base, options),
+    )
 
 
 def generator(base: PreTrainedModel) -> Any:
@@ -110,13 +118,35 @@ def _new_tokens(base: PreTrainedModel, options: dict[str, Any], given: int) -> i
     return _DEFAULT_NEW_TOKENS if longest is None else max(int(longest) - given, 0)
 
 
-def _mask_of_padding(base: PreTrainedModel, options: dict[str, Any], input_ids: torch.Tensor) -> torch.Tensor | None:
-    """The mask that `generate` would work out from the padding token; None where it would not."""
+def _limits_on_new_tokens(
+    base: PreTrainedModel, options: dict[str, Any], given: int, new_tokens: int
+) -> dict[str, Any]:
+    """The options, where limits that count text and new tokens together are ones on new tokens alone."""
+    least = int(_setting(base, options, "min_length") or 0)
+    own = {**options, "max_new_tokens": new_tokens}
+    if least > given and _setting(base, options, "min_new_tokens") is None:
+        own["min_new_tokens"] = least - given
+    return {name: value for name, value in own.items() if name not in ("max_length", "min_length")}
+
+
+def _fill(base: PreTrainedModel, options: dict[str, Any]) -> int:
+    """What stands behind an answer that ended before others: the padding token, or an end token where there is none."""
+    for name in ("pad_token_id", "eos_token_id"):
+        value = _setting(base, options, name)
+        value = value[0] if isinstance(value, (list, tuple)) else value
+        if value is not None:
+            return int(value)
+    return 0
+
+
+def _mask_of_padding(
+    base: PreTrainedModel, options: dict[str, Any], text: torch.Tensor, input_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """The mask that `generate` would work out from the padding token; all ones where it would not."""
     pad, eos = _setting(base, options, "pad_token_id"), _setting(base, options, "eos_token_id")
-    if pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
-        return None
-    mask = input_ids.ne(pad).long()
-    return None if bool(mask.all()) else mask
+    if input_ids is None or pad is None or pad in (eos if isinstance(eos, (list, tuple)) else [eos]):
+        return torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
+    return input_ids.ne(pad).long()
 
 
 def _check_arguments(base: PreTrainedModel, options: dict[str, Any]) -> None:
@@ -146,99 +176,3 @@ def _check_arguments(base: PreTrainedModel, options: dict[str, Any]) -> None:
     for name in _REFUSED:
         if _setting(base, options, name) is not None:
             raise ModelError(f"generate does not take {name} together with a soft prompt.", hint=f"Leave {name} out.")
-
-
-def prompted_view(base: PreTrainedModel, forward: Forward) -> PreTrainedModel:
-    """A shallow copy of `base` that runs `forward` in place of its own; weights and modules are shared."""
-    view = copy.copy(base)
-    # Hooks on the model run where `forward` calls it, once.
-    view.__dict__.update(_forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict())
-    view.__dict__["forward"] = functools.wraps(base.forward)(forward)
-    return view
-
-
-def prefix_forward(base: PreTrainedModel, prefix: RowPrefix, longest: int) -> Forward:
-    """A forward that starts every sequence from the prefix's keys and values.
-
-    Args:
-        base: The frozen model.
-        prefix: The prefix of each of the caller's `B` rows.
-        longest: Virtual, text and new tokens of the longest row.
-    """
-    rows_given = prefix.lengths.shape[0]
-    takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-    padded = True
-
-    def forward(
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        text = input_ids if inputs_embeds is None else inputs_embeds
-        assert text is not None
-        rows, length = text.shape[:2]
-        nonlocal padded
-        if past_key_values is None or kwargs.get("use_cache") is False:
-            past_key_values = DynamicCache()
-        if past_key_values.get_seq_length() == 0:
-            prefix.fill(past_key_values, rows // rows_given, longest=longest)
-            # What generate appends later is never padding. Without a mask the model has none to build and to add.
-            padded = prefix.mask is not None or (attention_mask is not None and not bool(attention_mask.all()))
-        seen = past_key_values.get_seq_length() - prefix.width
-        mask = prefix.attention_mask(attention_mask, rows, seen + length) if padded else None
-        if takes_positions:
-            shift = prefix.lengths.repeat_interleave(rows // rows_given)[:, None]
-            if position_ids is None:
-                position_ids = torch.arange(seen, seen + length, device=text.device).expand(rows, -1)
-            kwargs["position_ids"] = position_ids + shift
-        return base(
-            input_ids=input_ids,
-            attention_mask=mask,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-
-    return forward
-
-
-def concat_forward(base: PreTrainedModel, prompts: Sequence[torch.Tensor | None]) -> Forward:
-    """A forward that concatenates prompt and text at the first call and widens the mask at the later ones.
-
-    Args:
-        base: The frozen model.
-        prompts: For each of the caller's `B` rows its `(P_row, D)` vectors, or None.
-    """
-    embed = base.get_input_embeddings()
-    state: dict[str, torch.Tensor] = {}
-
-    def forward(
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        text = input_ids if inputs_embeds is None else inputs_embeds
-        assert text is not None
-        rows, length = text.shape[:2]
-        if state and length == 1 and any(kwargs.get(name) is not None for name in CACHE_NAMES):
-            state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(rows, 1)], dim=1)
-            if position_ids is not None:
-                kwargs["position_ids"] = state["mask"].sum(dim=1, keepdim=True) - 1
-            # A recurrent state has the padding behind it already; a mask over everything would not fit the new token.
-            mask = None if "cache_params" in kwargs else state["mask"]
-            return base(input_ids=input_ids, attention_mask=mask, **kwargs)
-        embeds = embed(input_ids) if inputs_embeds is None else inputs_embeds
-        text_mask = text.new_ones(rows, length, dtype=torch.long) if attention_mask is None else attention_mask
-        each = [prompt for prompt in prompts for _ in range(rows // len(prompts))]
-        joined = concatenate(each, embeds, text_mask)
-        state["mask"] = joined.mask
-        if position_ids is not None:
-            kwargs["position_ids"] = positions(joined.mask)
-        return base(inputs_embeds=joined.embeds, attention_mask=joined.mask, **kwargs)
-
-    return forward

@@ -47,8 +47,8 @@ class GivenPrefix(PromptEncoder):
         """Refused: there are no virtual-token embeddings."""
         raise PromptError(
             "this prompt is prefix tuning of PEFT's: keys and values of every layer, and no virtual-token embeddings. "
-            "It cannot be saved, trained on, packed with rows, or concatenated with text (which left-padded rows "
-            "beyond a sliding window and activation checkpointing need).",
+            "It cannot be saved, trained on, packed with rows, or concatenated with text (which activation "
+            "checkpointing needs, and an answer to rows of different lengths beyond a sliding window).",
             hint="Copy the adapter's folder to save it; for the rest, train a prompt: ptune train.",
         )
 

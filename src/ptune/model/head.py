@@ -1,7 +1,10 @@
-"""A model's LM head on hidden states of one's own choice, with whatever the model does to logits behind it.
+"""A model's LM head on hidden states of one's own choice, with whatever the model does around it.
 
-Some models scale their logits or cap them softly, in `forward` itself. So the head is run through the model's own
-`forward`, on a shallow copy whose layers are exchanged for something that returns the given hidden states.
+Some models scale the hidden states before the head (MiniCPM3), project them (ELECTRA), scale the logits behind it or
+cap them softly, in `forward` itself. So the head is run through the model's own `forward`, on a shallow copy whose
+layers are exchanged for something that returns the given hidden states, and None for all else that `forward` may read
+of them (router logits, states of pictures). The weights' product is taken out of autograd only where the head was
+seen to be given the hidden states as they are.
 
 Shapes: `S` positions, `D` hidden size, `V` vocabulary.
 """
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from typing_extensions import override
 
 from ptune.model.fused.linear import product
@@ -24,12 +27,28 @@ from ptune.model.loss import output_head
 Backward = Callable[[torch.Tensor], torch.Tensor]
 
 
-class _Given(nn.Module):
-    """In place of a module: a result that is there already."""
+class _Output(BaseModelOutputWithPast):
+    """What layers give: hidden states, and None under every other name."""
 
-    def __init__(self, result: Any) -> None:
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Given(nn.Module):
+    """In place of a module: a result that is there already.
+
+    Args:
+        result: The result.
+        expected: What the module should be given for the result to be right.
+    """
+
+    def __init__(self, result: Any, expected: torch.Tensor | None = None) -> None:
         super().__init__()
         self.result = result
+        self.expected = expected
+        self.as_expected = expected is None
+        """Whether the module was given what was expected."""
 
     @property
     def decoder(self) -> _Given:
@@ -37,7 +56,15 @@ class _Given(nn.Module):
         return self
 
     @override
-    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+    def forward(self, *args: Any, **_kwargs: Any) -> Any:
+        if self.expected is not None:
+            found = args[0] if args else None
+            self.as_expected = (
+                isinstance(found, torch.Tensor)
+                and found.data_ptr() == self.expected.data_ptr()
+                and found.numel() == self.expected.numel()
+                and found.shape[-1] == self.expected.shape[-1]
+            )
         return self.result
 
 
@@ -53,7 +80,7 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor, exchanged: dict[str, nn.Module]) -> torch.Tensor:
-    given = _Given(BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden.unsqueeze(0)))
+    given = _Given(_Output(last_hidden_state=hidden.unsqueeze(0)))
     twin = copy.copy(model)
     twin._modules = {**model._modules, model.base_model_prefix: given, **exchanged}  # noqa: SLF001
     logits: torch.Tensor = twin(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
@@ -94,16 +121,26 @@ class FrozenHead:
         Returns:
             `(S, V)`, and a function from a gradient of that shape, which it may overwrite, to one of `(S, D)`.
         """
-        if not self._plain:
-            part = hidden.detach().requires_grad_()
-            with torch.enable_grad():
-                whole = self.logits(part)
-            return whole.detach().clone(), lambda grad: torch.autograd.grad(whole, part, grad)[0]
+        if self._plain:
+            found = self._taken_apart(hidden)
+            if found is not None:
+                return found
+            self._plain = False
+        part = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            whole = self.logits(part)
+        return whole.detach().clone(), lambda grad: torch.autograd.grad(whole, part, grad)[0]
+
+    def _taken_apart(self, hidden: torch.Tensor) -> tuple[torch.Tensor, Backward] | None:
+        """The same, with the head's product outside autograd; None where something stands before the head."""
         assert self._name is not None
         weight = self._weight
         raw = product(hidden, weight, self._bias).requires_grad_()
         with torch.enable_grad():
-            treated = _logits_of(self._model, hidden, {self._name: _Given(raw.unsqueeze(0))})
+            head = _Given(raw.unsqueeze(0), expected=hidden)
+            treated = _logits_of(self._model, hidden, {self._name: head})
+        if not head.as_expected:
+            return None
         if treated._base is raw and treated.shape == raw.shape:  # noqa: SLF001 (a tensor has no other word for it)
             return raw.detach(), lambda grad: product(grad, weight.t())
         return treated.detach().clone(), lambda grad: product(torch.autograd.grad(treated, raw, grad)[0], weight.t())

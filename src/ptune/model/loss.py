@@ -48,23 +48,19 @@ class Predictors:
         return int(self.targets.numel() + self.prefix_targets.numel())
 
 
-def find_predictors(
-    labels: torch.Tensor, first: torch.Tensor, lengths: torch.Tensor, columns: torch.Tensor | None
-) -> Predictors:
-    """Match labels to the positions that predict them.
+def find_predictors(labels: torch.Tensor, lengths: torch.Tensor, columns: torch.Tensor | None) -> Predictors:
+    """Match labels to the positions that predict them. Every row begins at column 0.
 
     Args:
         labels: `(B, T)`, `IGNORE_INDEX` where not supervised.
-        first: `(B,)`, column of each row's first real token.
-        lengths: `(B,)`, virtual tokens of each row; a row without any has no prediction for its first token. Nothing
-            predicts padding that stands before it: such labels do not count.
+        lengths: `(B,)`, virtual tokens of each row; a row without any has no prediction for its first token.
         columns: `(B, T)`, where each text token stands in the model's output on the concatenation path; None on the
             prefix path, where text token `t` stands at column `t` and the first token is predicted by the prefix.
     """
     rows, at = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
     targets = labels[rows, at]
-    is_first = at == first[rows]
-    known = torch.where(is_first, lengths[rows] > 0, at > first[rows])
+    is_first = at == 0
+    known = ~is_first | (lengths[rows] > 0)
     rows, at, targets, is_first = rows[known], at[known], targets[known], is_first[known]
     if columns is not None:
         none = rows.new_empty(0)

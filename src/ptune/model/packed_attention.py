@@ -1,15 +1,17 @@
 """Attention of packed rows: every row to its prompt and to itself, and nothing else is computed.
 
 On the CPU each span runs through PyTorch's flash kernel on its own, causally, without a mask; the rows' attention to
-their prompt is one more call for all of them at once. The two parts are joined by their log-sum-exp, as flash attention
-(Dao et al. 2022) joins the blocks of one row: with the joint log-sum-exp, the backward of each part is independent of
-the other. Where a sliding window cuts a row, or ALiBi adds to the scores, each span sees prompt and itself in one call
-with its own small bias. Elsewhere (a GPU, dropout inside the attention) rows are gathered into a padded batch for the
-attention alone; all other layers stay packed.
+their prompt is one more call for all of them at once. The two parts are joined by their log-sum-exp, as flash
+attention (Dao et al. 2022) joins the blocks of one row: with the joint log-sum-exp, the backward of each part is
+independent of the other. An attention sink is one more such part, with a score and no value. Where a sliding window
+cuts a row, or ALiBi adds to the scores, each span sees prompt and itself in one call with its own small bias.
+Elsewhere (a GPU, dropout inside the attention) rows are gathered into a padded batch for the attention alone; all
+other layers stay packed.
 
 Grouped heads share their keys by stride, without a copy.
 
-Shapes: `H` heads, `H'` key/value heads, `G = H / H'`, `Q` positions, `K` keys, `E` head dimension, `P` virtual tokens.
+Shapes: `H` heads, `H'` key/value heads, `G = H / H'`, `Q` positions, `K` keys, `E` head dimension (`E'` of the
+values), `P` virtual tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from ptune.model.packing import PackedRows, Span, span_bias
 
 PACKED = "ptune_packed"
 """The name under which transformers finds `packed_attention`."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
+_UNKNOWN = ("softcap", "position_bias", "cache")
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # what SDPA itself calls
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
@@ -44,6 +46,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers, for a batch of one packed sequence.
@@ -52,27 +55,43 @@ def packed_attention(
         module: The layer.
         query: `(1, H, Q, E)`.
         key: `(1, H', K, E)`.
-        value: `(1, H', K, E)`.
-        attention_mask: Unused: `packed_rows` says who sees whom.
+        value: `(1, H', K, E')`.
+        attention_mask: The one of a single number that `packed_forward` gives; `packed_rows` says who sees whom.
         packed_rows: The layout.
         scaling: Of the scores; `E ** -0.5` when None.
         dropout: On the attention weights.
         sliding_window: Positions a token sees, itself included.
+        s_aux: `(H,)`, attention sinks (gpt-oss): scores of a key that every token sees and that has no value.
         kwargs: What other attention functions take.
 
     Returns:
-        `(1, Q, H, E)`, and None for the weights.
+        `(1, Q, H, E')`, and None for the weights.
 
     Raises:
         ModelError: The model does not hand the layout on to its layers, or a layer asks for something that changes the
             scores and is not known here.
     """
-    del attention_mask
+    name = type(module).__name__
     if packed_rows is None:
-        raise ModelError(f"{type(module).__name__} was not told how its rows are packed.", hint="Turn packing off.")
+        raise ModelError(f"{name} was not told how its rows are packed.", hint="Turn packing off.")
     if asked := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
         raise ModelError(f"this model's attention uses {asked[0]}, which cannot be packed.", hint="Turn packing off.")
-    return attend(query, key, value, packed_rows, scaling=scaling, dropout=dropout, window=sliding_window), None
+    if attention_mask is None or attention_mask.numel() > 1:
+        raise ModelError(f"{name} has a mask of its own making.", hint="Turn packing off.")
+    if sliding_window is None and _slides(module):
+        raise ModelError(f"{name} has a sliding window by mask alone.", hint="Turn packing off.")
+    options: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "window": sliding_window, "sinks": s_aux}
+    return attend(query, key, value, packed_rows, **options), None
+
+
+def _slides(module: nn.Module) -> bool:
+    """Whether the configuration gives a layer a sliding window that is shorter than the context."""
+    config: Any = getattr(module, "config", None)
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not isinstance(window, int) or window >= getattr(config, "max_position_embeddings", window):
+        return False
+    index = getattr(module, "layer_idx", None)
+    return kinds is None or index is None or "sliding" in kinds[index]
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
@@ -88,14 +107,23 @@ def attend(
     dropout: float = 0.0,
     window: int | None = None,
     slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`(1, Q, H, E)`: the attention of packed rows; `slopes` `(H,)` are ALiBi's, the rest as for `packed_attention`."""
+    """`(1, Q, H, E')`: the attention of packed rows, `slopes` `(H,)` ALiBi's; the rest as for `packed_attention`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cut = window if window is not None and window < rows.reach else None
+    width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
+    # Latent attention (DeepSeek) has values narrower than keys, and the kernels want one width: zeros add nothing.
+    if missing > 0:
+        value = F.pad(value, (0, missing))
+    elif missing < 0:
+        query, key = F.pad(query, (0, -missing)), F.pad(key, (0, -missing))
     if query.device.type == "cpu" and not dropout:
-        spans: torch.Tensor = _SpanAttention.apply(query, key, value, rows, scale, cut, slopes)  # type: ignore[no-untyped-call]
-        return spans
-    return _gathered_attention(query, key, value, rows, scale=scale, dropout=dropout, window=cut, slopes=slopes)
+        found: torch.Tensor = _SpanAttention.apply(query, key, value, rows, scale, cut, slopes, sinks)  # type: ignore[no-untyped-call]
+    else:
+        options: dict[str, Any] = {"scale": scale, "dropout": dropout, "window": cut, "slopes": slopes, "sinks": sinks}
+        found = _gathered_attention(query, key, value, rows, **options)
+    return found[..., :width]
 
 
 class _SpanAttention(torch.autograd.Function):
@@ -111,6 +139,7 @@ class _SpanAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
         slopes: torch.Tensor | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
         grouped, keys, values = _grouped(query, key.shape[1]), key[0].unsqueeze(1), value[0].unsqueeze(1)
         heads, groups, length, width = grouped.shape
@@ -134,6 +163,10 @@ class _SpanAttention(torch.autograd.Function):
             weight = torch.sigmoid(part_lse - lse[:, :, at]).unsqueeze(-1)
             into[:, :, at].lerp_(part, weight.to(part.dtype))
             lse[:, :, at] = torch.logaddexp(lse[:, :, at], part_lse)
+        if sinks is not None:
+            whole = torch.logaddexp(lse, sinks.detach().to(wide).view(heads, groups, 1))
+            into *= (lse - whole).exp_().unsqueeze(-1).to(into.dtype)
+            lse = whole
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.layout = rows, scale, bias
         return output.view(1, length, heads * groups, width)
@@ -185,7 +218,7 @@ class _SpanAttention(torch.autograd.Function):
             grad_query.reshape(1, heads * groups, length, width),
             grad_key.to(key.dtype).unsqueeze(0),
             grad_value.to(value.dtype).unsqueeze(0),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 
@@ -245,6 +278,7 @@ def _gathered_attention(
     dropout: float,
     window: int | None,
     slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The spans as a padded batch, for one call of PyTorch's SDPA."""
     device, groups = query.device, query.shape[1] // key.shape[1]
@@ -268,6 +302,10 @@ def _gathered_attention(
         return tensor[0][:, at.to(device)].transpose(0, 1)
 
     keys, values = (gather(part, key_at).repeat_interleave(groups, dim=1) for part in (key, value))
+    if sinks is not None:
+        keys, values = (F.pad(part, (0, 0, 0, 1)) for part in (keys, values))
+        scores = sinks.detach().to(bias.dtype).view(1, -1, 1, 1).expand(len(bias), -1, queries, 1)
+        bias = torch.cat([bias.expand(-1, scores.shape[1], -1, -1), scores], dim=3)
     output = F.scaled_dot_product_attention(
         gather(query, query_at), keys, values, attn_mask=bias, dropout_p=dropout, scale=scale
     )

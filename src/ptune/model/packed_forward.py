@@ -24,6 +24,7 @@ from ptune.model.output import LazyOutput
 from ptune.model.packing import PackedRows
 from ptune.model.prefix import Prefix, keys_and_values
 from ptune.model.rows import RowPrompts
+from ptune.model.token_ids import fed, with_fillers
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def run_packed(
         return_logits: True computes the logits of all text tokens, None when they are read, False never.
     """
     text, prompts = without_empty_rows(text, prompts)
-    shared = prompts.shared_prefix(view, partial(encode_alone, view))
+    filler = prompts.filler_id
+    shared = prompts.shared_prefix(view, partial(encode_alone, view, filler_id=filler))
     order = list(prompts.vectors)
     rows = PackedRows.of(
         text.lengths,
@@ -102,11 +104,13 @@ def run_packed(
         [None if name is None else order.index(name) for name in prompts.names],
         inside=shared is None,
     )
-    embeds = view.get_input_embeddings()(text.input_ids)
+    embeds, ids = view.get_input_embeddings()(text.input_ids[None])[0], text.input_ids
     if shared is None:
         embeds = torch.cat([*prompts.vectors.values(), embeds])
+        ids = with_fillers(ids[None], len(embeds) - len(ids), filler or 0)[0]
     device = embeds.device
-    hidden = _run_layers(view, embeds, rows, None if shared is None else shared.cache())
+    cache = None if shared is None else shared.cache()
+    hidden = _run_layers(view, embeds, None if filler is None else ids, rows, cache)
     loss = None
     if text.labels is not None:
         found = find_packed_predictors(text.labels, rows, device)
@@ -125,21 +129,27 @@ def run_packed(
     return CausalLMOutputWithPast(loss=loss, logits=None if return_logits is False else logits())
 
 
-def encode_alone(view: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
+def encode_alone(view: PreTrainedModel, vectors: torch.Tensor, *, filler_id: int | None = None) -> Prefix:
     """`encode_prefix` through the packed view."""
     cache = DynamicCache()
-    hidden = _run_layers(view, vectors, PackedRows.of([vectors.shape[0]], [], [None], inside=True), cache)
+    ids = None if filler_id is None else torch.full((len(vectors),), filler_id, device=vectors.device)
+    hidden = _run_layers(view, vectors, ids, PackedRows.of([vectors.shape[0]], [], [None], inside=True), cache)
     return Prefix(layers=keys_and_values(cache), logits=head_logits(view, hidden[-1:]))
 
 
 def _run_layers(
-    view: PreTrainedModel, embeds: torch.Tensor, rows: PackedRows, cache: DynamicCache | None
+    view: PreTrainedModel,
+    embeds: torch.Tensor,
+    ids: torch.Tensor | None,
+    rows: PackedRows,
+    cache: DynamicCache | None,
 ) -> torch.Tensor:
-    """Hidden states `(Q, D)` of the sequence's embeddings `(Q, D)`."""
+    """Hidden states `(Q, D)` of the sequence's embeddings `(Q, D)`, and ids `(Q,)` where the model needs them."""
     layers = layers_of(view)
-    assert layers is not None
-    hidden: torch.Tensor = layers(
-        inputs_embeds=embeds.unsqueeze(0),
+    assert isinstance(layers, PreTrainedModel)
+    model, inputs = fed(layers, embeds.unsqueeze(0), None if ids is None else ids.unsqueeze(0))
+    hidden: torch.Tensor = model(
+        **inputs,
         position_ids=rows.position_ids(embeds.device),
         past_key_values=cache,
         use_cache=cache is not None,

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ptune.model.growing_cache import GrowingLayer
+from ptune.model.token_ids import fed
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,20 @@ class Prefix:
         return self.layers[0][0].shape[-2]
 
 
-def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
+def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor, *, filler_id: int | None = None) -> Prefix:
     """Run the frozen model over one prompt, with gradients where the vectors have them.
 
     Args:
         base: The frozen model.
         vectors: `(P, D)`, in the dtype of the model's embeddings.
+        filler_id: The token id that virtual tokens go by; see `Capability`.
     """
     # A cache built without the configuration keeps every position, in sliding-window layers too.
     cache = DynamicCache()
-    output = base(inputs_embeds=vectors.unsqueeze(0), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    ids = None if filler_id is None else torch.full((1, len(vectors)), filler_id, device=vectors.device)
+    # Some models scale what they are given in place: a copy, for the vectors may be a parameter.
+    model, inputs = fed(base, vectors.unsqueeze(0).clone(), ids)
+    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix(layers=keys_and_values(cache), logits=output.logits[:, -1])
 
 

@@ -6,7 +6,7 @@ Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -58,6 +58,8 @@ class RowPrompts:
     """What the micro-batches of an optimizer step share."""
     kept: PrefixCache
     """What is kept from one call to the next where no gradients are taken."""
+    filler_id: int | None = None
+    """The token id that virtual tokens go by; see `Capability`."""
 
     @cached_property
     def vectors(self) -> Mapping[str, torch.Tensor]:
@@ -75,6 +77,20 @@ class RowPrompts:
     def width(self) -> int:
         """Virtual tokens of the longest prompt; 0 when no row has one."""
         return max((encoder.num_virtual_tokens for encoder in self.encoders.values()), default=0)
+
+    @cached_property
+    def differ(self) -> bool:
+        """Whether rows have prompts of different lengths, or some of them none."""
+        return None in self.names or len({one.num_virtual_tokens for one in self.encoders.values()}) > 1
+
+    def of(self, rows: Sequence[int]) -> RowPrompts:
+        """The prompts of some of the rows."""
+        names = [self.names[row] for row in rows]
+        return replace(self, names=names, encoders={name: self.encoders[name] for name in names if name is not None})
+
+    def sizes(self) -> list[int]:
+        """Virtual tokens of each row."""
+        return [0 if name is None else self.encoders[name].num_virtual_tokens for name in self.names]
 
     def each(self) -> list[torch.Tensor | None]:
         """The prompt of every row.
@@ -106,7 +122,8 @@ class RowPrompts:
             return encoder.prefix(base, self.dtype)
 
         def make() -> Prefix:
-            return self.shared.prefix(name, self.vectors[name], partial(encode_prefix, base))
+            encode = partial(encode_prefix, base, filler_id=self.filler_id)
+            return self.shared.prefix(name, self.vectors[name], encode)
 
         return self.kept.prefix(name, base, encoder, make)
 
@@ -147,19 +164,30 @@ class RowPrompts:
         )
 
 
-def takes_prefix(base: PreTrainedModel, capability: Capability, mask: torch.Tensor | None, total: int) -> bool:
+def takes_prefix(base: PreTrainedModel, capability: Capability, prompts: RowPrompts) -> bool:
     """Whether a batch can take the prefix path; the concatenation path otherwise.
 
-    Activation checkpointing needs one run through the model. Padding between prefix and text would use up a sliding
-    window, so left-padded rows take the prefix path only where everything fits the window.
+    Activation checkpointing needs one run through the model. Prompts of different lengths are padded in front.
 
     Args:
         base: The frozen model.
         capability: What its architecture can do.
+        prompts: The prompt of each row.
+    """
+    if not (prompts.encoders and capability.prefix) or (base.is_activation_checkpointing and base.training):
+        return False
+    return capability.left_padding or not prompts.differ
+
+
+def padding_fits(capability: Capability, mask: torch.Tensor | None, total: int) -> bool:
+    """Whether padding may stand between prefix and text, as an answer to rows of different lengths needs it.
+
+    It would use up a sliding window; that is no matter where everything fits the window.
+
+    Args:
+        capability: What the architecture can do.
         mask: `(B, T)`, 0 at padding; None when nothing is padded.
         total: Virtual, text and new tokens of the longest row.
     """
-    if not capability.prefix or (base.is_activation_checkpointing and base.training):
-        return False
     window = capability.sliding_window
     return window is None or mask is None or total <= window or bool((mask[:, 0] == 1).all())

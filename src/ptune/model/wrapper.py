@@ -35,6 +35,8 @@ from ptune.model.parameters import count_parameters, parameters_line
 from ptune.model.prefix_cache import PrefixCache
 from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room, embedding_table
 from ptune.model.rows import RowNames, RowPrompts, names_of_rows, takes_prefix
+from ptune.model.self_check import has_weights
+from ptune.model.self_check import self_check as check_ways
 from ptune.model.shared_prefix import SharedPrefix
 from ptune.model.view import ModelView
 
@@ -49,6 +51,8 @@ class PTunedModel(PromptOnHub, nn.Module):
         config: Configuration of the first prompt; None starts without one (see `add_prompt`, `load_prompt`).
         prompt_name: Name of the first prompt.
         tokenizer: Needed for an initial text, unless the configuration names one.
+        self_check: Try the ways through the model on a short text, and take no way that gives wrong numbers; see
+            `ptune.model.self_check`. False believes what the model's class says.
 
     Raises:
         ModelError: The model cannot carry a soft prompt.
@@ -70,6 +74,7 @@ class PTunedModel(PromptOnHub, nn.Module):
         *,
         prompt_name: str = DEFAULT_PROMPT,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        self_check: bool = True,
     ) -> None:
         super().__init__()
         check_base(base)
@@ -82,6 +87,10 @@ class PTunedModel(PromptOnHub, nn.Module):
         """Whether padded training batches are packed on the way where that can be done; False computes the padding."""
         self._view = ModelView(base, replacement)
         self._answering = ModelView(base, replacement, packed=False)
+        if self_check and has_weights(base):
+            self.capability, self._base_obstacle = check_ways(
+                base, self.capability, self._base_obstacle, answering=self._answering, packed=self._view
+            )
         self.shared_prefix = SharedPrefix()
         self.prompts = nn.ModuleDict()
         self.prompt_configs: dict[str, PromptConfig] = {}
@@ -89,8 +98,17 @@ class PTunedModel(PromptOnHub, nn.Module):
         self.prefixes = PrefixCache()
         self.active_prompt: str | None = None
         self._disabled = False
+        # Routers that draw at random in training (Phi-MoE, jitter): the prompt is to learn for the choice it will meet.
+        self._drawing = [module for module in base.modules() if any("jitter" in name for name in vars(module))]
         if config is not None:
             self.add_prompt(prompt_name, config, tokenizer=tokenizer)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or eval mode; the routers of a mixture of experts choose as in eval mode always."""
+        super().train(mode)
+        for module in self._drawing:
+            module.training = False
+        return self
 
     # ---- prompts -----------------------------------------------------------------------------------------------
 
@@ -242,18 +260,19 @@ class PTunedModel(PromptOnHub, nn.Module):
         batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
         packs = self.pack_batches and self.packs and not torch.compiler.is_compiling()
         if packs and input_ids is not None and not (at_once or kwargs):
-            packed = PackedText.of_padded(input_ids, labels, batch.mask)
+            packed = PackedText.of_padded(input_ids, labels, None if batch.order is None else attention_mask)
             return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
         prompts = self._row_prompts(prompt_names, batch.rows)
         prompts.check_length(self.context_length, batch.length)
         wanted: dict[str, Any] = {
             "num_items": num_items_in_batch,
             "return_logits": return_logits is not False,
+            "narrow": return_logits is False and self.capability.narrow_head,
             "kwargs": kwargs,
         }
-        if prompts.encoders and takes_prefix(self.base, self.capability, batch.mask, prompts.width + batch.length):
-            return run_prefixed(self.base, self.capability, prompts.prefix(self.base), batch, **wanted)
-        return run_concatenated(self.base, self.capability, prompts.each(), batch, **wanted)
+        if takes_prefix(self.base, self.capability, prompts):
+            return run_prefixed(self.base, prompts.prefix(self.base), batch, **wanted)
+        return run_concatenated(self.base, prompts.each(), batch, filler_id=self.capability.filler_id, **wanted)
 
     def _forward_packed(
         self, text: PackedText, names: RowNames, num_items: torch.Tensor | int | None, return_logits: bool | None
@@ -275,6 +294,7 @@ class PTunedModel(PromptOnHub, nn.Module):
             dtype=embedding_table(self.base).dtype,
             shared=self.shared_prefix,
             kept=self.prefixes,
+            filler_id=self.capability.filler_id,
         )
 
     # ---- generation --------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""Every decoder is right, or refused in one line: a dozen of the most used in the quick tests, all of them in the slow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM
+
+from decoders.small import IMPOSSIBLE, MODEL_TYPES, small_config, small_decoder
+from decoders.sweep import Finding, sweep
+from ptune import PTunedModel
+from ptune.errors import ModelError
+
+QUICK = {
+    # mixtures of experts
+    "mixtral": {"prefix", "packed"},
+    "qwen3_moe": {"prefix", "packed"},
+    "phimoe": {"prefix"},
+    # latent attention
+    "deepseek_v3": {"prefix", "packed"},
+    "minicpm3": {"prefix", "packed"},
+    # attention sinks
+    "gpt_oss": {"prefix", "packed"},
+    # linear attention or a running state, with attention layers among them
+    "qwen3_next": {"concatenation"},
+    "jamba": {"concatenation"},
+    # a state and no attention
+    "rwkv": {"concatenation"},
+    # token ids beside embeddings
+    "gemma4_text": {"concatenation"},
+    # positions that know no position ids, or begin elsewhere
+    "bart": {"prefix"},
+    "roberta": {"prefix"},
+    # sliding windows
+    "gemma2": {"prefix"},
+    "gpt_neo": {"prefix"},
+    # an encoder that is told to be a decoder
+    "bert": {"prefix", "packed"},
+}
+REFUSED = {
+    "xlnet": "is not a causal language model: it sees the text ahead",
+    "prophetnet": "is not a causal language model: it sees the text ahead",
+    "cpmant": "is not a causal language model: it sees the text ahead",
+    "xlm": "XLMWithLMHeadModel, tried with an answer, fails with AssertionError",
+}
+
+
+def _assert_right_or_refused(found: Finding) -> None:
+    faults = [*found.having("wrong"), *found.having("error")]
+    assert not faults, "\n".join(f"{fault.path}, {fault.what}: {fault.detail}" for fault in faults)
+    wanted = REFUSED.get(found.model_type)
+    for check in found.having("refused"):
+        assert wanted is not None, check.detail
+        assert wanted in check.detail
+    assert bool(found.having("refused")) is (wanted is not None)
+
+
+@pytest.mark.parametrize("model_type", QUICK)
+def test_the_most_used_ones_are_right(model_type: str) -> None:
+    found = sweep(model_type)
+    _assert_right_or_refused(found)
+    assert set(found.paths) == QUICK[model_type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name not in {*QUICK, *IMPOSSIBLE}])
+def test_every_other_one_is_right_or_refused(model_type: str) -> None:
+    _assert_right_or_refused(sweep(model_type))
+
+
+def test_what_is_refused_is_refused_before_anything_else() -> None:
+    with pytest.raises(ModelError, match=REFUSED["xlnet"]):
+        PTunedModel(small_decoder("xlnet"))
+
+
+def test_an_encoder_says_how_it_becomes_a_decoder() -> None:
+    with pytest.raises(ModelError, match="is_decoder=True"):
+        PTunedModel(small_decoder("bert", is_decoder=False))
+
+
+@pytest.mark.parametrize("model_type", IMPOSSIBLE)
+def test_what_cannot_be_made_still_cannot(model_type: str) -> None:
+    """An upgrade of transformers may make one possible: then it goes into the sweep."""
+    if model_type == "reformer":
+        return
+    faults = (AssertionError, AttributeError, ImportError, ValueError, StrictDataclassError)
+    with pytest.raises(faults), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config(model_type))
+        assert sum(weight.numel() for weight in model.parameters()) < 10**9
