@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import Example, load_examples
     from ptune.errors import PTuneError
-    from ptune.model.peft_names import get_peft_model
+    from ptune.model.peft_names import (
+        AutoPeftModelForCausalLM,
+        PeftConfig,
+        PeftModel,
+        PeftModelForCausalLM,
+        PeftType,
+        get_peft_model,
+    )
     from ptune.model.wrapper import PTunedModel
     from ptune.training.checkpoints import last_checkpoint
     from ptune.training.trainer import PTuneTrainer
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoPeftModelForCausalLM",
     "CompareSettings",
     "Example",
     "PTuneError",
@@ -37,6 +45,10 @@ __all__ = [
     "PTunedModel",
     "PackingCollator",
     "PaddingCollator",
+    "PeftConfig",
+    "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftType",
     "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
     "PromptTuningConfig",
@@ -64,6 +76,11 @@ _HOMES = {
     "PromptTuningInit": "ptune.config",
     "TaskType": "ptune.config",
     "get_peft_model": "ptune.model.peft_names",
+    "AutoPeftModelForCausalLM": "ptune.model.peft_names",
+    "PeftConfig": "ptune.model.peft_names",
+    "PeftModel": "ptune.model.peft_names",
+    "PeftModelForCausalLM": "ptune.model.peft_names",
+    "PeftType": "ptune.model.peft_names",
     "last_checkpoint": "ptune.training.checkpoints",
     "load_examples": "ptune.data.records",
 }

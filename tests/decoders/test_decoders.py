@@ -1,13 +1,11 @@
-"""Every decoder is right, or refused in one line: a dozen of the most used in the quick tests, all of them in the slow."""
+"""Every decoder is right, or refused in one line: the most used in the quick tests, all of them in the slow ones."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM
 
-from decoders.small import IMPOSSIBLE, MODEL_TYPES, small_config, small_decoder
+from decoders.small import IMPOSSIBLE, MODEL_TYPES, small_decoder
 from decoders.sweep import Finding, sweep
 from ptune import PTunedModel
 from ptune.errors import ModelError
@@ -84,7 +82,5 @@ def test_what_cannot_be_made_still_cannot(model_type: str) -> None:
     """An upgrade of transformers may make one possible: then it goes into the sweep."""
     if model_type == "reformer":
         return
-    faults = (AssertionError, AttributeError, ImportError, ValueError, StrictDataclassError)
-    with pytest.raises(faults), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(small_config(model_type))
-        assert sum(weight.numel() for weight in model.parameters()) < 10**9
+    with pytest.raises((AssertionError, AttributeError, ImportError, ValueError, StrictDataclassError)):
+        small_decoder(model_type)

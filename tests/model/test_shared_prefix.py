@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,7 +191,7 @@ def test_other_active_prompt_gets_its_own_gradient() -> None:
 def test_rows_of_other_prompts_in_the_same_batches() -> None:
     """Prompts that do not train, and rows without any, go on as before beside the one that is shared."""
     model, batches = encoder_prompt(build("gpt2").double()), micro_batches()
-    model.add_prompt("other", model.prompt_configs["default"])
+    model.add_prompt("other", replace(model.prompt_configs["default"], inference_mode=True))
     model.to(torch.float64)
     names = (("default", "other", None), ("other", "default"), (None, "default", "default"))
     batches = [{**batch, "prompt_names": each} for batch, each in zip(batches, names, strict=True)]

@@ -66,7 +66,9 @@ def test_no_cache_comes_back(model: PTunedModel) -> None:
 def test_what_has_no_meaning_behind_a_prompt_is_refused(model: PTunedModel) -> None:
     ids = draw(2, 5)
     with pytest.raises(ModelError, match="position_ids"):
-        model(ids, position_ids=torch.arange(5)[None])
+        model(ids, position_ids=torch.arange(3, 8)[None])
+    with pytest.raises(ModelError, match="position_ids"):
+        model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 2]]))
     with pytest.raises(ConfigError, match="exactly one of input_ids and inputs_embeds"):
         model()
     with pytest.raises(ConfigError, match="exactly one of"):

@@ -124,7 +124,7 @@ def test_get_peft_model_honours_or_refuses_each() -> None:
         ptune.get_peft_model(build("llama"), config, mixed=True)
     with pytest.raises(ConfigError, match="autocast_adapter_dtype=False"):
         ptune.get_peft_model(build("llama"), config, autocast_adapter_dtype=False)
-    with pytest.raises(ConfigError, match="LoraConfig is not supported"):
+    with pytest.raises(ConfigError, match=r"peft_type='LORA' is not a soft prompt"):
         ptune.get_peft_model(build("llama"), peft.LoraConfig())
 
 

@@ -205,6 +205,15 @@ def _shape(config: PromptEncoderConfig | PromptTuningConfig, vectors: torch.Tens
     return config.num_virtual_tokens, vectors.shape[1] if config.token_dim is None else config.token_dim
 
 
+def read_config(folder: Path) -> PromptEncoderConfig | PromptTuningConfig:
+    """The configuration in a prompt folder, or of a soft prompt that PEFT saved; no tensor is touched.
+
+    Raises:
+        PromptError: It is missing or damaged.
+    """
+    return _read_config(folder, read_details(folder))
+
+
 def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfig | PromptTuningConfig:
     kinds: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
         "PromptEncoderConfig": PromptEncoderConfig,

@@ -36,6 +36,16 @@ class PromptEncoder(nn.Module):
         """The virtual-token embeddings, `(P, D)`."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def baked(self) -> torch.Tensor:
+        """The `(P, D)` vectors as they are saved and answer: without dropout, without gradients."""
+        was_training = self.training
+        self.eval()
+        vectors = self()
+        self.train(was_training)
+        assert isinstance(vectors, torch.Tensor)
+        return vectors.detach()
+
     def output_layer(self) -> nn.Linear | None:
         """The last linear layer, whose scale sets the output's scale; None where the table is the output."""
         return None

@@ -39,6 +39,7 @@ from ptune.errors import ConfigError, PromptError, shown
 from ptune.model import persistence
 from ptune.model.backbone import load_model
 from ptune.model.converted import first_line
+from ptune.model.stand_in import check_transformers_arguments
 
 COMMIT_MESSAGE = "A soft prompt, by ptune"
 _FAULTS = (HTTPError, OSError, ValueError)
@@ -78,6 +79,7 @@ class PromptOnHub(ModelHubMixin):
         token: str | None = None,
         branch: str | None = None,
         create_pr: bool | None = None,
+        is_main_process: bool | None = None,
         **metadata: Any,
     ) -> Path:
         """Write a prompt as a folder that ptune and PEFT read; see `ptune.checkpoint.format`.
@@ -92,15 +94,22 @@ class PromptOnHub(ModelHubMixin):
             token: See there.
             branch: See there.
             create_pr: See there.
+            is_main_process: As `transformers.Trainer` says it: False writes nothing. Where it is said, the state that
+                Trainer resumes from (`model.safetensors`) is written too. Its other arguments have no meaning here.
             metadata: Plain values for `ptune.json`: template, metrics, what it was trained on.
 
         Raises:
             OutputError: The folder cannot be written.
             PromptError: The hub does not take it.
         """
+        check_transformers_arguments(metadata)
         _check_metadata(metadata)
         folder = Path(directory)
+        if is_main_process is False:
+            return folder
         self._save_prompt(folder, prompt_name, metadata)
+        if is_main_process:
+            self._save_state(folder)
         if push_to_hub:
             upload_prompt(
                 folder,
@@ -182,6 +191,8 @@ class PromptOnHub(ModelHubMixin):
         local_files_only: bool = False,
         force_download: bool = False,
         base_revision: str | None = None,
+        prompt_name: str | None = None,
+        self_check: bool = True,
         **load: Any,
     ) -> Self:
         """A frozen model with a saved prompt.
@@ -198,6 +209,8 @@ class PromptOnHub(ModelHubMixin):
             local_files_only: Take the prompt from the cache, and download nothing of it.
             force_download: Download the prompt again.
             base_revision: Branch, tag or commit of the frozen model; by default the one that the folder notes.
+            prompt_name: What to call the prompt.
+            self_check: As for `PTunedModel`.
             load: Passed to `load_model` (`dtype`, `device`, `trust_remote_code`, …).
 
         Raises:
@@ -220,14 +233,19 @@ class PromptOnHub(ModelHubMixin):
         elif base_revision is not None or load:
             given = ", ".join(["base_revision"] * (base_revision is not None) + sorted(load))
             raise ConfigError(f"{given}: for loading the frozen model, which is given.", hint="Give one or the other.")
-        return cls._with_prompt(base, folder, trainable=trainable, force=force)
+        options: dict[str, Any] = {"trainable": trainable, "force": force}
+        return cls._with_prompt(base, folder, self_check=self_check, name=prompt_name, **options)
 
     def _save_prompt(self, folder: Path, prompt_name: str | None, metadata: Mapping[str, Any]) -> None:
         """Write the folder of a prompt, by default of the active one."""
         raise NotImplementedError
 
+    def _save_state(self, folder: Path) -> None:
+        """Write what a plain `transformers.Trainer` resumes from."""
+        raise NotImplementedError
+
     @classmethod
-    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool) -> Self:
+    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, self_check: bool, **options: Any) -> Self:
         """The model with the prompt of a folder, ready to train or to answer."""
         raise NotImplementedError
 

@@ -22,13 +22,20 @@ def packing_obstacle(model: PreTrainedModel, capability: Capability) -> str | No
         return f"{name} does not keep its layers apart from its LM head"
     if getattr(model.config.get_text_config(decoder=True), "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores"
-    # accelerate spreads a model over devices, and other tools change it, by exchanging `forward` on single modules.
-    if any("forward" in module.__dict__ for module in model.modules()):
-        return f"{name} has modules whose forward was exchanged, as for a model spread over devices"
     if has_own_packing(type(model)):
         return None
     if not capability.takes_position_ids:
         return f"{name} takes no position ids"
     if not model._supports_attention_backend:  # noqa: SLF001  # there is no public name
         return f"{name} has an attention that cannot be exchanged"
+    return None
+
+
+def exchanged_forward(model: PreTrainedModel) -> str | None:
+    """The same for a change that may come at any time: `forward` exchanged on single modules.
+
+    accelerate spreads a model over devices in this way, and other tools change it.
+    """
+    if any("forward" in module.__dict__ for module in model.modules()):
+        return f"{type(model).__name__} has modules whose forward was exchanged, as for a model spread over devices"
     return None

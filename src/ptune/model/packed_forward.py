@@ -6,8 +6,7 @@ labels, `D` token dimension, `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,75 +15,42 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptune.errors import ConfigError
 from ptune.model.chunked_loss import summed_cross_entropy
 from ptune.model.head import FrozenHead, head_logits, layers_of
 from ptune.model.loss import IGNORE_INDEX
 from ptune.model.output import LazyOutput
 from ptune.model.packing import PackedRows
-from ptune.model.prefix import Prefix, keys_and_values
+from ptune.model.prefix import Prefix, RowPrefix, keys_and_values
 from ptune.model.rows import RowPrompts
+from ptune.model.text import Text
 from ptune.model.token_ids import fed, with_fillers
 
 
 @dataclass(frozen=True)
-class PackedText:
-    """The text of a batch in one sequence, before any prompt."""
+class Packed:
+    """A batch run through the layers."""
 
-    input_ids: torch.Tensor
-    """`(N,)`."""
-    labels: torch.Tensor | None
-    """`(N,)`."""
-    lengths: Sequence[int]
-    """Tokens of each of the `B` rows."""
-    places: torch.Tensor | None = None
-    """`(B, T)`, true where the batch held a token; None for a batch that came packed."""
+    hidden: torch.Tensor
+    """`(Q, D)`."""
+    rows: PackedRows
+    shared: RowPrefix | None
+    """The prompt's keys and values, where it is not part of the sequence."""
 
-    @classmethod
-    def of_packed(
-        cls, input_ids: torch.Tensor | None, labels: torch.Tensor | None, lengths: Sequence[int]
-    ) -> PackedText:
-        """Check a packed batch as `PackingCollator` makes it.
-
-        Raises:
-            ConfigError: Shapes that do not fit.
-        """
-        if input_ids is None:
-            raise ConfigError("a packed batch needs input_ids.")
-        for name, value in (("input_ids", input_ids), ("labels", labels)):
-            if value is not None and tuple(value.shape) != (1, sum(lengths)):
-                raise ConfigError(
-                    f"{name} has shape {tuple(value.shape)}, but row_lengths add up to {sum(lengths)}.",
-                    hint="Pass a packed batch as PackingCollator makes it: (1, N) tokens and the rows' lengths.",
-                )
-        return cls(input_ids[0], None if labels is None else labels[0], list(lengths))
-
-    @classmethod
-    def of_padded(cls, input_ids: torch.Tensor, labels: torch.Tensor | None, mask: torch.Tensor | None) -> PackedText:
-        """Leave the padding of a `(B, T)` batch out."""
-        if mask is None:
-            rows, length = input_ids.shape
-            real = torch.ones_like(input_ids, dtype=torch.bool)
-            return cls(input_ids.flatten(), None if labels is None else labels.flatten(), [length] * rows, real)
-        real = mask.bool()
-        return cls(input_ids[real], None if labels is None else labels[real], real.sum(dim=1).tolist(), real)
-
-    def as_it_came(self, logits: torch.Tensor) -> torch.Tensor:
-        """`(N, V)` as `(B, T, V)` with zeros at padding, or as `(1, N, V)` for a batch that came packed."""
-        if self.places is None:
-            return logits.unsqueeze(0)
-        return logits.new_zeros(*self.places.shape, logits.shape[-1]).index_put(torch.where(self.places), logits)
+    @property
+    def of_the_text(self) -> torch.Tensor:
+        """`(N, D)`."""
+        return self.hidden[self.rows.rows[0].start :]
 
 
 def run_packed(
     view: PreTrainedModel,
-    text: PackedText,
+    text: Text,
     prompts: RowPrompts,
     *,
     num_items: torch.Tensor | int | None,
     return_logits: bool | None,
 ) -> CausalLMOutputWithPast:
-    """Loss and logits of a packed batch; logits as the batch came, `(B, T, V)` or `(1, N, V)`.
+    """Loss and logits of a packed batch; logits as the text came.
 
     Args:
         view: The model's packed view.
@@ -94,27 +60,10 @@ def run_packed(
         num_items: By which the summed loss is divided; the number of supervised labels when None.
         return_logits: True computes the logits of all text tokens, None when they are read, False never.
     """
-    text, prompts = without_empty_rows(text, prompts)
-    filler = prompts.filler_id
-    shared = prompts.shared_prefix(view, partial(encode_alone, view, filler_id=filler))
-    order = list(prompts.vectors)
-    rows = PackedRows.of(
-        text.lengths,
-        [prompts.vectors[name].shape[0] for name in order],
-        [None if name is None else order.index(name) for name in prompts.names],
-        inside=shared is None,
-    )
-    embeds, ids = view.get_input_embeddings()(text.input_ids[None])[0], text.input_ids
-    if shared is None:
-        embeds = torch.cat([*prompts.vectors.values(), embeds])
-        ids = with_fillers(ids[None], len(embeds) - len(ids), filler or 0)[0]
-    device = embeds.device
-    cache = None if shared is None else shared.cache()
-    hidden = _run_layers(view, embeds, None if filler is None else ids, rows, cache)
-    loss = None
+    made, loss = through_the_layers(view, text, prompts), None
     if text.labels is not None:
-        found = find_packed_predictors(text.labels, rows, device)
-        total = summed_cross_entropy(FrozenHead(view), hidden[found.positions], found.targets)
+        found, shared = find_packed_predictors(text.labels, made.rows, made.hidden.device), made.shared
+        total = summed_cross_entropy(FrozenHead(view), made.hidden[found.positions], found.targets)
         if shared is not None and found.from_prefix.numel():
             wide = shared.logits.to(total.dtype).expand(found.from_prefix.numel(), -1)
             total = total + F.cross_entropy(wide, found.from_prefix, reduction="sum")
@@ -122,11 +71,32 @@ def run_packed(
         loss = total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
 
     def logits() -> torch.Tensor:
-        return text.as_it_came(head_logits(view, hidden[rows.rows[0].start :]))
+        return text.as_it_came(head_logits(view, made.of_the_text))
 
     if return_logits is None and loss is not None:
         return LazyOutput.of(loss, logits)
     return CausalLMOutputWithPast(loss=loss, logits=None if return_logits is False else logits())
+
+
+def through_the_layers(view: PreTrainedModel, text: Text, prompts: RowPrompts) -> Packed:
+    """The hidden states of all rows, and of the prompts where they are part of the sequence."""
+    assert text.ids is not None
+    filled = [(length, name) for length, name in zip(text.lengths, prompts.names, strict=True) if length]
+    filler = prompts.filler_id
+    shared = prompts.shared_prefix(view, partial(encode_alone, view, filler_id=filler))
+    order = list(prompts.vectors)
+    rows = PackedRows.of(
+        [length for length, _ in filled],
+        [prompts.vectors[name].shape[0] for name in order],
+        [None if name is None else order.index(name) for _, name in filled],
+        inside=shared is None,
+    )
+    embeds, ids = text.embeddings(view), text.ids
+    if shared is None:
+        embeds = torch.cat([*prompts.vectors.values(), embeds])
+        ids = with_fillers(ids, len(embeds) - len(ids), filler or 0)
+    cache = None if shared is None else shared.cache()
+    return Packed(_run_layers(view, embeds, None if filler is None else ids, rows, cache), rows, shared)
 
 
 def encode_alone(view: PreTrainedModel, vectors: torch.Tensor, *, filler_id: int | None = None) -> Prefix:
@@ -190,15 +160,4 @@ def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch
     beyond = labels[torch.tensor(outside, dtype=torch.long, device=device)]
     return PackedPredictors(
         positions=predicted_by[counted], targets=labels[counted], from_prefix=beyond[beyond != IGNORE_INDEX]
-    )
-
-
-def without_empty_rows(text: PackedText, prompts: RowPrompts) -> tuple[PackedText, RowPrompts]:
-    """Leave out rows that hold no token."""
-    if all(text.lengths):
-        return text, prompts
-    kept = [index for index, length in enumerate(text.lengths) if length]
-    return (
-        replace(text, lengths=[text.lengths[index] for index in kept]),
-        replace(prompts, names=[prompts.names[index] for index in kept]),
     )

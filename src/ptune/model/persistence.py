@@ -51,7 +51,7 @@ class Notes:
 def notes_of(folder: Path, encoder: PromptEncoder) -> Notes | None:
     """The notes of a prompt folder whose encoder has just been loaded; None in a folder that PEFT wrote."""
     details = read_details(folder)
-    return Notes(_baked(encoder).cpu(), details) if "format_version" in details else None
+    return Notes(encoder.baked().cpu(), details) if "format_version" in details else None
 
 
 def save_prompt(
@@ -64,7 +64,7 @@ def save_prompt(
     notes: Notes | None = None,
 ) -> Path:
     """Write a prompt folder for an encoder that belongs to `base`; what `metadata` says goes before `notes`."""
-    vectors = _baked(encoder)
+    vectors = encoder.baked()
     details = {
         **({} if notes is None else notes.of(vectors)),
         "base_model": config.base_model_name_or_path,
@@ -87,16 +87,6 @@ def save_prompt(
     return write_prompt(
         folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details)
     )
-
-
-def _baked(encoder: PromptEncoder) -> torch.Tensor:
-    """The `(P, D)` vectors of an encoder, without dropout."""
-    was_training = encoder.training
-    encoder.eval()
-    with torch.no_grad():
-        vectors: torch.Tensor = encoder()
-    encoder.train(was_training)
-    return vectors
 
 
 def base_name(folder: Path) -> str:

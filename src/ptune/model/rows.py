@@ -24,6 +24,10 @@ RowNames = str | Sequence[str | None] | None
 """A prompt's name for all rows, or one a row (None: no prompt); None for the active prompt."""
 
 
+BASE_MODEL = "__base__"
+"""PEFT's name for no adapter."""
+
+
 def names_of_rows(names: RowNames, rows: int, active: Callable[[str | None], str]) -> list[str | None]:
     """The name of the prompt of each row.
 

@@ -30,15 +30,16 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ptune.encoders import build_encoder
 from ptune.errors import ModelError, one_line
-from ptune.model.batch import TextBatch, run_prefixed
+from ptune.model.batch import run_prefixed
 from ptune.model.capability import Capability
 from ptune.model.concat import positions
 from ptune.model.loss import output_head
-from ptune.model.packed_forward import PackedText, run_packed
+from ptune.model.packed_forward import run_packed
 from ptune.model.prefix_cache import PrefixCache
 from ptune.model.prompted_view import CACHE_NAMES, Forward, concat_forward, prefix_forward, prompted_view
 from ptune.model.rows import RowPrompts
 from ptune.model.shared_prefix import SharedPrefix
+from ptune.model.text import Text
 from ptune.model.token_ids import fed, filler_of
 from ptune.model.view import ModelView
 
@@ -197,7 +198,7 @@ class _Probe:
 
         def run() -> float:
             prefix = self.prompts.prefix(self.base)
-            batch = TextBatch.of(torch.stack([self.text, self.short]), None, None, None)
+            batch = Text.of(torch.stack([self.text, self.short]))
             found = run_prefixed(
                 self.base, prefix, batch, num_items=None, return_logits=True, narrow=False, kwargs={}
             ).logits
@@ -310,7 +311,7 @@ class _Probe:
         wanted = [self.right, self.right_short[: VIRTUAL + SHORT]]
 
         def run() -> float:
-            text = PackedText.of_packed(ids, ids, [len(row) for row in rows])
+            text = Text.of(ids, labels=ids, row_lengths=[len(row) for row in rows])
             output = run_packed(view.current(), text, self.prompts, num_items=1, return_logits=None)
             loss, logits = output.loss, output.logits
             assert loss is not None

@@ -5,7 +5,7 @@ others hash neighbouring ids. A virtual token has no id. It goes by a filler, th
 tokens do (those of a picture or of sound), and its vector takes the place of the filler's embedding: the model is run
 on ids, with an embedding layer that answers with the vectors given.
 
-Shapes: `B` rows, `Q` positions, `D` token dimension.
+Shapes: `B` rows, `Q` positions, `N` tokens, `P` virtual tokens, `D` token dimension.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def filler_of(model: PreTrainedModel) -> int:
 
 
 def with_fillers(ids: torch.Tensor, virtual: int, filler: int) -> torch.Tensor:
-    """`(B, P + T)`: ids `(B, T)` behind `P` fillers."""
-    return torch.cat([ids.new_full((ids.shape[0], virtual), filler), ids], dim=1)
+    """`(P + N,)`: ids `(N,)` behind `P` fillers."""
+    return torch.cat([ids.new_full((virtual,), filler), ids])
 
 
 def fed(

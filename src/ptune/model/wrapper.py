@@ -1,40 +1,36 @@
 """`PTunedModel`: a frozen causal language model with one or more soft prompts in front of it.
 
-The wrapper owns the prompt encoders and nothing else: the frozen model is held, never changed. `forward` takes the
-prefix path (the prompt runs through the model once a batch, see `prefix`) or the concatenation path (see `concat`),
-and returns logits that line up with the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of
-transformers; virtual tokens are not among them.
+The wrapper owns the prompt encoders and nothing else: the frozen model is held, never changed.
 
-Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension, `V` vocabulary.
+Shapes: `P` virtual tokens, `D` token dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save as save_safetensors
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ptune.checkpoint.files import write_atomic
 from ptune.encoders import PromptEncoder
-from ptune.errors import ConfigError, ModelError, PromptError, unknown
+from ptune.errors import ConfigError, PromptError, unknown
 from ptune.model import persistence
-from ptune.model.batch import TextBatch, check_forward_arguments, run_concatenated, run_prefixed
+from ptune.model.adapter_names import AdapterNames
 from ptune.model.capability import context_length, prefix_capability
 from ptune.model.fused import replacement
-from ptune.model.generation import generate_behind, generator
-from ptune.model.given_prefix import given_prefix_obstacle
 from ptune.model.hub import PromptOnHub, prompt_folder
 from ptune.model.packable import packing_obstacle
-from ptune.model.packed_forward import PackedText, run_packed
 from ptune.model.parameters import count_parameters, parameters_line
 from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room, embedding_table
-from ptune.model.rows import RowNames, RowPrompts, names_of_rows, takes_prefix
+from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room
+from ptune.model.running import RunsPrompts
 from ptune.model.self_check import has_weights
 from ptune.model.self_check import self_check as check_ways
 from ptune.model.shared_prefix import SharedPrefix
@@ -43,8 +39,11 @@ from ptune.model.view import ModelView
 DEFAULT_PROMPT = "default"
 
 
-class PTunedModel(PromptOnHub, nn.Module):
-    """A frozen model and its soft prompts; `PromptOnHub` says how they are saved, loaded and shared.
+class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
+    """A frozen model and its soft prompts.
+
+    `RunsPrompts` says how text runs behind them, `PromptOnHub` how they are saved, loaded and shared, `AdapterNames`
+    what they are called in PEFT, and `StandsIn` how other libraries see the whole.
 
     Args:
         base: Any decoder from `AutoModelForCausalLM`. It is frozen in place and otherwise left as it is.
@@ -135,7 +134,8 @@ class PTunedModel(PromptOnHub, nn.Module):
     def _install(self, name: str, encoder: PromptEncoder, config: PromptConfig) -> None:
         self.prompts[name] = encoder
         self.prompt_configs[name] = config
-        if self.active_prompt is None:
+        self.prefixes.forget(name)
+        if self.active_prompt in (None, name):
             self.set_prompt(name)
         else:
             encoder.requires_grad_(False)
@@ -144,8 +144,14 @@ class PTunedModel(PromptOnHub, nn.Module):
         """Make a prompt the active one: used where no name is given, and the one that trains."""
         self._encoder(name)
         self.active_prompt = name
-        for other, encoder in self.prompts.items():
-            encoder.requires_grad_(other == name and not self.prompt_configs[other].inference_mode)
+        self.train_prompts([name])
+
+    def train_prompts(self, names: Sequence[str]) -> None:
+        """Let these prompts train, and no others: a batch may then name any of them for its rows (`prompt_names`)."""
+        for name in names:
+            self._encoder(name)
+        for name, encoder in self.prompts.items():
+            encoder.requires_grad_(name in names and not self.prompt_configs[name].inference_mode)
 
     def delete_prompt(self, name: str) -> None:
         """Remove a prompt. The active one cannot be removed while there are others."""
@@ -172,7 +178,10 @@ class PTunedModel(PromptOnHub, nn.Module):
         finally:
             self._disabled = before
 
-    disable_adapter = disable_prompt  # PEFT's name
+    # PEFT's names
+    set_adapter = set_prompt
+    delete_adapter = delete_prompt
+    disable_adapter = disable_prompt
 
     def _encoder(self, name: str) -> PromptEncoder:
         if name not in self.prompts:
@@ -191,155 +200,6 @@ class PTunedModel(PromptOnHub, nn.Module):
         if chosen is None:
             raise PromptError("the model has no prompt.", hint="Call add_prompt or load_prompt.")
         return chosen
-
-    @property
-    def packing_obstacle(self) -> str | None:
-        """Why batches cannot be packed; None when they can."""
-        return given_prefix_obstacle(self.prompts.values()) or self._base_obstacle
-
-    @property
-    def packs(self) -> bool:
-        """Whether batches can be packed; `packing_obstacle` says why not."""
-        return self.packing_obstacle is None
-
-    def prefix_scope(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of a micro-batch: those of an optimizer step share one run of the prompt.
-
-        Args:
-            last: Whether it is the last micro-batch of its step; without it no gradient reaches the prompt encoder.
-        """
-        return self.shared_prefix.scope(last=last)
-
-    # ---- forward -----------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        *,
-        prompt_names: RowNames = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        return_logits: bool | None = None,
-        row_lengths: Sequence[int] | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Loss and logits behind the prompt.
-
-        Args:
-            input_ids: `(B, T)` text tokens.
-            attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
-            labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual token predicts it.
-            inputs_embeds: `(B, T, D)` in place of `input_ids`.
-            prompt_names: A prompt's name for all rows, or one a row (None: no prompt). The active one by default.
-            num_items_in_batch: Supervised labels of the whole optimizer step, by which the summed loss is divided.
-            return_logits: False computes the LM head at supervised positions alone and returns no logits. None does so
-                too while training with labels, and computes the others when they are read.
-            row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The text is `(1, N)` then.
-            kwargs: Passed to the frozen model (`output_hidden_states`, …).
-
-        Returns:
-            `loss` (with labels), `logits` `(B, T, V)` or `(1, N, V)`, and what the frozen model adds, but no cache.
-
-        Raises:
-            ModelError: The text and prompt are longer than the context, or a filled cache or position ids are passed.
-        """
-        at_once = return_logits or (return_logits is None and not (self.training and labels is not None))
-        if row_lengths is not None:
-            packed = PackedText.of_packed(input_ids, labels, row_lengths)
-            return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
-        if self._disabled:
-            if labels is not None:
-                kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
-            bare: CausalLMOutputWithPast = self.base(
-                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-            )
-            return bare
-        check_forward_arguments(kwargs)
-        batch = TextBatch.of(input_ids, inputs_embeds, attention_mask, labels)
-        packs = self.pack_batches and self.packs and not torch.compiler.is_compiling()
-        if packs and input_ids is not None and not (at_once or kwargs):
-            packed = PackedText.of_padded(input_ids, labels, None if batch.order is None else attention_mask)
-            return self._forward_packed(packed, prompt_names, num_items_in_batch, return_logits)
-        prompts = self._row_prompts(prompt_names, batch.rows)
-        prompts.check_length(self.context_length, batch.length)
-        wanted: dict[str, Any] = {
-            "num_items": num_items_in_batch,
-            "return_logits": return_logits is not False,
-            "narrow": return_logits is False and self.capability.narrow_head,
-            "kwargs": kwargs,
-        }
-        if takes_prefix(self.base, self.capability, prompts):
-            return run_prefixed(self.base, prompts.prefix(self.base), batch, **wanted)
-        return run_concatenated(self.base, prompts.each(), batch, filler_id=self.capability.filler_id, **wanted)
-
-    def _forward_packed(
-        self, text: PackedText, names: RowNames, num_items: torch.Tensor | int | None, return_logits: bool | None
-    ) -> CausalLMOutputWithPast:
-        if self.packing_obstacle is not None:
-            raise ModelError(
-                f"a packed batch cannot be computed: {self.packing_obstacle}.", hint="Use PaddingCollator."
-            )
-        prompts = self._row_prompts([None] * len(text.lengths) if self._disabled else names, len(text.lengths))
-        prompts.check_length(self.context_length, max(text.lengths, default=0))
-        return run_packed(self._view.current(), text, prompts, num_items=num_items, return_logits=return_logits)
-
-    def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
-        """The prompt of each of `rows` rows."""
-        each = names_of_rows(names, rows, self._active)
-        return RowPrompts(
-            names=each,
-            encoders={name: self._encoder(name) for name in dict.fromkeys(each) if name is not None},
-            dtype=embedding_table(self.base).dtype,
-            shared=self.shared_prefix,
-            kept=self.prefixes,
-            filler_id=self.capability.filler_id,
-        )
-
-    # ---- generation --------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.Tensor | None = None,
-        *,
-        attention_mask: torch.Tensor | None = None,
-        prompt_names: RowNames = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The `generate` of transformers, behind the prompt, with sampling, beams, streamers, processors and the rest.
-
-        Args:
-            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the
-                left, so that the new tokens are `output[:, T:]` for every row.
-            attention_mask: `(B, T)`, 0 at padding. Without it padding is told by its token, where that is not EOS too.
-            prompt_names: As in `forward`.
-            kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
-
-        Returns:
-            What `generate` returns: text and new tokens, no virtual tokens.
-
-        Raises:
-            ModelError: A filled cache is passed, or prompt, text and new tokens exceed the context.
-        """
-        if input_ids is None:
-            input_ids = kwargs.pop("inputs", None)
-        if self._disabled:
-            return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
-        text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-        if text is None:
-            raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
-        return generate_behind(
-            self.base,
-            self._answering,
-            self.capability,
-            self.context_length,
-            self._row_prompts(prompt_names, text.shape[0]),
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            options=kwargs,
-        )
 
     # ---- parameters and state ----------------------------------------------------------------------------------
 
@@ -366,11 +226,16 @@ class PTunedModel(PromptOnHub, nn.Module):
         encoder, config, notes = self._encoder(name), self.prompt_configs[name], self._notes.get(name)
         persistence.save_prompt(self.base, encoder, config, folder, metadata, notes=notes)
 
-    def load_prompt(
+    def _save_state(self, folder: Path) -> None:
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        write_atomic(folder / SAFE_WEIGHTS_NAME, save_safetensors(tensors, {"format": "pt"}))
+
+    def load_prompt(  # type: ignore[override]  # with every option named
         self,
         directory: str | Path,
         *,
         name: str | None = None,
+        replace: bool = False,
         trainable: bool = True,
         force: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -382,6 +247,7 @@ class PTunedModel(PromptOnHub, nn.Module):
         Args:
             directory: The folder, or a hub id; this and the rest as for `from_pretrained`.
             name: Its name here.
+            replace: Let a prompt of that name give way.
             trainable: Load the prompt encoder, where the folder has it.
             force: Accept another model or tokenizer.
             tokenizer: The one that is used with it.
@@ -396,22 +262,13 @@ class PTunedModel(PromptOnHub, nn.Module):
             persistence.check_prompt_tokenizer(folder, tokenizer, force=force)
         encoder, config = persistence.load_prompt(self.base, folder, trainable=trainable, force=force)
         chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
-        check_new_name(chosen, self.prompt_configs)
+        check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)
         self._notes[chosen] = persistence.notes_of(folder, encoder)
         return chosen
 
     @classmethod
-    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool) -> Self:
-        model = cls(base)
-        model.load_prompt(folder, trainable=trainable, force=force)
-        return model.train(trainable)
-
-    def __getattr__(self, name: str) -> Any:
-        """What the wrapper does not have is the frozen model's: `config`, `device`, `lm_head` and the rest."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base":
-                raise
-            return getattr(self.base, name)
+    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, self_check: bool, **options: Any) -> Self:
+        model = cls(base, self_check=self_check)
+        model.load_prompt(folder, **options)
+        return model.train(options["trainable"])

@@ -237,7 +237,7 @@ class ResumableTrainer(Trainer):
         first, staged = self.args.should_save, staging_folder(output, step)
         if first:
             open_staging(output, step)
-            model.save_pretrained(staged, **self.prompt_details)
+            model.save_pretrained(staged, prompt_name=model.active_prompt, **self.prompt_details)
             best = f"checkpoint-{self.state.best_global_step}"
             if self.state.best_global_step and (best == f"checkpoint-{step}" or (output / best).is_dir()):
                 self.state.best_model_checkpoint = str(output / best)

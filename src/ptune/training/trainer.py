@@ -223,7 +223,7 @@ class PTuneTrainer(StepTrainer):
         if model is None or folder is None:
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            model.save_pretrained(folder, **self.prompt_details)
+            model.save_pretrained(folder, prompt_name=model.active_prompt, **self.prompt_details)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 

@@ -1,0 +1,308 @@
+"""How text runs behind its prompts: forward, hidden states, answers.
+
+A batch goes through the frozen model packed in one sequence (see `packed_forward`), behind the prompt's keys and
+values (the prompt runs through the model once a batch, see `prefix`), or concatenated with it (see `batch`). Logits
+line up with the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of transformers; virtual tokens
+are not among them.
+
+Shapes: `B` rows, `T` text tokens, `N` tokens of all rows, `P` virtual tokens, `D` token dimension, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
+
+from ptune.encoders import PromptEncoder
+from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.model.batch import (
+    check_forward_arguments,
+    concatenated_output,
+    prefixed_output,
+    run_concatenated,
+    run_prefixed,
+    text_of,
+)
+from ptune.model.capability import Capability
+from ptune.model.generation import generate_behind, generator
+from ptune.model.given_prefix import given_prefix_obstacle
+from ptune.model.head import layers_of
+from ptune.model.packable import exchanged_forward
+from ptune.model.packed_forward import run_packed, through_the_layers
+from ptune.model.prefix_cache import PrefixCache
+from ptune.model.prompts import PromptConfig, embedding_table
+from ptune.model.rows import BASE_MODEL, RowNames, RowPrompts, names_of_rows, takes_prefix
+from ptune.model.shared_prefix import SharedPrefix
+from ptune.model.stand_in import StandsIn
+from ptune.model.text import Text, check_ids, take_flattened
+from ptune.model.view import ModelView
+
+_OF_THE_HEAD = ("labels", "num_items_in_batch", "logits_to_keep", "output_router_logits", "return_logits")
+"""Arguments that the layers have no use for."""
+
+
+class RunsPrompts(StandsIn):
+    """A frozen model behind prompts; `PTunedModel` gives it both."""
+
+    capability: Capability
+    context_length: int | None
+    pack_batches: bool
+    prompts: nn.ModuleDict
+    prompt_configs: dict[str, PromptConfig]
+    prefixes: PrefixCache
+    shared_prefix: SharedPrefix
+    _base_obstacle: str | None
+    _view: ModelView
+    _answering: ModelView
+    _disabled: bool
+
+    def _active(self, name: str | None) -> str:
+        """The name given, or the active prompt's."""
+        raise NotImplementedError
+
+    def _encoder(self, name: str) -> PromptEncoder:
+        """The encoder of a prompt."""
+        raise NotImplementedError
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why batches cannot be packed; None when they can."""
+        return given_prefix_obstacle(self.prompts.values()) or self._base_obstacle or exchanged_forward(self.base)
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches can be packed; `packing_obstacle` says why not."""
+        return self.packing_obstacle is None
+
+    def prefix_scope(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: those of an optimizer step share one run of the prompt.
+
+        Args:
+            last: Whether it is the last micro-batch of its step; without it no gradient reaches the prompt encoder.
+        """
+        return self.shared_prefix.scope(last=last)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        *,
+        prompt_names: RowNames = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool | None = None,
+        row_lengths: Sequence[int] | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Loss and logits behind the prompt.
+
+        Args: input_ids: `(B, T)` text tokens. attention_mask: `(B, T)`, 0 at padding, which may stand left or right.
+        All ones when None. labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual
+        token predicts it. inputs_embeds: `(B, T, D)` in place of `input_ids`. prompt_names: A prompt's name for all
+        rows, or one a row (None: no prompt). The active one by default. num_items_in_batch: Supervised labels of the
+        whole optimizer step, by which the summed loss is divided. return_logits: False computes the LM head at
+        supervised positions alone and returns no logits. None does so too while training with labels, and computes
+        the others when they are read. row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The
+        text is `(1, N)` then. position_ids: `(B, T)`, from 0 to the end of each row; where they begin anew, another
+        row begins, as in the packed batches of other libraries. Nothing else is taken. kwargs: Passed to the frozen
+        model (`output_hidden_states`, …). `adapter_names` is PEFT's `prompt_names`.
+
+        Returns:
+            `loss` (with labels), `logits` `(B, T, V)` or `(1, N, V)`, and what the frozen model adds, but no cache.
+
+        Raises:
+            ModelError: The text and prompt are longer than the context, a filled cache is passed, or position ids that
+                do not begin at 0.
+        """
+        at_once = return_logits or (return_logits is None and not (self.training and labels is not None))
+        lengths = take_flattened(kwargs) if row_lengths is None else row_lengths
+        if self._disabled and lengths is None:
+            if labels is not None:
+                kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
+            if position_ids is not None:
+                kwargs.update(position_ids=position_ids)
+            bare: CausalLMOutputWithPast = self.base(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+            )
+            return bare
+        check_forward_arguments(kwargs)
+        form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids}
+        text = Text.of(input_ids, inputs_embeds, attention_mask, labels, **form)
+        prompts = self._prompts_of(text, prompt_names, kwargs)
+        if self._takes_packed(text, at_once=at_once, kwargs=kwargs):
+            view = self._view.current()
+            return run_packed(view, text, prompts, num_items=num_items_in_batch, return_logits=return_logits)
+        wanted: dict[str, Any] = {
+            "num_items": num_items_in_batch,
+            "return_logits": return_logits is not False,
+            "narrow": return_logits is False and self.capability.narrow_head,
+            "kwargs": kwargs,
+        }
+        if takes_prefix(self.base, self.capability, prompts):
+            return run_prefixed(self.base, prompts.prefix(self.base), text, **wanted)
+        return run_concatenated(self.base, prompts.each(), text, filler_id=self.capability.filler_id, **wanted)
+
+    def _prompts_of(self, text: Text, names: RowNames, kwargs: dict[str, Any]) -> RowPrompts:
+        """The prompts of a batch's rows; whatever cannot be run is refused."""
+        if text.ids is not None and text.device.type == "cpu":  # elsewhere looking would wait for the device
+            check_ids(self.base, text.ids)
+        if names is None and (given := kwargs.pop("adapter_names", None)) is not None:
+            names = _as_prompt_names(given)
+        prompts = self._row_prompts([None] * text.rows if self._disabled else names, text.rows)
+        prompts.check_length(self.context_length, text.longest)
+        if text.labels is not None and self.training and torch.is_grad_enabled():
+            self._check_training(prompts)
+        return prompts
+
+    def _check_training(self, prompts: RowPrompts) -> None:
+        """Raise `PromptError` where some of the prompts that rows name train and others, which could, do not."""
+        still = [
+            name
+            for name, encoder in prompts.encoders.items()
+            if not any(one.requires_grad for one in encoder.parameters())
+        ]
+        left_out = [name for name in still if not self.prompt_configs[name].inference_mode]
+        if left_out and len(still) < len(prompts.encoders):
+            raise PromptError(
+                f"rows of the batch name the prompt {left_out[0]!r}, which does not train as others do.",
+                hint=f"Call train_prompts({list(prompts.encoders)!r}).",
+            )
+
+    def _takes_packed(self, text: Text, *, at_once: bool | None, kwargs: dict[str, Any]) -> bool:
+        """Whether the rows go through the model in one sequence."""
+        if kwargs or text.ids is None or not text.ids.numel():
+            return False
+        wanted = text.is_packed or (self.pack_batches and not at_once)
+        return wanted and self.packs and not torch.compiler.is_compiling()
+
+    def last_hidden_state(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        *,
+        prompt_names: RowNames = None,
+        row_lengths: Sequence[int] | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """What the LM head is given for every text token, `(B, T, hidden)`; arguments as for `forward`.
+
+        Raises:
+            ModelError: The model does not keep its layers apart from its head; or as for `forward`.
+        """
+        layers = layers_of(self.base)
+        if not isinstance(layers, PreTrainedModel):
+            raise ModelError(f"{type(self.base).__name__} does not keep its layers apart from its LM head.")
+        lengths = take_flattened(kwargs) if row_lengths is None else row_lengths
+        kwargs = {name: value for name, value in kwargs.items() if name not in _OF_THE_HEAD}
+        check_forward_arguments(kwargs)
+        form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids}
+        text = Text.of(input_ids, inputs_embeds, attention_mask, **form)
+        prompts = self._prompts_of(text, prompt_names, kwargs)
+        if self._takes_packed(text, at_once=False, kwargs=kwargs):
+            hidden = through_the_layers(self._view.current(), text, prompts).of_the_text
+        elif takes_prefix(self.base, self.capability, prompts):
+            hidden = text.flat(prefixed_output(layers, prompts.prefix(self.base), text, kwargs).last_hidden_state)
+        else:
+            each = prompts.each()
+            output = concatenated_output(layers, each, text, self.capability.filler_id, kwargs)
+            hidden = text_of(each, text)(output.last_hidden_state)
+        return text.as_it_came(hidden)
+
+    @property
+    def base_model(self) -> PromptedLayers:
+        """The frozen model's layers with the prompt in front, for libraries that run layers and head by themselves."""
+        return PromptedLayers(self)
+
+    def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
+        """The prompt of each of `rows` rows."""
+        each = names_of_rows(names, rows, self._active)
+        return RowPrompts(
+            names=each,
+            encoders={name: self._encoder(name) for name in dict.fromkeys(each) if name is not None},
+            dtype=embedding_table(self.base).dtype,
+            shared=self.shared_prefix,
+            kept=self.prefixes,
+            filler_id=self.capability.filler_id,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        prompt_names: RowNames = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The `generate` of transformers, behind the prompt, with sampling, beams, streamers, processors and the rest.
+
+        Args:
+            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the
+                left, so that the new tokens are `output[:, T:]` for every row.
+            attention_mask: `(B, T)`, 0 at padding. Without it padding is told by its token, where that is not EOS too.
+            prompt_names: As in `forward`.
+            kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
+
+        Returns:
+            What `generate` returns: text and new tokens, no virtual tokens.
+
+        Raises:
+            ModelError: A filled cache is passed, or prompt, text and new tokens exceed the context.
+        """
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        if prompt_names is None and (given := kwargs.pop("adapter_names", None)) is not None:
+            prompt_names = _as_prompt_names(given)
+        if self._disabled:
+            return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
+        text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        if text is None:
+            raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
+        if input_ids is not None:
+            check_ids(self.base, input_ids)
+        return generate_behind(
+            self.base,
+            self._answering,
+            self.capability,
+            self.context_length,
+            self._row_prompts(prompt_names, text.shape[0]),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            options=kwargs,
+        )
+
+
+def _as_prompt_names(adapter_names: Sequence[str | None]) -> list[str | None]:
+    return [None if name == BASE_MODEL else name for name in adapter_names]
+
+
+class PromptedLayers:
+    """The frozen model's layers with the prompt in front, as a library calls them that runs the head by itself.
+
+    Args:
+        model: The model with its prompts.
+    """
+
+    def __init__(self, model: RunsPrompts) -> None:
+        self._model = model
+
+    @property
+    def config(self) -> Any:
+        """The frozen model's."""
+        return self._model.base.config
+
+    def __call__(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
+        """`last_hidden_state` `(B, T, hidden)`; arguments as for `RunsPrompts.last_hidden_state`."""
+        return MoeModelOutputWithPast(last_hidden_state=self._model.last_hidden_state(*args, **kwargs))
+
+    forward = __call__
