@@ -153,7 +153,7 @@ DATA = (
         what="every answer cut off",
         max_length=20,
     ),
-    _rows("rows.json", ROWS.encode("utf-16"), "not UTF-8", "UTF-16", what="UTF-16"),
+    _rows("rows.json", ROWS.encode("utf-16"), "not UTF-8", "--encoding utf-16", what="UTF-16"),
     _rows("rows.json", '[{"instruction": "é", "output": "b"}]'.encode("latin-1"), "byte offset 18", what="Latin-1"),
     _rows("rows.jsonl", b"\x00\x01\x02\xff" * 100, "rows.jsonl", what="bytes that are no text"),
     _rows(
