@@ -222,7 +222,7 @@ class TrainRecipe:
         ]
         if self.encoding is not None:
             try:
-                b"".decode(self.encoding)
+                "a".encode(self.encoding)
             except (LookupError, ValueError):
                 faults.append(f"unknown encoding {self.encoding!r}; for example utf-16, gb18030, big5, cp1252")
         return faults

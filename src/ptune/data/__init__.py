@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import Example, Examples, load_examples
     from ptune.data.report import DataReport
-    from ptune.data.template import Segments, Template, get_template
+    from ptune.data.segments import Segments
+    from ptune.data.template import Template, get_template
     from ptune.data.token_cache import Tokenized
     from ptune.data.token_report import TokenizeReport
     from ptune.data.tokenize import Encoded, encode, encode_prompt, tokenize_examples
@@ -26,7 +27,7 @@ _HOMES = {
     "Example": "ptune.data.records",
     "Examples": "ptune.data.records",
     "load_examples": "ptune.data.records",
-    "Segments": "ptune.data.template",
+    "Segments": "ptune.data.segments",
     "Template": "ptune.data.template",
     "get_template": "ptune.data.template",
     "Encoded": "ptune.data.tokenize",

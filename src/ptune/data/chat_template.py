@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ptune.data.example import Example, learned_turns
-from ptune.data.template import History, Segments, as_segments, digest
+from ptune.data.segments import History, Segments, as_segments, digest
 from ptune.errors import ConfigError, DataError, one_line, shown
 from ptune.recipe import LAST_TURN
 

@@ -32,13 +32,10 @@ def excel_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
         ) from error
     try:
         _check_size(path)
-        with warnings.catch_warnings():
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what openpyxl does not keep: styles, extensions
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
-            try:
-                yield from _sheet_rows(path, _sheet(path, book, options))
-            finally:
-                book.close()
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
+            rows = list(_sheet_rows(path, _sheet(path, book, options)))
     except PTuneError:
         raise
     except Exception as error:
@@ -47,6 +44,7 @@ def excel_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
             f"{path} cannot be read as an Excel file: {one_line(error).rstrip('.') or type(error).__name__}.",
             hint="Save it again as .xlsx, or as CSV.",
         ) from error
+    yield from rows
 
 
 def _check_size(path: Path) -> None:
@@ -65,7 +63,9 @@ def _sheet(path: Path, book: Any, options: ReadOptions) -> Any:
         raise unknown(f"sheet of {path}:", options.sheet, names, error=DataError)
     name = options.sheet or names[0]
     if len(names) > 1:
-        options.notes.append(f"read the sheet {name} of {path.name}; not read: {listed(set(names) - {name})}")
+        options.notes.append(
+            f"read the sheet {name} of {path.name}; not read: {listed(one for one in names if one != name)}"
+        )
     return book[name]
 
 

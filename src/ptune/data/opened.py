@@ -193,10 +193,11 @@ def _decode_as(data: bytes, path: Path, encoding: str) -> str:
 def _lines_as(file: BinaryIO, path: Path, encoding: str) -> Iterator[str]:
     number = 0
     try:
-        for number, line in enumerate(io.TextIOWrapper(file, encoding, newline="\n"), start=1):
-            yield line.removeprefix("\ufeff") if number == 1 else line
+        with io.TextIOWrapper(file, encoding, newline="\n") as decoded:
+            for number, line in enumerate(decoded, start=1):
+                yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
-        raise _not_in(path, encoding, error, f" after line {number}") from error
+        raise _not_in(path, encoding, error, f" after line {number}" if number else " at its start") from error
 
 
 def _not_in(path: Path, encoding: str, error: UnicodeError, where: str = "") -> DataError:

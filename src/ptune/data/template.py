@@ -8,48 +8,27 @@ training and for generation, so the two cannot drift apart.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
+from ptune.data.segments import History, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
 from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "get_template"]
+
 NAMES = ("tutorial", "alpaca", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
-
-History = Sequence[tuple[str, str]]
-"""Earlier turns as (role, content), oldest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """The text of one example, in parts that are tokenized separately."""
-
-    prompt: str
-    """What the model is given before its last answer; masked in the labels."""
-    answer: str
-    """What it learns to write, its end token included; empty in a prompt for generation."""
-    add_special_tokens: bool
-    """Whether the tokenizer's own leading tokens (such as BOS) stand before everything else."""
-    earlier: tuple[tuple[str, str], ...] = ()
-    """Earlier answers that are learned, each with what stands before it; `prompt` goes on behind the last of them."""
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """What is given and what is learned, in turn; one after another they are the whole text."""
-        return (*self.earlier, (self.prompt, self.answer))
 
 
 class Template(Protocol):
@@ -105,8 +84,6 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
         DataError: The file cannot be read.
     """
     if name_or_text == "chat":
-        from ptune.data.chat_template import chat_template
-
         return chat_template(tokenizer)
     if name_or_text in NAMES:
         return TutorialTemplate(end_token(tokenizer))
@@ -140,11 +117,6 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
             hint="Set tokenizer.eos_token to the token that ends an answer.",
         )
     return str(eos)
-
-
-def digest(*parts: str) -> str:
-    """A name for texts: equal texts, equal name."""
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -201,24 +173,6 @@ def _opening(role: str, content: str) -> str:
         f"the tutorial template has no place for a {role} message among the earlier turns.",
         hint="Use the template 'chat'.",
     )
-
-
-def as_segments(pairs: Sequence[tuple[str, str]], *, add_special_tokens: bool) -> Segments:
-    """What is given and what is learned, in turn, as segments; empty ones where nothing is learned."""
-    prompt, answer = pairs[-1] if pairs else ("", "")
-    return Segments(prompt, answer, add_special_tokens, tuple(pairs[:-1]))
-
-
-def refuse_extras(example: Example, template: str) -> None:
-    """Raise `ConfigError` where an example has what only a chat template can write."""
-    for number, extras in example.extras:
-        lost = [name for name in json.loads(extras) if name in ("tool_calls", "reasoning_content")]
-        if lost:
-            place = f"{example.source}: " if example.source else ""
-            raise ConfigError(
-                f"{place}turn {number + 1} has {' and '.join(lost)}, which the {template} template cannot write.",
-                hint="Use the template 'chat'.",
-            )
 
 
 def _custom(text: str, eos: str) -> CustomTemplate:

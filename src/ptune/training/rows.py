@@ -97,7 +97,7 @@ def _weighted(rows: Sequence[int], report: DataReport, weights: Sequence[float],
         copies, rest = divmod(weight, 1)
         drawn = random.Random(f"{seed} {number}").sample(own, round(rest * len(own)))
         part.weight, part.rows_an_epoch = weight, int(copies) * len(own) + len(drawn)
-        if not part.rows_an_epoch:
+        if own and not part.rows_an_epoch:
             raise ConfigError(
                 f"data_weights: {weight:g} of the {len(own):,} rows of {part.source} leaves none.", hint="Raise it."
             )
