@@ -167,6 +167,8 @@ def test_a_file_that_is_not_in_the_encoding_that_was_named(tmp_path: Path, name:
 def test_bytes_that_are_no_text_have_no_likely_encoding():
     assert likely_encodings(b"\x00\x01\x02\xff" * 100) == []
     assert likely_encodings(b"plain") == []
+    for size in range(1, 40):  # found by fuzzing: an answer for no characters at all
+        likely_encodings(bytes(range(128, 128 + size)))
 
 
 @pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])

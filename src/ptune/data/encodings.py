@@ -55,7 +55,7 @@ def likely_encodings(sample: bytes) -> list[str]:
     found = from_bytes(sample).best()
     if found is None:
         return []
-    return list(_WESTERN) if max(str(found)) < "\u0250" else [found.encoding]
+    return list(_WESTERN) if all(sign < "\u0250" for sign in str(found)) else [found.encoding]
 
 
 def _is_written(text: str) -> bool:
