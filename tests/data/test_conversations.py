@@ -142,6 +142,17 @@ def test_messages_say_whether_they_are_learned(tmp_path: Path):
     assert unsaid.train == ()
 
 
+def test_what_a_message_has_beside_its_text_is_no_answer(tmp_path: Path):
+    named = {"name": "Ann", "reasoning_content": "hm"}
+    examples = load(
+        tmp_path,
+        talk(("user", "q", named), ("assistant", "", named)),
+        talk(("user", "q"), ("assistant", " ", named), ("user", "r"), ("assistant", "a")),
+    )
+    assert (len(examples), examples.report.empty_answers) == (1, 1)
+    assert learned_turns(examples[0], "all-turns") == [3]
+
+
 def test_empty_answers_inside_are_not_learned(tmp_path: Path):
     example = load(tmp_path, talk(("user", "q"), ("assistant", " "), ("user", "r"), ("assistant", "a")))[0]
     assert learned_turns(example, "all-turns") == [3]

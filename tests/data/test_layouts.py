@@ -188,6 +188,18 @@ def test_a_mapped_column_may_be_missing_in_some_rows_but_not_in_all(tmp_path: Pa
         load(tmp_path, rows[0], {"q": "3"}, columns={"instruction": "q", "output": "a"})
 
 
+def test_a_mapping_is_for_the_sources_that_have_its_columns(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("mr,ref\nx,y\n")
+    (tmp_path / "b.json").write_text(json.dumps([FRENCH]))
+    both = [tmp_path / "a.csv", tmp_path / "b.json"]
+    for sources in (both, both[::-1], tmp_path):
+        examples = load_examples(sources, columns={"instruction": "mr", "output": "ref"})
+        assert sorted(one.output for one in examples) == ["le chat", "y"]
+    for sources in (both[1:], both[1], both):
+        with pytest.raises(DataError, match=r"no column 'rm' \(asked for as instruction\)"):
+            load_examples(sources, columns={"instruction": "rm"})
+
+
 SQUAD = {
     "version": "v2.0",
     "data": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from ptune.recipe import ALL_TURNS
@@ -41,6 +42,15 @@ class Example:
         """The user's turn: the instruction, and the input on the lines after it."""
         return f"{self.instruction}\n{self.input}" if self.input else self.instruction
 
+    @property
+    def answered(self) -> bool:
+        """Whether the last answer says something: text, or a call of a tool."""
+        return bool(self.output.strip()) or len(self.history) + len(self.steps) + 1 in self.calling()
+
+    def calling(self) -> set[int]:
+        """Numbers of the turns that call tools."""
+        return {number for number, extras in self.extras if "tool_calls" in json.loads(extras)}
+
     def turns(self) -> tuple[tuple[str, str], ...]:
         """Every turn as (role, content), without the system message."""
         return (*self.history, ("user", self.question), *self.steps, ("assistant", self.output))
@@ -59,11 +69,11 @@ def answers(example: Example) -> list[int]:
         return [1]
     turns = example.turns()
     first = next(number for number, (role, _) in enumerate(turns) if role == "user")
-    extras = dict(example.extras)
+    calling = example.calling()
     found = [
         number
         for number, (role, content) in enumerate(turns[:-1])
-        if role == "assistant" and number > first and (content.strip() or number in extras)
+        if role == "assistant" and number > first and (content.strip() or number in calling)
     ]
     return [*found, len(turns) - 1]
 

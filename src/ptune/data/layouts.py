@@ -136,8 +136,13 @@ def available_fields(found: Sequence[str], mapping: Mapping[str, str]) -> dict[s
 def find_layout(
     found: Sequence[str], mapping: Mapping[str, str], *, require_output: bool
 ) -> tuple[Layout, dict[str, str]] | None:
-    """The layout of a row with these columns, and the column of each of its parts; None when they fit none."""
+    """The layout of a row with these columns, and the column of each of its parts; None when they fit none.
+
+    A row that has none of the mapped columns is read by its own names: it may be of another source than they are.
+    """
     available = available_fields(found, mapping)
+    if not set(mapping) & set(available):
+        mapping, available = {}, available_fields(found, {})
     for needs_answer in (True,) if require_output else (True, False):
         for layout in LAYOUTS:
             if not set(mapping) <= set(layout.fields) or not set(layout.needed(needs_answer)) <= set(available):

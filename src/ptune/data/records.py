@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from ptune.data.example import Example
-from ptune.data.layouts import check_columns
+from ptune.data.layouts import check_columns, no_such_column
 from ptune.data.opened import ReadOptions
 from ptune.data.report import DataReport
 from ptune.data.row_parser import RowReader
@@ -88,19 +88,21 @@ def load_examples(
     rows: list[Example] = []
     reports: list[DataReport] = []
     seen: set[tuple[object, ...]] | None = set() if drop_duplicates else None
+    unmet = mapping
     for one in sources:
         report = DataReport(source=str(one))
-        options = ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes)
-        found = find_rows(one, options)
+        found = find_rows(one, ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes))
         report.skipped_files = found.skipped
         reader = RowReader(mapping, report, require_output=require_output)
-        kept = _kept(reader.examples(found.tables), report, seen, limit=limit, require_output=require_output)
-        reader.finish()
-        if not kept:
-            raise _nothing_left(report)
-        rows += kept
+        rows += _kept(reader.examples(found.tables), report, seen, limit=limit, require_output=require_output)
         reports.append(report)
-    return Examples(rows, DataReport.of(reports))
+        missing = reader.finish()
+        unmet = {field: column for field, column in unmet.items() if field in missing}
+    whole = DataReport.of(reports)
+    if unmet:
+        there = dict.fromkeys([*(column for column, _ in whole.columns), *whole.unused_columns])
+        raise no_such_column(whole.source, there, *next(iter(unmet.items())))
+    return Examples(rows, whole)
 
 
 def _kept(
@@ -118,7 +120,7 @@ def _kept(
         if example is None:
             report.empty_questions += 1
             continue
-        if require_output and not example.output.strip() and not example.extras:
+        if require_output and not example.answered:
             report.empty_answers += 1
             continue
         if seen is not None:
@@ -131,6 +133,8 @@ def _kept(
         if len(rows) == limit:
             break
     report.kept = len(rows)
+    if not rows:
+        raise _nothing_left(report)
     return rows
 
 

@@ -162,11 +162,11 @@ class RowReader:
                 return no_such_column(file, row, field, column)
         return unknown_layout(file, row)
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, str]:
         """Put columns and layouts into the report.
 
-        Raises:
-            DataError: A mapped column that no row had.
+        Returns:
+            What of the mapping names a column that no row had.
         """
         for parser in self._parsers:
             self.report.layouts[parser.layout.name] += parser.rows
@@ -176,6 +176,5 @@ class RowReader:
                 if column not in parser.columns.values():
                     self.report.unused_columns[column] += parser.rows
         there = tuple(dict.fromkeys(column for parser in self._parsers for column in parser.file_columns))
-        for field, column in self.mapping.items():
-            if field not in available_fields(there, self.mapping):
-                raise no_such_column(self.report.source, there, field, column)
+        available = available_fields(there, self.mapping)
+        return {field: column for field, column in self.mapping.items() if field not in available}
