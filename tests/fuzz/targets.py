@@ -315,6 +315,8 @@ def recipe_seeds() -> dict[str, bytes]:
     return {
         "full": b"model: some/model\ndata: rows.json\noutput: out\nencoder: lstm\nencoder_dropout: 0.1\n"
         b"max-length: 64\ncolumns: {instruction: q, output: a}\npacking: true\nlimit: null\nlearning_rate: 5e-3\n",
+        "several": b"model: m\noutput: o\ndata: [a.json, b.jsonl]\ndata_weights: [2, 5e-1]\ntrain_on: all-turns\n"
+        b"encoding: gb18030\nsheet: first\n",
         "quoted": b"# a comment\nmodel: \"some/model\"\ndata: 'rows.json'\noutput: >\n  out\ntemplate: |-\n"
         b"  {instruction}\n  {output}\neval_rows: 0x10\nmax_steps: [1, 2]\n",
     }

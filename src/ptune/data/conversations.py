@@ -159,12 +159,13 @@ class ConversationReader:
                 f"{place}: the role of message {number} is {described(spoken)}, not text.",
                 hint="Write it as user, assistant, system or tool.",
             )
-        role = ROLES.get(spoken) or ROLES.get(spoken.strip().lower())
+        plain = spoken.strip().lower()
+        role = ROLES.get(plain)
         if role is None:
             raise unknown(f"role in message {number} of {place}:", spoken, ROLES, error=DataError)
         extras = {name: message[name] for name in _PASSED_ON if message.get(name)}
         content = message["content"] if "content" in message else message.get("value")
-        if spoken == "function_call" or message.get("function_call"):
+        if plain == "function_call" or message.get("function_call"):
             extras["tool_calls"] = _single_call(message.get("function_call") or content, number, place)
             content = content if message.get("function_call") else ""
         elif content is None and not extras and not {"content", "value"} & message.keys():

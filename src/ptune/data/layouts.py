@@ -78,19 +78,7 @@ LAYOUTS = (
 )
 FIELDS = tuple(dict.fromkeys(field for layout in LAYOUTS for field in layout.fields))
 _ANSWERS = (
-    *(
-        "answer",
-        "output",
-        "response",
-        "completion",
-        "reply",
-        "target",
-        "label",
-        "summary",
-        "chosen",
-        "ref",
-        "reference",
-    ),
+    *("answer", "output", "response", "completion", "reply", "target", "label", "summary", "ref", "reference"),
     *("translation", "solution", "result", "category", "class", "sentiment", "intent", "highlights", "headline"),
 )
 _QUESTIONS = (
