@@ -140,6 +140,19 @@ def test_a_chat_template_that_rewrites_earlier_turns_is_noticed(tokenizer: Any):
     assert template.segments(last).answer == "<think>hm</think>one</s>\n"
 
 
+def test_an_end_token_behind_the_last_turn_alone_is_no_rewriting(tokenizer: Any):
+    ending = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    ending += "{% if add_generation_prompt %}<|assistant|>\n{% else %}</s>{% endif %}"
+    other = with_template(tokenizer, ending)
+    made = get_template("chat", other).segments(THREE, "all-turns")
+    assert whole(made) == other.apply_chat_template(messages(THREE), tokenize=False)
+    assert [answer for _, answer in made.pairs] == [
+        "answer one<|end|>\n",
+        "answer two<|end|>\n",
+        "third answer<|end|>\n</s>",
+    ]
+
+
 def test_a_chat_template_that_leaves_a_part_of_the_answer_out_is_noticed(tokenizer: Any):
     cutting = with_template(tokenizer, THINKING.replace("and not loop.last ", ""))
     with pytest.raises(ConfigError, match=r"f:8: the chat template does not write the answer as it stands"):

@@ -66,7 +66,7 @@ class ChatTemplate:
         for turn in learned:
             at = before_turns + turn
             given = self._render(messages[:at], generation=True, place=example.source)
-            ended = whole if turn == learned[-1] else self._render(messages[: at + 1], generation=False)
+            ended = whole if turn == learned[-1] else self._up_to(messages[: at + 1], whole, example.source)
             _check_beginning(whole, given, ended, messages[at], example.source)
             pairs.append((whole[start : len(given)], whole[len(given) : len(ended)]))
             start = len(ended)
@@ -83,6 +83,12 @@ class ChatTemplate:
         asked = Example(instruction=instruction, input=input)
         messages = _messages((*history, ("user", asked.question)), system)
         return Segments(self._render(messages, generation=True), "", False)
+
+    def _up_to(self, messages: Sequence[Message], whole: str, place: str) -> str:
+        """The conversation up to an earlier answer, without the end token that some templates put behind a last one."""
+        text = self._render(messages, generation=False, place=place)
+        shorter = text.removesuffix(str(self.tokenizer.eos_token))
+        return shorter if whole.startswith(shorter) and not whole.startswith(text) else text
 
     def _check_calls(self, messages: Sequence[Message], whole: str, place: str) -> None:
         """Raise `ConfigError` where the template leaves tool calls out."""
