@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,11 +19,20 @@ ENCODER_NAMES = ("mlp", "lstm", "residual", "embedding")
 INIT_NAMES = ("random", "vocab", "text")
 QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
+MOST_WEIGHT = 1000
 LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
 """Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
 
 _INIT = {"random": PromptTuningInit.RANDOM, "vocab": PromptTuningInit.SAMPLE_VOCAB, "text": PromptTuningInit.TEXT}
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Mapping: "a table",
+    Sequence: "a list",
+}
 _AT_LEAST = {
     "early_stopping_patience": 1,
     "max_length": 2,
@@ -48,17 +57,34 @@ class TrainRecipe:
     """
 
     model: str = _flag(_DATA, "", "hub id, folder, .gguf file, or builtin:smollm2-135m", required=True)
-    data: str = _flag(
-        _DATA, "", "JSON, JSONL, CSV, Parquet, Arrow folder, folder of such files, or hub id", required=True
+    data: str | Sequence[str] = _flag(
+        _DATA,
+        "",
+        "JSON, JSONL, CSV, Excel, text, Parquet, Arrow folder, folder of such files, or hub id; or several of them",
+        required=True,
+    )
+    data_weights: Sequence[float] | None = _flag(
+        _DATA,
+        None,
+        "how often each row of each of DATA stands in an epoch, in their order: 2 is twice, 0.5 is a random half",
+        metavar="X",
     )
     columns: Mapping[str, str] | None = _flag(
         _DATA, None, "columns of other names, as instruction=QUESTION output=ANSWER", nargs="+"
     )
-    split: str = _flag(_DATA, "train", "split of a hub data set or Arrow folder")
-    limit: int | None = _flag(_DATA, None, "use only this many rows, from the start")
+    split: str = _flag(_DATA, "train", "split of a hub data set, a folder, or a JSON object of lists")
+    encoding: str | None = _flag(_DATA, None, "encoding of text files, such as gb18030; by default UTF-8")
+    sheet: str | None = _flag(_DATA, None, "sheet of an Excel file; by default the first one")
+    limit: int | None = _flag(_DATA, None, "use only this many rows of each of DATA, from the start")
     eval_data: str | None = _flag(_DATA, None, "held-out data, for the loss before and after")
     eval_rows: int = _flag(_DATA, 0, "hold out this many random rows of DATA instead")
     template: str = _flag(_DATA, "tutorial", "tutorial, chat, a text with {instruction}, {input}, {output}, or @file")
+    train_on: str = _flag(
+        _DATA,
+        LAST_TURN,
+        "the answers of a conversation that are learned: the last one, or those of all turns",
+        choices=TRAIN_ON_NAMES,
+    )
     max_length: int = _flag(_DATA, 256, "longest row in tokens, template included, virtual tokens not")
     num_proc: int | None = _flag(_DATA, None, "processes for tokenization")
     dtype: str = _flag(
@@ -122,6 +148,11 @@ class TrainRecipe:
     early_stopping_threshold: float = _flag(_STOP, 0.0, "how much lower the held-out loss must be to count")
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, (list, tuple)):
+            # One is one, however it is written: what is recorded and compared does not depend on that.
+            object.__setattr__(self, "data", self.data[0] if len(self.data) == 1 else tuple(self.data))
+        if isinstance(self.data_weights, list):
+            object.__setattr__(self, "data_weights", tuple(self.data_weights))
         faults = [*self._type_faults()]
         if not faults:
             missing = [
@@ -140,10 +171,17 @@ class TrainRecipe:
         hints = typing.get_type_hints(type(self))
         faults = []
         for item in fields(self):
-            value, kinds = getattr(self, item.name), allowed_types(hints[item.name])
+            value, kinds, listed = (
+                getattr(self, item.name),
+                allowed_types(hints[item.name]),
+                item_type(hints[item.name]),
+            )
             fits = type(value) in kinds or (isinstance(value, Mapping) and Mapping in kinds)
+            if listed is not None and isinstance(value, (list, tuple)):
+                fits = all(type(one) is listed or (listed is float and type(one) is int) for one in value)
             if not fits and not (type(value) is int and float in kinds):
-                wanted = next(_WORDS[kind] for kind in kinds if kind in _WORDS)
+                wanted = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+                wanted += f" ({_WORDS[listed]} each)" if listed is not None else ""
                 faults.append(f"{item.name} must be {wanted}, not {value!r}")
         return faults
 
@@ -158,6 +196,7 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 faults.append(f"{name} must be at least {least}, not {value}")
+        faults += self._data_faults()
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
         if self.early_stopping_patience is not None and not (self.eval_data or self.eval_rows):
@@ -167,6 +206,31 @@ class TrainRecipe:
         if self.tokens_per_batch is not None and not self.packing:
             faults.append(f"tokens_per_batch={self.tokens_per_batch} needs packing")
         return faults
+
+    def _data_faults(self) -> list[str]:
+        """What is wrong with the names of data, their weights and their encoding."""
+        faults = []
+        if self.data and not all(self.sources):
+            faults.append("data names nothing in one place")
+        weights = self.data_weights
+        if weights is not None and len(weights) != len(self.sources):
+            faults.append(f"data has {len(self.sources)} sources, data_weights has {len(weights)} weights")
+        faults += [
+            f"data_weights must be above 0 and at most {MOST_WEIGHT}, not {weight:g}"
+            for weight in weights or ()
+            if not 0 < weight <= MOST_WEIGHT  # written so that NaN is refused too
+        ]
+        if self.encoding is not None:
+            try:
+                "a".encode(self.encoding)
+            except (LookupError, ValueError):
+                faults.append(f"unknown encoding {self.encoding!r}; for example utf-16, gb18030, big5, cp1252")
+        return faults
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What `data` names, one by one."""
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
 
     def _prompt_faults(self) -> list[str]:
         """Values that no prompt can be built from."""
@@ -228,6 +292,15 @@ def allowed_types(hint: Any) -> tuple[type, ...]:
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     parts = typing.get_args(hint) if union else (hint,)
     return tuple(typing.get_origin(part) or part for part in parts)
+
+
+def item_type(hint: Any) -> type | None:
+    """What the items of a field's list are: `str | Sequence[str]` → `str`; None where no list may stand."""
+    for part in (hint, *typing.get_args(hint)):
+        if typing.get_origin(part) is Sequence:
+            found: type = typing.get_args(part)[0]
+            return found
+    return None
 
 
 def _listed(names: list[str]) -> str:

@@ -59,11 +59,11 @@ CASES: dict[str, tuple[Flags, tuple[str, ...]]] = {
     ),
     "unknown columns": (
         lambda at: {"data": at.data('[{"question": "a", "reply": "b"}]')},
-        ("question, reply", "instruction and output", "prompt and completion", "messages", "text and label"),
+        ("question (text), reply (text)", "--columns instruction=question output=reply"),
     ),
     "output is not text": (
-        lambda at: {"data": at.data(f'[{OK},\n{{"instruction": "a", "output": 5}}]')},
-        ("rows.json:2:", "'output' is a number (5), not text"),
+        lambda at: {"data": at.data(f'[{OK},\n{{"instruction": "a", "output": [5]}}]')},
+        ("rows.json:2:", "'output' is a list ([5]), not text"),
     ),
     "every answer truncated": (
         lambda at: {"data": at.data(json.dumps([{"instruction": "a" * 60, "output": "b"}])), "max_length": 20},

@@ -150,15 +150,16 @@ def test_empty_answers_and_duplicates_are_dropped_and_counted(tmp_path):
     ]
     path = write(tmp_path, "jsonl", rows)
     examples = load_examples(path)
-    assert [one.source for one in examples] == [f"{path}:1", f"{path}:2", f"{path}:4"]  # line 1 has no history column
+    assert [one.source for one in examples] == [f"{path}:1", f"{path}:2", f"{path}:4", f"{path}:7"]
     report = examples.report
-    assert (report.rows_read, report.kept, report.empty_answers, report.duplicates) == (7, 3, 2, 2)
+    assert (report.rows_read, report.kept, report.empty_answers, report.duplicates) == (7, 4, 2, 1)
     assert report.lines() == [
-        f"read 7 rows from {path} (Alpaca columns), kept 3",
+        f"read 7 rows from {path} (Alpaca columns), kept 4",
+        "columns used: instruction, input (6 of 7 rows), output, history (1 of 7 rows)",
         "dropped 2 rows without an answer",
-        "dropped 2 rows that repeat an earlier one",
+        "dropped 1 rows that repeat an earlier one",
     ]
-    assert json.loads(json.dumps(report.to_dict()))["duplicates"] == 2
+    assert json.loads(json.dumps(report.to_dict()))["duplicates"] == 1
     assert len(load_examples(path, drop_duplicates=False)) == 5
     assert len(load_examples(path, drop_duplicates=False, require_output=False)) == 7
 
@@ -190,7 +191,7 @@ def test_limit_counts_kept_rows_and_stops_reading(tmp_path):
 
 def test_unused_columns_are_reported(tmp_path):
     path = write(tmp_path, "jsonl", [{"id": 1, "instruction": "q", "output": "a", "text": "q a"}])
-    assert load_examples(path).report.unused_columns == ("id", "text")
+    assert load_examples(path).report.unused_columns == {"id": 1, "text": 1}
 
 
 def test_folder_is_read_in_name_order(tmp_path):

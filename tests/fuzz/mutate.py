@@ -5,10 +5,16 @@ Everything is drawn from one `random.Random`, so that an input is a function of 
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import struct
+import zipfile
+import zlib
 from random import Random
 from typing import Any
+
+from workbooks import zipped
 
 SECRET = "../secret.txt"
 """A file beside the folder that is read: a name that must not be followed."""
@@ -115,6 +121,31 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
             return json_text(mutate_json_value(json.loads(data), rng))
         except (ValueError, RecursionError):
             pass
+    return mutate_bytes(data, rng)
+
+
+def mutate_file(data: bytes, suffix: str, rng: Random) -> bytes:
+    """A data file of that kind with a value of its JSON changed, or a part of its archive; or its bytes."""
+    if suffix in (".json", ".jsonl"):
+        return mutate_json(data, rng)
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    try:
+        if suffix == ".jsonl.gz":
+            return gzip.compress(mutate_json(gzip.decompress(data), rng), mtime=0)
+        if suffix == ".json.zst":
+            import pyarrow as pa
+
+            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
+                unpacked = stream.read(2**20)
+            return bytes(pa.Codec("zstd").compress(mutate_json(unpacked, rng), asbytes=True))
+        if suffix == ".xlsx":
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                parts = {name: archive.read(name) for name in archive.namelist()}
+            name = rng.choice(list(parts))
+            return zipped({**parts, name: mutate_bytes(parts[name], rng)})
+    except (OSError, EOFError, ValueError, LookupError, NotImplementedError, zlib.error, zipfile.BadZipFile):
+        pass
     return mutate_bytes(data, rng)
 
 

@@ -7,6 +7,8 @@ written, run, unpickled or connected to; and `secret.txt`, which lies beside wha
 from __future__ import annotations
 
 import contextlib
+import gzip
+import importlib.util
 import io
 import json
 import os
@@ -19,11 +21,15 @@ from random import Random
 from typing import Any
 
 from fuzz.folder import FIT_CHECKSUMS, FORCED, INSPECTED, TRAINABLE, mutate_folder, packed, write_folder
-from fuzz.mutate import mutate_bytes, mutate_json, mutate_safetensors
+from fuzz.mutate import mutate_bytes, mutate_file, mutate_json, mutate_safetensors
 from ptune.errors import PTuneError, one_line
+from workbooks import workbook
 
 LONGEST_LINE = 2500
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (
+    *(".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow"),
+    *(".txt", ".jsonl.gz", ".json.zst", ".xlsx"),
+)
 _FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "socket.connect", "socket.getaddrinfo", "pickle.find_class")
 _WRITING = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.symlink", "os.link", "os.truncate")
 
@@ -187,6 +193,7 @@ def folder_seeds() -> dict[str, bytes]:
 
 def read_data(data: bytes, folder: Path) -> None:
     """A data file: the first byte picks the kind and whether answers are needed, the rest is the file."""
+    from ptune.data.encodings import likely_encodings
     from ptune.data.records import load_examples
     from ptune.data.template import TutorialTemplate
 
@@ -194,13 +201,17 @@ def read_data(data: bytes, folder: Path) -> None:
     path = folder / f"rows{SUFFIXES[first % len(SUFFIXES)]}"
     path.write_bytes(data[1:])
     with watched(folder):
+        likely_encodings(data[1:])
+        if len(data) % 4 == 3:
+            with contextlib.suppress(PTuneError):
+                load_examples(path, encoding=("utf-16", "gb18030", "cp1252")[len(data) % 3])
         examples = load_examples(path, require_output=first < 128)
         assert all(line.isprintable() for line in examples.report.lines())
         json.dumps(examples.report.to_dict())
         for example in examples[:50]:
             with contextlib.suppress(PTuneError):
-                made = TutorialTemplate("</s>").segments(example)
-                (made.prompt + made.answer).encode()
+                made = TutorialTemplate("</s>").segments(example, "all-turns")
+                "".join(text for pair in made.pairs for text in pair).encode()
 
 
 @cache
@@ -211,6 +222,15 @@ def data_seeds() -> dict[str, bytes]:
 
     rows = [{"instruction": "Name it.", "input": "red", "output": "a colour"}, {"instruction": "And", "output": "so"}]
     chat = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    tools = [
+        {"from": "human", "value": [{"type": "text", "text": "q"}]},
+        {**called, "train": False},
+        {"role": "tool", "content": 5, "tool_call_id": "1"},
+        {"from": "gpt", "value": "a", "weight": 1},
+        {"from": "human", "value": "more"},
+    ]
+    squad = {"title": "t", "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}]}
     history = [{"prompt": "q", "completion": "a", "history": [["q0", "a0"]], "system": "s"}]
     labelled = pa.table(
         {"text": ["a", "b"], "label": pa.array([0, 1])},
@@ -241,6 +261,14 @@ def data_seeds() -> dict[str, bytes]:
         "chat.jsonl": b"\n".join(json.dumps(row).encode() for row in chat + history[:0]),
         "history.jsonl": json.dumps(history[0]).encode(),
         "label.jsonl": b'\xef\xbb\xbf{"text": "t", "label": 1}\n\n{"text": "u", "label": true}',
+        "tools.jsonl": json.dumps({"conversations": tools, "system": "s"}).encode(),
+        "squad.json": json.dumps({"data": [squad]}).encode(),
+        "splits.json": json.dumps({"train": rows, "test": rows[:1]}, indent=1).encode(),
+        "odd.jsonl": json.dumps({"Question ": 5, "answer": True, "context": None}).encode(),
+        "semicolons.csv": csv.replace(b",", b";"),
+        "book.txt": "A text.\n\nOf two paragraphs, ü.".encode(),
+        "packed.jsonl.gz": gzip.compress(b"".join(json.dumps(row).encode() + b"\n" for row in rows), mtime=0),
+        "packed.json.zst": bytes(pa.Codec("zstd").compress(json.dumps(rows).encode(), asbytes=True)),
         "a.csv": csv,
         "a.tsv": csv.replace(b",", b"\t"),
         "plain.parquet": parquet(plain),
@@ -250,16 +278,19 @@ def data_seeds() -> dict[str, bytes]:
         "labelled.arrow": arrow(labelled, pa.ipc.new_stream),
         "nested-file.arrow": arrow(nested, pa.ipc.new_file),
     }
-    return {name: bytes([SUFFIXES.index(Path(name).suffix)]) + content for name, content in contents.items()}
+    if importlib.util.find_spec("openpyxl"):
+        contents["sheet.xlsx"] = workbook()
+    return {name: bytes([SUFFIXES.index(f".{name.split('.', 1)[1]}")]) + content for name, content in contents.items()}
 
 
 def mutate_data(data: bytes, rng: Random) -> bytes:
-    """JSON by its values, the other kinds by their bytes; now and then another kind."""
+    """JSON by its values, archives by what is in them, the other kinds by their bytes; now and then another kind."""
     kind, content = data[:1] or b"\0", data[1:]
     if rng.random() < 0.03:
         kind = bytes([rng.randrange(256)])
+    suffix = SUFFIXES[kind[0] % len(SUFFIXES)]
     for _ in range(rng.choice((1, 1, 2, 4))):
-        content = mutate_json(content, rng) if kind[0] % len(SUFFIXES) < 2 else mutate_bytes(content, rng)
+        content = mutate_file(content, suffix, rng)
     return kind + content
 
 
@@ -284,6 +315,8 @@ def recipe_seeds() -> dict[str, bytes]:
     return {
         "full": b"model: some/model\ndata: rows.json\noutput: out\nencoder: lstm\nencoder_dropout: 0.1\n"
         b"max-length: 64\ncolumns: {instruction: q, output: a}\npacking: true\nlimit: null\nlearning_rate: 5e-3\n",
+        "several": b"model: m\noutput: o\ndata: [a.json, b.jsonl]\ndata_weights: [2, 5e-1]\ntrain_on: all-turns\n"
+        b"encoding: gb18030\nsheet: first\n",
         "quoted": b"# a comment\nmodel: \"some/model\"\ndata: 'rows.json'\noutput: >\n  out\ntemplate: |-\n"
         b"  {instruction}\n  {output}\neval_rows: 0x10\nmax_steps: [1, 2]\n",
     }

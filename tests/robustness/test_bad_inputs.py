@@ -26,6 +26,8 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.name}")
 def test_a_bad_input_is_refused_and_harms_nothing(case: Case, tmp_path: Path, kit: Kit):
+    if case.needs:
+        pytest.importorskip(case.needs)
     result = try_case(case, tmp_path / "case", kit)
     assert not result.faults(), f"{result.faults()}\n{result.ran.err}"
 

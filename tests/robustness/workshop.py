@@ -162,6 +162,7 @@ class Case:
         code: The exit code.
         stdin: What stands on standard input.
         leaves: Patterns of files that may be new or changed afterwards (a run that had begun keeps its log).
+        needs: A package of an extra, without which there is nothing to refuse.
     """
 
     group: str
@@ -171,6 +172,7 @@ class Case:
     code: int = 2
     stdin: str = ""
     leaves: tuple[str, ...] = ()
+    needs: str | None = None
 
 
 @dataclass(frozen=True)

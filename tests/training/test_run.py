@@ -78,6 +78,50 @@ def test_held_out_losses_are_right(task: dict[str, Any], held_out_file: Path, ti
     assert evaluated[-1]["eval_loss"] == pytest.approx(result.after.loss, abs=1e-5)
 
 
+TALK = {
+    "messages": [
+        {"role": role, "content": content}
+        for role, content in (("user", "red"), ("assistant", "blue"), ("user", "green"), ("assistant", "black"))
+    ]
+}
+TALK_PARTS = [("Human: red\n\nAssistant: ", False), ("blue</s>", True)]
+TALK_PARTS += [("\n\nHuman: green\n\nAssistant: ", False), ("black</s>", True)]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(
+    ("row", "parts", "settings"),
+    [
+        (TALK, TALK_PARTS, {"train_on": "all-turns"}),
+        (TALK, [("".join(text for text, _ in TALK_PARTS[:3]), False), TALK_PARTS[3]], {}),
+        ({"text": "red green blue"}, [("red green blue</s>", True)], {}),
+    ],
+    ids=["all-turns", "last", "text"],
+)
+def test_the_loss_is_over_the_learned_tokens(
+    task: dict[str, Any], tiny_model_dir: Path, tmp_path: Path, row: Any, parts: Any, settings: Any, packing: bool
+):
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model_dir), LlamaForCausalLM.from_pretrained(tiny_model_dir)
+    data = tmp_path / "one.jsonl"
+    data.write_text(json.dumps(row))
+    result = run({**task, "eval_data": str(data), "data": str(data), "packing": packing, **settings}, max_steps=1)
+    ids, learned = [], []
+    for text, counts in parts:
+        made = tokenizer(text.replace("</s>", tokenizer.eos_token), add_special_tokens=False)["input_ids"]
+        ids += made
+        learned += [counts] * len(made)
+    vectors = load_file(result.folder / "adapter_model.safetensors")["prompt_embeddings"]
+    for measured, prompt in ((result.after, vectors), (result.before, vectors[:0])):
+        embeds = torch.cat([prompt, model.get_input_embeddings()(torch.tensor(ids))])
+        with torch.no_grad():
+            logits = model(inputs_embeds=embeds.unsqueeze(0)).logits[0]
+        places = [at for at, counts in enumerate(learned) if counts and len(prompt) + at > 0]
+        given = logits[[len(prompt) + at - 1 for at in places]]
+        assert measured is not None
+        assert measured.tokens == len(places)
+        assert measured.loss == pytest.approx(float(F.cross_entropy(given, torch.tensor(ids)[places])), abs=1e-5)
+
+
 def test_held_out_rows_are_not_trained_on(train_file: Path):
     recipe = TrainRecipe(model="m", data=str(train_file), output="o", eval_rows=7)
     kept, held_out = read_rows(recipe, seed=1)

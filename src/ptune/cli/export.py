@@ -98,7 +98,7 @@ def _question(args: argparse.Namespace, folder: Path, prompt: SavedPrompt) -> Qu
     quiet_libraries()
     from ptune.checkpoint.vllm_files import Question
     from ptune.data.template import get_template
-    from ptune.data.tokenize import leading_special_ids
+    from ptune.data.token_ids import leading_special_ids
     from ptune.model.backbone import load_tokenizer
     from ptune.model.persistence import base_name
 

@@ -14,7 +14,7 @@ from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from ptune.errors import ConfigError, nearest
-from ptune.recipe import allowed_types
+from ptune.recipe import allowed_types, item_type
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -156,7 +156,11 @@ def _add_field(group: Any, item: Field[Any], hint: Any) -> None:
             name, action="extend", nargs="+", type=pair, metavar=item.metadata.get("metavar", "FIELD=COLUMN"), **options
         )
     else:
+        listed = item_type(hint)
+        plain = listed or plain
         metavar = item.metadata.get("metavar") or {int: "N", float: "X"}.get(plain, item.name.upper())
+        if listed is not None:
+            options["nargs"] = "+"
         if item.metadata.get("optional"):
             options |= {"nargs": "?", "const": True}
         group.add_argument(name, type=plain, metavar="|".join(item.metadata.get("choices", ())) or metavar, **options)

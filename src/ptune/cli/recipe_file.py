@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ptune.errors import ConfigError, listed, nearest, one_line, shown
-from ptune.recipe import TrainRecipe, allowed_types
+from ptune.recipe import TrainRecipe, allowed_types, item_type
 
 MAX_BYTES = 2**16
 _MAX_FLOW_LEVEL = 20
@@ -153,6 +153,8 @@ def own_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_number(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_number(one, item_type(hint)) for one in value]
     if not isinstance(value, str):
         return value
     for kind in (int, float):

@@ -63,8 +63,7 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     args = training_arguments(job, recipe)
     tell({"phase": "reading"})
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-    template = get_template(recipe.template, tokenizer)
-    rows = load_rows(recipe, template, tokenizer, args, progress=False)
+    rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=False)
     start_gib = _held_gib(args.device)
     tell({"phase": "loading"})
     model = _load(job, recipe, args, tokenizer)
@@ -75,7 +74,7 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     if job.method != BASE:
         answer |= _train(job, model, rows, args, tokenizer, tell=tell, start_gib=start_gib)
         if isinstance(model, PTunedModel):
-            model.save_pretrained(job.folder, **prompt_details(recipe, args, template, tokenizer, rows))
+            model.save_pretrained(job.folder, **prompt_details(recipe, args, tokenizer, rows))
         answer |= _sizes(job, model)
     found = _measure(model, rows, args, tokenizer, tell)
     if found is not None:

@@ -11,24 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptune.data.batching import TokenBudgetBatchSampler
     from ptune.data.collate import PackingCollator, PaddingCollator
-    from ptune.data.records import DataReport, Example, Examples, load_examples
-    from ptune.data.template import Segments, Template, get_template
-    from ptune.data.tokenize import Encoded, Tokenized, TokenizeReport, encode, encode_prompt, tokenize_examples
+    from ptune.data.records import Example, Examples, load_examples
+    from ptune.data.report import DataReport
+    from ptune.data.segments import Segments
+    from ptune.data.template import Template, get_template
+    from ptune.data.token_cache import Tokenized
+    from ptune.data.token_report import TokenizeReport
+    from ptune.data.tokenize import Encoded, encode, encode_prompt, tokenize_examples
 
 _HOMES = {
     "TokenBudgetBatchSampler": "ptune.data.batching",
     "PackingCollator": "ptune.data.collate",
     "PaddingCollator": "ptune.data.collate",
-    "DataReport": "ptune.data.records",
+    "DataReport": "ptune.data.report",
     "Example": "ptune.data.records",
     "Examples": "ptune.data.records",
     "load_examples": "ptune.data.records",
-    "Segments": "ptune.data.template",
+    "Segments": "ptune.data.segments",
     "Template": "ptune.data.template",
     "get_template": "ptune.data.template",
     "Encoded": "ptune.data.tokenize",
-    "TokenizeReport": "ptune.data.tokenize",
-    "Tokenized": "ptune.data.tokenize",
+    "TokenizeReport": "ptune.data.token_report",
+    "Tokenized": "ptune.data.token_cache",
     "encode": "ptune.data.tokenize",
     "encode_prompt": "ptune.data.tokenize",
     "tokenize_examples": "ptune.data.tokenize",

@@ -1,54 +1,93 @@
-"""Column layouts: how a row of named values becomes an `Example`.
+"""Column layouts: which columns of a row make an `Example`.
 
-Four layouts are recognised by their column names, in this order: Alpaca (instruction, output; input optional),
-prompt/completion, chat (`messages`), and text/label. A column mapping gives any column the name of a field. Only the
-text itself is accepted as text: a number where an answer belongs is an error with its place, never converted in
-silence. The one exception is the field `label`, where numbers and booleans are how classes are commonly written; they
-become their JSON spelling (`1`, `true`).
+A layout is recognised by the names of a row's own columns, whatever the rows before it had: one row may have an
+`input` and the next none. Names are compared without regard to case and to blanks around them. The layouts are tried
+in the order in which they stand here, and the first whose question and answer are there is taken. A column mapping
+gives any column the name of a field.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ptune.data.example import Example
+from ptune.data.values import kind
 from ptune.errors import ConfigError, DataError, listed, nearest, shown, unknown
 
-ROLES = ("system", "user", "assistant", "tool")
+_TALK = ("history",)
+_SYSTEM = ("system", "system_prompt")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A set of fields that together make an example."""
+    """A set of fields that together make an example. Of several fields for one part, the first that is there counts."""
 
     name: str
     question: str
     """The field that must be there."""
     answer: str | None
-    """The field of the answer; None when it is part of the question field (`messages`)."""
-    optional: tuple[str, ...] = ()
+    """The field of the answer; None when it is part of the question field (`messages`, `text`)."""
+    input: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Part of an example → the fields that may hold it."""
+        whole = self.answer is None
+        return {
+            self.question if whole else "instruction": (self.question,),
+            "input": self.input,
+            "output": () if self.answer is None else (self.answer,),
+            "system": self.system,
+            "history": self.history,
+        }
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Every field of the layout."""
-        return (self.question, *((self.answer,) if self.answer else ()), *self.optional)
+        return tuple(field for fields in self.parts.values() for field in fields)
 
     def needed(self, require_output: bool) -> tuple[str, ...]:
-        """The fields a file must have."""
+        """The fields a row must have."""
         return (self.question, self.answer) if self.answer and require_output else (self.question,)
 
 
+CONVERSATIONS = ("messages", "conversations", "conversation")
+TEXT = Layout("text", "text", None)
+"""A text to learn from its first token to its last. Taken where `text` is the only column, or was mapped."""
 LAYOUTS = (
-    Layout("Alpaca", "instruction", "output", ("input", "system", "history")),
-    Layout("prompt/completion", "prompt", "completion", ("system", "history")),
-    Layout("chat", "messages", None),
+    Layout("Alpaca", "instruction", "output", ("input",), _SYSTEM, _TALK),
+    Layout("instruction/response", "instruction", "response", ("input", "context"), _SYSTEM, _TALK),
+    Layout("prompt/completion", "prompt", "completion", (), _SYSTEM, _TALK),
+    Layout("prompt/response", "prompt", "response", (), _SYSTEM, _TALK),
+    Layout("question/answer", "question", "answer", ("context",), _SYSTEM, _TALK),
+    Layout("question/response", "question", "response", ("context",), _SYSTEM, _TALK),
+    Layout("query/response", "query", "response", (), _SYSTEM, _TALK),
+    Layout("SQuAD", "question", "answers", ("context",)),
+    *(Layout("chat", name, None, (), ("system",)) for name in CONVERSATIONS),
+    Layout("content/summary", "content", "summary"),
+    Layout("source/target", "source", "target"),
+    Layout("input/output", "input", "output", (), _SYSTEM, _TALK),
     Layout("text/label", "text", "label"),
+    Layout("text/summary", "text", "summary"),
+    Layout("sentence/label", "sentence", "label"),
+    TEXT,
 )
 FIELDS = tuple(dict.fromkeys(field for layout in LAYOUTS for field in layout.fields))
-EXPECTED = "instruction and output (input optional); prompt and completion; messages; or text and label"
+_ANSWERS = (
+    *("answer", "output", "response", "completion", "reply", "target", "label", "summary", "ref", "reference"),
+    *("translation", "solution", "result", "category", "class", "sentiment", "intent", "highlights", "headline"),
+)
+_QUESTIONS = (
+    *("question", "instruction", "prompt", "query", "input", "source", "text", "sentence", "mr", "document", "article"),
+    *("problem", "context", "premise", "review", "title"),
+)
+"""Words that a column of that kind is likely to be called by, the likeliest first."""
+_NEITHER = ("id", "idx", "index", "uuid", "url", "date", "time", "timestamp", "split", "lang", "language", "score")
+"""Words of columns that are neither."""
 
 
 def check_columns(columns: Mapping[str, str]) -> dict[str, str]:
@@ -66,165 +105,102 @@ def check_columns(columns: Mapping[str, str]) -> dict[str, str]:
             )
     if not any(set(columns) <= set(layout.fields) for layout in LAYOUTS):
         raise ConfigError(
-            f"columns: {', '.join(columns)} do not go together.", hint=f"Use the fields of one layout: {EXPECTED}."
+            f"columns: {', '.join(columns)} do not go together.",
+            hint="Use the fields of one layout, such as instruction, input and output; docs/data.md has them all.",
         )
     return dict(columns)
 
 
-@dataclass(frozen=True)
-class RowParser:
-    """Turns the rows of one file into examples."""
+def available_fields(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """The fields that a row with these columns has, and the column of each. The mapping comes first."""
+    loose = {name.strip().lower(): name for name in reversed(found)} | {name: name for name in found}
+    given = {field: loose.get(column, loose.get(column.strip().lower())) for field, column in mapping.items()}
+    mapped = {field: column for field, column in given.items() if column is not None}
+    taken = set(mapped.values())
+    own = {field: loose[field] for field in FIELDS if field in loose and field not in mapping}
+    return {field: column for field, column in own.items() if column not in taken} | mapped
 
-    layout: Layout
-    columns: Mapping[str, str]
-    """Field of the layout → column of the file."""
-    file_columns: tuple[str, ...]
-    require_output: bool
 
-    @classmethod
-    def for_columns(
-        cls, found: Sequence[str], mapping: Mapping[str, str], *, file: str, require_output: bool
-    ) -> RowParser:
-        """The parser for a file with these columns.
+def find_layout(
+    found: Sequence[str], mapping: Mapping[str, str], *, require_output: bool
+) -> tuple[Layout, dict[str, str]] | None:
+    """The layout of a row with these columns, and the column of each of its parts; None when they fit none.
 
-        Raises:
-            DataError: The columns fit no layout, or a mapped column is not in the file.
-        """
-        there = listed(found) or "none"
-        for field, column in mapping.items():
-            if column not in found:
-                guess = nearest(column, [str(name) for name in found])
-                raise DataError(
-                    f"{file} has no column {shown(column)} (asked for as {field}).",
-                    hint=(f"Did you mean {guess!r}? " if guess else "") + f"Its columns: {there}.",
-                )
-        taken = set(mapping.values())
-        available = {field: field for field in FIELDS if field in found and field not in taken} | dict(mapping)
+    A row that has none of the mapped columns is read by its own names: it may be of another source than they are.
+    """
+    available = available_fields(found, mapping)
+    if not set(mapping) & set(available):
+        mapping, available = {}, available_fields(found, {})
+    for needs_answer in (True,) if require_output else (True, False):
         for layout in LAYOUTS:
-            if set(mapping) <= set(layout.fields) and set(layout.needed(require_output)) <= set(available):
-                columns = {field: available[field] for field in layout.fields if field in available}
-                return cls(layout, columns, tuple(found), require_output)
-        raise DataError(
-            f"{file}: its columns ({there}) fit no layout.",
-            hint=f"Expected {EXPECTED}. Or map your own with columns, e.g. instruction=<column>, output=<column>.",
+            if not set(mapping) <= set(layout.fields) or not set(layout.needed(needs_answer)) <= set(available):
+                continue
+            if layout is TEXT and not (require_output and (len(found) == 1 or "text" in mapping)):
+                continue
+            parts = {
+                part: next((available[field] for field in fields if field in available), None)
+                for part, fields in layout.parts.items()
+            }
+            return layout, {part: column for part, column in parts.items() if column is not None}
+    return None
+
+
+def no_such_column(file: str, found: Iterable[str], field: str, column: str) -> DataError:
+    """The error for a mapped column that is not there."""
+    names = [str(name) for name in found]
+    guess = nearest(column, names)
+    return DataError(
+        f"{file} has no column {shown(column)} (asked for as {field}).",
+        hint=(f"Did you mean {guess!r}? " if guess else "") + f"Its columns: {listed(names) or 'none'}.",
+    )
+
+
+def unknown_layout(file: str, row: Mapping[str, Any]) -> DataError:
+    """The error for a row whose columns fit no layout: what they hold, and the flag to use."""
+    there = listed(f"{name} ({kind(value)})" for name, value in row.items()) or "none"
+    guess = _guess(row)
+    if not guess:
+        way = "Say which column is which with --columns instruction=<column> output=<column>."
+    elif list(guess) == ["text"]:
+        way = (
+            f"To learn the texts themselves: {_flag(guess)}. For questions and answers: "
+            f"{_flag({'instruction': guess['text'], 'output': '<column>'})}."
         )
-
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """Columns of the file that no field reads."""
-        return tuple(name for name in self.file_columns if name not in self.columns.values())
-
-    def parse(self, row: Mapping[str, Any], place: str) -> Example:
-        """One row as an `Example`.
-
-        Raises:
-            DataError: A value that is missing or not text; names `place`, the column and what was found.
-        """
-        if self.layout.name == "chat":
-            return _from_messages(self._value(row, "messages", place), place, self.require_output)
-        answer = self.layout.answer or ""
-        return Example(
-            instruction=self._text(row, self.layout.question, place),
-            input=self._text(row, "input", place, empty_if_null=True) if "input" in self.columns else "",
-            output=self._text(row, answer, place, empty_if_null=True) if answer in self.columns else "",
-            system=(self._text(row, "system", place, empty_if_null=True) or None) if "system" in self.columns else None,
-            history=_history(row.get(self.columns["history"]), place) if "history" in self.columns else (),
-            source=place,
-        )
-
-    def _value(self, row: Mapping[str, Any], field: str, place: str) -> Any:
-        column = self.columns[field]
-        if column not in row:
-            if field in self.layout.needed(self.require_output):
-                there = listed(row) or "none"
-                raise DataError(f"{place}: the row has no {_named(field, column)}.", hint=f"Its columns: {there}.")
-            return None
-        return row[column]
-
-    def _text(self, row: Mapping[str, Any], field: str, place: str, *, empty_if_null: bool = False) -> str:
-        value = self._value(row, field, place)
-        if value is None and empty_if_null:
-            return ""
-        if field == "label" and isinstance(value, (bool, int)):
-            return json.dumps(value)
-        return _check_text(value, _named(field, self.columns[field]), place)
+    else:
+        way = f"Say which column is which: {_flag(guess)}."
+    return DataError(f"{file}: its columns fit no layout: {there}.", hint=f"{way} docs/data.md has the known layouts.")
 
 
-def _named(field: str, column: str) -> str:
-    return f"{field!r}" if field == column else f"{shown(column)} ({field})"
+def _flag(columns: Mapping[str, str]) -> str:
+    return "--columns " + " ".join(
+        f"{field}={column}" if column == "<column>" else shlex.quote(f"{field}={column}")
+        for field, column in columns.items()
+    )
 
 
-def _kind(value: Any) -> str:
-    """What a value is, in the words of the file, with the value when it is short."""
-    if value is None:
-        return "null"
-    kinds = ((bool, "a boolean"), ((int, float), "a number"), (list, "a list"), (dict, "an object"))
-    name = next((word for kind, word in kinds if isinstance(value, kind)), type(value).__name__)
-    return f"{name} ({shown(value, 40)})"
+def _guess(row: Mapping[str, Any]) -> dict[str, str]:
+    """The likeliest mapping for a row: answer and question by their names, else the last and the first text."""
+    plain = [name for name, value in row.items() if kind(value) in ("text", "a number", "a boolean")]
+    usable = [name for name in plain if not _rank(name, _NEITHER)]
+    texts = [name for name in usable if kind(row[name]) == "text"]
+    answer = max(usable, key=lambda name: _rank(name, _ANSWERS), default=None)
+    if answer is None or not _rank(answer, _ANSWERS):
+        answer = texts[-1] if len(texts) > 1 else None
+    texts = [name for name in texts if name != answer]
+    if not texts:
+        return {}
+    if answer is None:
+        return {"text": texts[0]}
+    question = max(texts, key=lambda name: _rank(name, _QUESTIONS))
+    further = [name for name in texts if name != question]
+    return {
+        "instruction": question,
+        **({"input": further[0]} if len(further) == 1 else {}),
+        "output": answer,
+    }
 
 
-def _check_text(value: Any, what: str, place: str) -> str:
-    """`value`, if it is text that can be written as UTF-8."""
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {what} is {_kind(value)}, not text.", hint="Write it as a string.")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{place}: {what} holds half of a surrogate pair ({value[error.start]!a}) at character {error.start}.",
-                hint="Write the whole character.",
-            ) from None
-    return value
-
-
-def _turn(message: Any, number: int, place: str) -> tuple[str, str]:
-    """One chat message as (role, content)."""
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise DataError(
-            f"{place}: message {number} is {_kind(message)}, not an object with role and content.",
-            hint='Write it as {"role": "user", "content": "..."}.',
-        )
-    role = _check_text(message["role"], f"the role of message {number}", place)
-    if role not in ROLES:
-        raise unknown(f"role in message {number} of {place}:", role, ROLES, error=DataError)
-    return role, _check_text(message["content"], f"the content of message {number} ({role})", place)
-
-
-def _from_messages(messages: Any, place: str, require_output: bool) -> Example:
-    """A conversation: its last answer is learned, the user turn before it is the instruction, the rest is history."""
-    if not isinstance(messages, list) or not messages:
-        raise DataError(
-            f"{place}: messages is {_kind(messages)}, not a list of messages.",
-            hint="Write it as [{role: user, content: ...}, {role: assistant, content: ...}].",
-        )
-    turns = [_turn(message, number, place) for number, message in enumerate(messages, start=1)]
-    system = turns.pop(0)[1] if turns[0][0] == "system" else None
-    output = ""
-    if turns and turns[-1][0] == "assistant":
-        output = turns.pop()[1]
-    elif require_output:
-        last = turns[-1][0] if turns else "system"
-        raise DataError(
-            f"{place}: the conversation ends with a {last} message, so there is no answer to learn.",
-            hint="End it with an assistant message.",
-        )
-    if not turns or turns[-1][0] != "user":
-        raise DataError(f"{place}: there is no user message before the answer.", hint="Put a user message before it.")
-    return Example(instruction=turns[-1][1], output=output, system=system, history=tuple(turns[:-1]), source=place)
-
-
-def _history(value: Any, place: str) -> tuple[tuple[str, str], ...]:
-    """Earlier turns, given as messages or as [question, answer] pairs."""
-    if value is None or value == []:
-        return ()
-    if not isinstance(value, list):
-        raise DataError(f"{place}: history is {_kind(value)}, not a list.", hint="Give [question, answer] pairs.")
-    turns: list[tuple[str, str]] = []
-    for number, item in enumerate(value, start=1):
-        if isinstance(item, list) and len(item) == 2:
-            turns.append(("user", _check_text(item[0], f"the question of history entry {number}", place)))
-            turns.append(("assistant", _check_text(item[1], f"the answer of history entry {number}", place)))
-        else:
-            turns.append(_turn(item, number, place))
-    return tuple(turns)
+def _rank(name: str, words: Sequence[str]) -> int:
+    """How near a column's name is to the head of a list of words: 0 when none of them is part of it."""
+    parts = "".join(sign if sign.isalpha() else " " for sign in name.lower()).split()
+    return max((len(words) - at for at, word in enumerate(words) if word in parts or name.lower() == word), default=0)

@@ -1,65 +1,25 @@
-"""`load_examples`: a file, folder or hub id becomes a sequence of `Example`, with a report of what was left out.
+"""`load_examples`: files, folders or hub ids become a sequence of `Example`, with a report of what was left out.
 
-Reading is split by concern: `sources` finds the files, `text_files` and `tables` read rows with their places, `layouts`
-turns a row into an `Example`. Here rows without an answer and repeated rows are dropped, and counted: what is not
-trained on is always said.
+Reading is split by concern: `sources` finds the files, `json_files`, `csv_files`, `excel` and `tables` read rows with
+their places, `layouts` and `row_parser` turn a row into an `Example`. Here rows without an answer and repeated rows are
+dropped, and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from ptune.data.example import Example
-from ptune.data.layouts import RowParser, check_columns
-from ptune.data.sources import Table, find_rows
-from ptune.errors import ConfigError, DataError, listed, printable
+from ptune.data.layouts import check_columns, no_such_column
+from ptune.data.opened import ReadOptions
+from ptune.data.report import DataReport
+from ptune.data.row_parser import RowReader
+from ptune.data.sources import find_rows
+from ptune.errors import ConfigError, DataError
 
-__all__ = ["DataReport", "Example", "Examples", "load_examples"]
-
-
-@dataclass(kw_only=True)
-class DataReport:
-    """What was read and what was left out, in rows."""
-
-    source: str = ""
-    """What the caller named."""
-    files: tuple[str, ...] = ()
-    """The files or tables read, in order."""
-    skipped_files: tuple[str, ...] = ()
-    """Files of the folder that belong to another split."""
-    layout: str = ""
-    """The kind of columns found, e.g. `Alpaca`."""
-    unused_columns: tuple[str, ...] = ()
-    """Columns that stand in the first row of a file and are not used."""
-    rows_read: int = 0
-    """Rows looked at; fewer than the file holds when a limit was reached."""
-    kept: int = 0
-    """Rows that became examples."""
-    empty_answers: int = 0
-    """Rows dropped because their answer is empty, blank or null."""
-    duplicates: int = 0
-    """Rows dropped because the same question with the same answer came before."""
-
-    def lines(self) -> list[str]:
-        """The report for people, one fact a line."""
-        layout = f" ({self.layout} columns)" if self.layout else ""
-        lines = [f"read {self.rows_read:,} rows from {self.source}{layout}, kept {self.kept:,}"]
-        if self.empty_answers:
-            lines.append(f"dropped {self.empty_answers:,} rows without an answer")
-        if self.duplicates:
-            lines.append(f"dropped {self.duplicates:,} rows that repeat an earlier one")
-        if self.unused_columns:
-            lines.append(f"columns not used: {listed(self.unused_columns)}")
-        if self.skipped_files:
-            lines.append(f"files of other splits, not read: {listed(self.skipped_files)}")
-        return [printable(line) for line in lines]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+__all__ = ["Example", "Examples", "load_examples"]
 
 
 class Examples(Sequence[Example]):
@@ -84,26 +44,32 @@ class Examples(Sequence[Example]):
 
 
 def load_examples(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     columns: Mapping[str, str] | None = None,
     split: str = "train",
     limit: int | None = None,
     drop_duplicates: bool = True,
     require_output: bool = True,
+    encoding: str | None = None,
+    sheet: str | None = None,
 ) -> Examples:
-    """Read examples from a file, a folder or the hub.
+    """Read examples from files, folders or the hub. docs/data.md has every format and layout.
 
     Args:
-        source: A `.json` (a list, or an object with the list under `data`), `.jsonl`, `.csv`, `.tsv`, `.parquet` or
-            `.arrow` file; a folder written by `Dataset.save_to_disk`; a folder of such files, read in name order; or a
-            hub id, `owner/name` or `owner/name:configuration`.
+        source: A `.json` (a list, or an object with the list under `data` or a split's name), `.jsonl`, `.csv`, `.tsv`,
+            `.txt`, `.xlsx`, `.parquet` or `.arrow` file, text files also compressed (`.gz`, `.bz2`, `.xz`, `.zst`); a
+            folder written by `Dataset.save_to_disk`; a folder of such files, read in name order; or a hub id,
+            `owner/name` or `owner/name:configuration`. Or several of them, read one after another.
         columns: Which column holds which field, e.g. `{"instruction": "mr", "output": "ref"}`. Columns that already
             have their field's name need no entry.
-        split: The split to take from a `DatasetDict`, the hub, or a folder whose file names say `train`, `dev`, `test`…
-        limit: Stop after this many kept examples.
+        split: The split to take from a `DatasetDict`, the hub, an object of lists, or a folder whose file names say
+            `train`, `dev`, `test`…
+        limit: Stop after this many kept examples of each source.
         drop_duplicates: Drop rows equal to an earlier one in every field. Several answers to one question all stay.
         require_output: False accepts rows and files without answers (to generate from).
+        encoding: Of text files, such as `gb18030`; UTF-8 when None.
+        sheet: Of Excel files; the first one when None.
 
     Returns:
         The examples, never empty, with `.report`.
@@ -111,55 +77,76 @@ def load_examples(
     Raises:
         DataError: A source that is missing, empty, or holds a row that cannot be used; names the file and the line or
             row.
-        ConfigError: `columns` names an unknown field, or `limit` is below 1.
+        ConfigError: `columns` names an unknown field, no source is named, or `limit` is below 1.
     """
     mapping = check_columns(columns or {})
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, not {limit}.", hint="Leave it out to read everything.")
-    found = find_rows(source, split)
-    report = DataReport(source=str(source), skipped_files=found.skipped)
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    if not sources:
+        raise ConfigError("no data are named.", hint="Give at least one file, folder or hub id.")
     rows: list[Example] = []
-    seen: set[tuple[object, ...]] = set()
-    for example in _read(found.tables, mapping, report, require_output):
+    reports: list[DataReport] = []
+    seen: set[tuple[object, ...]] | None = set() if drop_duplicates else None
+    unmet = mapping
+    for one in sources:
+        report = DataReport(source=str(one))
+        found = find_rows(one, ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes))
+        report.skipped_files = found.skipped
+        reader = RowReader(mapping, report, require_output=require_output)
+        rows += _kept(reader.examples(found.tables), report, seen, limit=limit, require_output=require_output)
+        reports.append(report)
+        missing = reader.finish()
+        unmet = {field: column for field, column in unmet.items() if field in missing}
+    whole = DataReport.of(reports)
+    if unmet:
+        there = dict.fromkeys([*(column for column, _ in whole.columns), *whole.unused_columns])
+        raise no_such_column(whole.source, there, *next(iter(unmet.items())))
+    return Examples(rows, whole)
+
+
+def _kept(
+    examples: Iterable[Example | None],
+    report: DataReport,
+    seen: set[tuple[object, ...]] | None,
+    *,
+    limit: int | None,
+    require_output: bool,
+) -> list[Example]:
+    """The examples that can be learned and did not come before; what is dropped is counted."""
+    rows: list[Example] = []
+    for example in examples:
         report.rows_read += 1
-        if require_output and not example.output.strip():
+        if example is None:
+            report.empty_questions += 1
+            continue
+        if require_output and not example.answered:
             report.empty_answers += 1
-        elif drop_duplicates and _is_repeated(example, seen):
-            report.duplicates += 1
-        else:
-            rows.append(example)
-            if len(rows) == limit:
-                break
+            continue
+        if seen is not None:
+            content = example.content()
+            if content in seen:
+                report.duplicates += 1
+                continue
+            seen.add(content)
+        rows.append(example)
+        if len(rows) == limit:
+            break
     report.kept = len(rows)
     if not rows:
-        raise DataError(
-            f"{report.source}: none of the {report.rows_read:,} rows has an answer.",
-            hint="Fill the answer column, or map the right one with columns, e.g. output=<column>.",
-        )
-    return Examples(rows, report)
+        raise _nothing_left(report)
+    return rows
 
 
-def _read(
-    tables: Iterable[Table], mapping: Mapping[str, str], report: DataReport, require_output: bool
-) -> Iterator[Example]:
-    """Every row of the tables as an example; notes files, layouts and unused columns in `report`."""
-    for table in tables:
-        report.files += (table.name,)
-        parser: RowParser | None = None
-        for place, row in table.rows():
-            if parser is None:
-                parser = RowParser.for_columns(list(row), mapping, file=table.name, require_output=require_output)
-                report.layout = ", ".join(dict.fromkeys(filter(None, (*report.layout.split(", "), parser.layout.name))))
-                report.unused_columns = tuple(dict.fromkeys((*report.unused_columns, *parser.unused)))
-            yield parser.parse(row, place)
-        if parser is None:
-            raise DataError(f"{table.name} holds no rows.", hint="Give a file with at least one row.")
-
-
-def _is_repeated(example: Example, seen: set[tuple[object, ...]]) -> bool:
-    """Whether the same fields came before; remembers them."""
-    key = (example.instruction, example.input, example.output, example.system, example.history)
-    if key in seen:
-        return True
-    seen.add(key)
-    return False
+def _nothing_left(report: DataReport) -> DataError:
+    """The error for a source of which no row is kept."""
+    counts = (
+        (report.empty_answers, "have no answer"),
+        (report.empty_questions, "ask nothing"),
+        (report.duplicates, "repeat rows of the sources before"),
+    )
+    why = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return DataError(
+        f"{report.source}: none of the {report.rows_read:,} rows can be learned: {why}.",
+        hint="Fill the answer column, or map the right one with columns, e.g. output=<column>.",
+    )

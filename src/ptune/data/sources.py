@@ -8,26 +8,37 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ptune.data.csv_files import csv_rows
+from ptune.data.excel import excel_rows
+from ptune.data.json_files import Row, json_rows, jsonl_rows
+from ptune.data.opened import COMPRESSIONS, ReadOptions, kind_of, read_text
+from ptune.data.splits import is_split, split_in
 from ptune.data.tables import arrow_file_rows, arrow_folder_files, arrow_rows, dataset_rows, load_hub, parquet_rows
-from ptune.data.text_files import Row, csv_rows, json_rows, jsonl_rows
 from ptune.errors import DataError, listed, nearest, shown
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+
+def document_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """A text file as its one row: the whole of it is one document."""
+    yield f"{path}:1", {"text": read_text(path, options.encoding)}
+
+
+TEXT_READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     ".json": json_rows,
     ".jsonl": jsonl_rows,
     ".ndjson": jsonl_rows,
     ".csv": csv_rows,
     ".tsv": csv_rows,
+    ".txt": document_rows,
+}
+"""Kinds of text files, which may be compressed."""
+READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+    **TEXT_READERS,
+    ".xlsx": excel_rows,
     ".parquet": parquet_rows,
     ".arrow": arrow_file_rows,
 }
-_SUFFIXES = ", ".join(READERS)
+_SUFFIXES = f"{', '.join(READERS)}; text files also with {', '.join(COMPRESSIONS)}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
-_SPLITS = {
-    "train": ("train", "training", "trainset"),
-    "validation": ("validation", "valid", "val", "dev", "devset"),
-    "test": ("test", "testing", "testset"),
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Found:
     """Files of a folder that belong to other splits."""
 
 
-def find_rows(source: str | Path, split: str) -> Found:
+def find_rows(source: str | Path, options: ReadOptions) -> Found:
     """The tables behind `source`; see `ptune.data.records.load_examples`.
 
     Raises:
@@ -63,20 +74,20 @@ def find_rows(source: str | Path, split: str) -> Found:
     if not name.strip() or (not exists and (isinstance(source, Path) or _is_path(name))):
         raise _missing(path, name)
     if not exists:
-        data = load_hub(name, split)
-        table = f"{name} ({split})"
+        data = load_hub(name, options.split)
+        table = f"{name} ({options.split})"
         return Found((Table(table, partial(dataset_rows, data, table)),))
     if not path.is_dir():
-        return Found((_file(path),))
+        return Found((_file(path, options),))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        files = arrow_folder_files(path, split)
+        files = arrow_folder_files(path, options.split)
         return Found((Table(name, partial(arrow_rows, files, name)),))
-    return _folder(path, split)
+    return _folder(path, options)
 
 
 def _is_path(name: str) -> bool:
     """Whether a name that does not exist was meant as a path rather than a hub id."""
-    return Path(name).suffix.lower() in READERS or not _HUB_ID.fullmatch(name)
+    return kind_of(Path(name)) in READERS or not _HUB_ID.fullmatch(name)
 
 
 def _missing(path: Path, name: str) -> DataError:
@@ -94,45 +105,48 @@ def _missing(path: Path, name: str) -> DataError:
     return DataError(f"there is no file or folder {shown(name, 200)}.", hint=hint)
 
 
-def _file(path: Path) -> Table:
-    reader = READERS.get(path.suffix.lower())
+def _reader(path: Path) -> Callable[[Path, ReadOptions], Iterator[Row]] | None:
+    """What reads files of this name; None when nothing does."""
+    readers = TEXT_READERS if path.suffix.lower() in COMPRESSIONS else READERS
+    return readers.get(kind_of(path))
+
+
+def _file(path: Path, options: ReadOptions) -> Table:
+    reader = _reader(path)
     if reader is None:
         raise DataError(f"{path} is of no kind that can be read.", hint=f"Known kinds: {_SUFFIXES}.")
     if not path.is_file():
         raise DataError(f"{path} is no ordinary file.", hint="Write the rows into a file, and give that.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
-    return Table(str(path), partial(reader, path))
+    return Table(str(path), partial(reader, path, options))
 
 
-def _folder(path: Path, split: str) -> Found:
-    """The data files of a folder in name order; where file names say which split they are, only those of `split`."""
+def _folder(path: Path, options: ReadOptions) -> Found:
+    """The data files of a folder in name order; where file names say which split they are, only those of `split`.
+
+    Text files are data where nothing else is: beside other files they are most likely about them.
+    """
     try:
-        files = sorted(
-            item
-            for item in path.iterdir()
-            if item.is_file() and item.suffix.lower() in READERS and not item.name.startswith((".", "_"))
-        )
+        files = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith((".", "_")))
     except OSError as error:
         raise DataError(
             f"cannot look into the folder {path}: {error.strerror}.", hint="Check who may read it."
         ) from error
+    files = [item for item in files if _reader(item)]
+    texts = [item for item in files if kind_of(item) == ".txt"]
+    if texts and len(texts) < len(files):
+        files = [item for item in files if item not in texts]
+        options.notes.append(f"text files beside other data, not read: {listed(item.name for item in texts)}")
     if not files:
         raise DataError(f"the folder {path} holds no data file.", hint=f"Known kinds: {_SUFFIXES}.")
     wanted = files
-    if any(_split_of(item) for item in files):
-        name = next((key for key, words in _SPLITS.items() if split.lower() in words), split)
-        wanted = [item for item in files if _split_of(item) == name]
+    if any(split_in(item.stem) for item in files):
+        wanted = [item for item in files if is_split(split_in(item.stem) or "", options.split)]
         if not wanted:
             raise DataError(
-                f"the folder {path} has no file for the split {shown(split)}.",
+                f"the folder {path} has no file for the split {shown(options.split)}.",
                 hint=f"Its files: {listed(item.name for item in files)}.",
             )
     skipped = tuple(item.name for item in files if item not in wanted)
-    return Found(tuple(_file(item) for item in wanted), skipped)
-
-
-def _split_of(path: Path) -> str | None:
-    """The split a file name speaks of, if any: `train-00000-of-00002.parquet`, `dev32.jsonl`, `my_test.csv`."""
-    words = re.findall(r"[a-z]+", path.stem.lower())
-    return next((split for split, names in _SPLITS.items() if any(word in names for word in words)), None)
+    return Found(tuple(_file(item, options) for item in wanted), skipped)

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptune.data.text_files import Row
+from ptune.data.json_files import Row
+from ptune.data.opened import ReadOptions
 from ptune.errors import DataError, PTuneError, one_line, shown, unknown
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Labels = Mapping[str, Sequence[str]]
 """Columns of class labels → the names of the classes."""
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path, options: ReadOptions) -> Iterator[Row]:  # noqa: ARG001 (as every reader is called)
     """Rows of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -50,7 +51,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise _unreadable(path, "a Parquet file", error) from error
 
 
-def arrow_file_rows(path: Path) -> Iterator[Row]:
+def arrow_file_rows(path: Path, options: ReadOptions) -> Iterator[Row]:  # noqa: ARG001 (as every reader is called)
     """Rows of one Arrow file, in the stream format that `datasets` writes or in the file format."""
     return arrow_rows([path], str(path))
 

@@ -8,39 +8,27 @@ training and for generation, so the two cannot drift apart.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ptune.data.example import Example
-from ptune.data.text_files import read_text
-from ptune.errors import ConfigError, DataError, ModelError, one_line, shown, unknown
+from ptune.data.chat_template import chat_template
+from ptune.data.example import Example, learned_turns
+from ptune.data.opened import read_text
+from ptune.data.segments import History, Segments, as_segments, digest, refuse_extras
+from ptune.errors import ConfigError, ModelError, shown, unknown
+from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "get_template"]
+
 NAMES = ("tutorial", "alpaca", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
-
-History = Sequence[tuple[str, str]]
-"""Earlier turns as (role, content), oldest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """The text of one example, in two parts that are tokenized separately."""
-
-    prompt: str
-    """What the model is given; masked in the labels."""
-    answer: str
-    """What it learns to write, its end token included; empty in a prompt for generation."""
-    add_special_tokens: bool
-    """Whether the tokenizer's own leading tokens (such as BOS) go before the prompt; never before the answer."""
 
 
 class Template(Protocol):
@@ -58,8 +46,18 @@ class Template(Protocol):
     def fingerprint(self) -> str:
         """Changes whenever the text made from an example would change."""
 
-    def segments(self, example: Example) -> Segments:
-        """Prompt and answer of an example, for training and evaluation."""
+    def segments(self, example: Example, train_on: str = LAST_TURN) -> Segments:
+        """Prompt and answer of an example, for training and evaluation.
+
+        Args:
+            example: The example.
+            train_on: `last`, or `all-turns` to learn the earlier answers of a conversation too. What the example says
+                of a turn comes first. Where nothing of it is learned, the last answer is empty.
+
+        Raises:
+            ConfigError: The template has no place for a part of it, or cannot tell the answers apart.
+            DataError: The chat template refuses the messages.
+        """
 
     def prompt(
         self,
@@ -86,9 +84,9 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
         DataError: The file cannot be read.
     """
     if name_or_text == "chat":
-        return _chat(tokenizer)
+        return chat_template(tokenizer)
     if name_or_text in NAMES:
-        return TutorialTemplate(_eos(tokenizer))
+        return TutorialTemplate(end_token(tokenizer))
     if files and name_or_text.startswith("@"):
         path = Path(name_or_text[1:])
         with suppress(RuntimeError):  # ~name of nobody's
@@ -97,16 +95,21 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
             raise ConfigError(
                 f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
             )
-        return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), _eos(tokenizer))
+        return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), end_token(tokenizer))
     if "{" in name_or_text:
-        return _custom(name_or_text, _eos(tokenizer))
+        return _custom(name_or_text, end_token(tokenizer))
     error = unknown("template" if files else "template in the prompt folder:", name_or_text, NAMES)
     way = "Or give a text with {instruction} and {output}, or @file." if files else "Give another one with --template."
     error.hint = f"{error.hint} {way}"
     raise error
 
 
-def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
+def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The token that ends an answer.
+
+    Raises:
+        ModelError: The tokenizer has none.
+    """
     eos = tokenizer.eos_token
     if not eos:
         raise ModelError(
@@ -114,10 +117,6 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
             hint="Set tokenizer.eos_token to the token that ends an answer.",
         )
     return str(eos)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,22 @@ class TutorialTemplate:
     @property
     def fingerprint(self) -> str:
         """Name and end token."""
-        return _digest(self.name, self.eos)
+        return digest(self.name, self.eos)
 
-    def segments(self, example: Example) -> Segments:
-        """Prompt and answer of an example."""
-        made = self.prompt(example.instruction, example.input, example.history, example.system)
-        return Segments(made.prompt, example.output + self.eos, True)
+    def segments(self, example: Example, train_on: str = LAST_TURN) -> Segments:
+        """Prompts and answers of an example."""
+        refuse_extras(example, self.name)
+        turns, learned = example.turns(), learned_turns(example, train_on)
+        pairs: list[tuple[str, str]] = []
+        given = f"{example.system}\n\n" if example.system else ""
+        for number, (role, content) in enumerate(turns[: learned[-1] + 1] if learned else ()):
+            given += _opening(role, content)
+            if role == "assistant" and number in learned:
+                pairs.append((given, content + self.eos))
+                given = "\n\n"
+            elif role == "assistant":
+                given += content + self.eos + "\n\n"
+        return as_segments(pairs, add_special_tokens=True)
 
     def prompt(
         self,
@@ -150,90 +159,20 @@ class TutorialTemplate:
         system: str | None = None,
     ) -> Segments:
         """The prompt up to and including `Assistant: `."""
-        question = "\n".join(["Human: " + instruction, input]).strip() + "\n\nAssistant: "
-        if not history and not system:
-            return Segments(question, "", True)
-        parts = [system + "\n\n"] if system else []
-        for role, content in history:
-            if role == "assistant":
-                parts.append("Assistant: " + content + self.eos + "\n\n")
-            elif role == "user":
-                parts.append(("Human: " + content).strip() + "\n\n")
-            else:
-                raise ConfigError(
-                    f"the tutorial template has no place for a {role} message among the earlier turns.",
-                    hint="Use the template 'chat'.",
-                )
-        return Segments("".join(parts) + question, "", True)
+        asked = Example(instruction=instruction, input=input, history=tuple(history), system=system)
+        return replace(self.segments(asked), answer="")
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template.",
-            hint="Use the template 'tutorial', or an instruction-tuned model.",
-        )
-    return ChatTemplate(tokenizer)
-
-
-@dataclass(frozen=True, eq=False)
-class ChatTemplate:
-    """The tokenizer's own chat template; the answer is everything it writes after the generation prompt."""
-
-    tokenizer: PreTrainedTokenizerBase
-    name: str = "chat"
-    text: str = "chat"
-
-    @property
-    def fingerprint(self) -> str:
-        """The chat template's own text."""
-        return _digest(self.name, repr(self.tokenizer.chat_template))
-
-    def segments(self, example: Example) -> Segments:
-        """Prompt and answer of an example."""
-        turns = _messages(example.instruction, example.input, example.history, example.system)
-        prompt = self._render(turns, generation=True, place=example.source)
-        answered = [*turns, {"role": "assistant", "content": example.output}]
-        full = self._render(answered, generation=False, place=example.source)
-        if not full.startswith(prompt):
-            raise ConfigError(
-                "the chat template writes a prompt for generation that its finished conversation does not begin with: "
-                f"{prompt[-40:]!r}.",
-                hint="Use the template 'tutorial' or a text of your own.",
-            )
-        return Segments(prompt, full[len(prompt) :], False)
-
-    def prompt(
-        self,
-        instruction: str,
-        input: str = "",  # noqa: A002 (the field name of the data)
-        history: History = (),
-        system: str | None = None,
-    ) -> Segments:
-        """The conversation with the opening of the answer."""
-        return Segments(self._render(_messages(instruction, input, history, system), generation=True), "", False)
-
-    def _render(self, turns: list[dict[str, str]], *, generation: bool, place: str = "") -> str:
-        import jinja2
-
-        # The template is a program of the model's: whatever goes wrong in it is its fault.
-        faults = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-        try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-        except (*faults, RecursionError, MemoryError) as error:
-            where = f"{place}: " if place else ""
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise DataError(
-                f"{where}the chat template refuses the messages ({roles}): {one_line(error).rstrip('.')}.",
-                hint="Leave out what it has no place for.",
-            ) from error
-        return str(text)
-
-
-def _messages(instruction: str, extra: str, history: History, system: str | None) -> list[dict[str, str]]:
-    turns = [{"role": "system", "content": system}] if system else []
-    turns += [{"role": role, "content": content} for role, content in history]
-    return [*turns, {"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction}]
+def _opening(role: str, content: str) -> str:
+    """What the tutorial template writes for a turn; of an assistant's, what stands before its text."""
+    if role == "assistant":
+        return "Assistant: "
+    if role == "user":
+        return f"Human: {content}".strip() + "\n\n"
+    raise ConfigError(
+        f"the tutorial template has no place for a {role} message among the earlier turns.",
+        hint="Use the template 'chat'.",
+    )
 
 
 def _custom(text: str, eos: str) -> CustomTemplate:
@@ -275,12 +214,16 @@ class CustomTemplate:
     @property
     def fingerprint(self) -> str:
         """The text and the end token."""
-        return _digest(self.name, self.text, self.eos)
+        return digest(self.name, self.text, self.eos)
 
-    def segments(self, example: Example) -> Segments:
+    def segments(self, example: Example, train_on: str = LAST_TURN) -> Segments:
         """Prompt and answer of an example."""
+        refuse_extras(example, self.name)
+        if not learned_turns(example, train_on):
+            return Segments("", "", True)
         place = f"{example.source}: " if example.source else ""
-        question = self._question(example.instruction, example.input, example.history, example.system, place)
+        earlier = (*example.history, *example.steps)
+        question = self._question(example.instruction, example.input, earlier, example.system, place)
         ending = self._fill(self._halves()[1], {})
         if not ending.endswith(self.eos):
             ending += self.eos

@@ -139,7 +139,7 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
     way = f"Leave the flag out; or begin a new run from its prompt: --init-from {checkpoint}."
     if then.get("data_sha256") not in (None, now["data_sha256"]):
         raise ConfigError(
-            f"{other} on other rows (the data, the template, max_length or eval_rows have changed since).",
+            f"{other} on other rows (data, data_weights, template, train_on, max_length or eval_rows have changed).",
             hint=f"Give it the data as they were; or begin a new run from its prompt: --init-from {checkpoint}.",
         )
     lines = []

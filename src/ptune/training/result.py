@@ -87,13 +87,13 @@ def _finite(value: float) -> float | None:
 
 
 def prompt_details(
-    recipe: TrainRecipe, args: TrainingArguments, template: Template, tokenizer: PreTrainedTokenizerBase, rows: Rows
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
 ) -> dict[str, Any]:
     """What a prompt folder says about how it was made, and a checkpoint about how to go on."""
     return {
-        "template": template.text,
+        "template": rows.template.text,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "data": recipe.data,
+        "data": ", ".join(recipe.sources),
         "data_report": rows.examples.report.to_dict(),
         "tokens_report": rows.tokens.report.to_dict(),
         **recorded_run(recipe, args, rows.tokens.dataset),

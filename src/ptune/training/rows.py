@@ -10,20 +10,26 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ptune.data.records import Examples, load_examples
-from ptune.data.template import Template
-from ptune.data.tokenize import Tokenized, encode, tokenize_examples
+from ptune.data.report import DataReport
+from ptune.data.template import Template, get_template
+from ptune.data.token_cache import Tokenized
+from ptune.data.tokenize import encode_rows, tokenize_examples
 from ptune.errors import ConfigError, ModelError, OutputError
 from ptune.model.converted import cache_root
 from ptune.recipe import TrainRecipe
 
 TOKEN_CACHE = "tokens"
 """Folder of tokenized data sets inside ptune's cache."""
+BARE = "{instruction}{output}"
+"""The template of a prompt that was trained on whole texts: it goes on from a text as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Training rows and held-out rows (None when there are none), as text and as tokens."""
 
+    template: Template
+    """What wrote their text, and writes that of a question to the finished prompt."""
     examples: Examples
     tokens: Tokenized
     held_out_examples: Examples | None
@@ -47,27 +53,57 @@ class Rows:
 def read_rows(recipe: TrainRecipe, seed: int) -> tuple[Examples, Examples | None]:
     """Training examples and held-out examples (None when there are none).
 
+    Rows are held out before weights are applied, so that no copy of a held-out row is trained on.
+
     Raises:
         DataError: The data cannot be read.
-        ConfigError: `eval_rows` leaves nothing to train on.
+        ConfigError: `eval_rows` or a weight leaves nothing to train on.
     """
-    examples = load_examples(recipe.data, columns=recipe.columns, split=recipe.split, limit=recipe.limit)
-    if recipe.eval_data:
-        # A hub data set or Arrow folder may have the same split names; a plain file has none.
-        return examples, load_examples(recipe.eval_data, columns=recipe.columns, split=recipe.split)
-    if not recipe.eval_rows:
-        return examples, None
-    if recipe.eval_rows >= len(examples):
+    how: dict[str, Any] = {
+        "columns": recipe.columns,
+        "split": recipe.split,
+        "encoding": recipe.encoding,
+        "sheet": recipe.sheet,
+    }
+    examples = load_examples(recipe.sources, limit=recipe.limit, **how)
+    if not recipe.eval_data and recipe.eval_rows >= len(examples):
         raise ConfigError(
-            f"eval_rows={recipe.eval_rows} leaves none of the {len(examples)} rows to train on.", hint="Hold out fewer."
+            f"eval_rows={recipe.eval_rows} leaves none of the {len(examples)} rows to train on.",
+            hint="Hold out fewer, or name held-out data of their own with eval_data.",
         )
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
     held_out, kept = sorted(order[: recipe.eval_rows]), sorted(order[recipe.eval_rows :])
-    return (
-        Examples((examples[index] for index in kept), examples.report),
-        Examples((examples[index] for index in held_out), examples.report),
-    )
+    if recipe.data_weights is not None:
+        kept = _weighted(kept, examples.report, recipe.data_weights, seed)
+    train = Examples((examples[index] for index in kept), examples.report)
+    if recipe.eval_data:
+        # A hub data set or Arrow folder may have the same split names; a plain file has none.
+        return train, load_examples(recipe.eval_data, **how)
+    return train, Examples((examples[index] for index in held_out), examples.report) if held_out else None
+
+
+def _weighted(rows: Sequence[int], report: DataReport, weights: Sequence[float], seed: int) -> list[int]:
+    """The rows as often as their source's weight says, in order: whole copies, and for the rest a draw without repeats.
+
+    Raises:
+        ConfigError: A weight leaves nothing of a source.
+    """
+    chosen: list[int] = []
+    start = 0
+    for number, (part, weight) in enumerate(zip(report.parts or (report,), weights, strict=True)):
+        own = [row for row in rows if start <= row < start + part.kept]
+        start += part.kept
+        copies, rest = divmod(weight, 1)
+        drawn = random.Random(f"{seed} {number}").sample(own, round(rest * len(own)))
+        part.weight, part.rows_an_epoch = weight, int(copies) * len(own) + len(drawn)
+        if own and not part.rows_an_epoch:
+            raise ConfigError(
+                f"data_weights: {weight:g} of the {len(own):,} rows of {part.source} leaves none.", hint="Raise it."
+            )
+        chosen += sorted([*own * int(copies), *drawn])
+    report.rows_an_epoch = len(chosen)
+    return chosen
 
 
 def load_rows(
@@ -82,7 +118,7 @@ def load_rows(
 
     Args:
         recipe: Names the data.
-        template: Makes their text.
+        template: Makes their text, but for texts without a question.
         tokenizer: Makes their tokens.
         args: Gives the seed, and the order of the processes.
         progress: Show a bar.
@@ -91,12 +127,16 @@ def load_rows(
         DataError: Data that cannot be read, or of which nothing is left.
     """
     examples, held_out = read_rows(recipe, args.seed)
+    if all(example.document for example in examples):
+        template = get_template(BARE, tokenizer)
     tokens, held_out_tokens = (
         None if part is None else _tokenize(part, template, tokenizer, recipe=recipe, args=args, progress=progress)
         for part in (examples, held_out)
     )
     assert tokens is not None
-    return Rows(examples=examples, tokens=tokens, held_out_examples=held_out, held_out_tokens=held_out_tokens)
+    return Rows(
+        template=template, examples=examples, tokens=tokens, held_out_examples=held_out, held_out_tokens=held_out_tokens
+    )
 
 
 def _tokenize(
@@ -111,6 +151,7 @@ def _tokenize(
     """Token ids and labels; the first process fills the cache that the others read."""
     options: dict[str, Any] = {
         "max_length": recipe.max_length,
+        "train_on": recipe.train_on,
         "num_proc": recipe.num_proc,
         "progress": progress,
     }
@@ -122,14 +163,12 @@ def _tokenize(
             return tokenize_examples(examples, template, tokenizer, **options)
 
 
-def place_of(
-    rows: Rows, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int, ids: Sequence[int]
-) -> str:
+def place_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: TrainRecipe, ids: Sequence[int]) -> str:
     """Where the row of these token ids stands in the data, as `file:line`. Tokenizes until it is found."""
     for example in rows.examples:
-        encoded = encode(template.segments(example), tokenizer, max_length)
-        if encoded is not None and encoded.input_ids == list(ids):
-            return example.source or repr(example.instruction[:40])
+        for row in encode_rows(example, rows.template, tokenizer, recipe.max_length, recipe.train_on):
+            if row.input_ids == list(ids):
+                return example.source or repr(example.instruction[:40])
     return "a row that is not in the data any more"
 
 

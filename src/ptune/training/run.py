@@ -71,12 +71,12 @@ def train(
     )
     with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        template = get_template(recipe.template, tokenizer)
-        rows = load_rows(recipe, template, tokenizer, args, progress=say.is_terminal and not say.quiet)
+        asked = get_template(recipe.template, tokenizer)
+        rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
         model = prompted_model(recipe, args, tokenizer)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
-        details = prompt_details(recipe, args, template, tokenizer, rows)
+        details = prompt_details(recipe, args, tokenizer, rows)
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model,
@@ -87,7 +87,7 @@ def train(
             details=details,
             console=say,
             metrics=folder.metrics,
-            name_row=partial(place_of, rows, template, tokenizer, recipe.max_length),
+            name_row=partial(place_of, rows, tokenizer, recipe),
         )
         if resume is not None:
             trainer.check_resumable(resume)
@@ -109,7 +109,7 @@ def train(
             folder=folder.path,
             model=model,
             tokenizer=tokenizer,
-            template=template,
+            template=rows.template,
             train_loss=float(outcome.training_loss),
             before=before,
             after=after,
