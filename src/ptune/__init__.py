@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ptune.comparison.run import compare
     from ptune.comparison.settings import CompareSettings
     from ptune.config import (
+        PeftType,
         PromptEncoderConfig,
         PromptEncoderReparameterizationType,
         PromptTuningConfig,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         PeftConfig,
         PeftModel,
         PeftModelForCausalLM,
-        PeftType,
         get_peft_model,
     )
     from ptune.model.wrapper import PTunedModel
@@ -80,7 +80,7 @@ _HOMES = {
     "PeftConfig": "ptune.model.peft_names",
     "PeftModel": "ptune.model.peft_names",
     "PeftModelForCausalLM": "ptune.model.peft_names",
-    "PeftType": "ptune.model.peft_names",
+    "PeftType": "ptune.config",
     "last_checkpoint": "ptune.training.checkpoints",
     "load_examples": "ptune.data.records",
 }

@@ -44,7 +44,14 @@ class PromptTuningInit(str, enum.Enum):
     RANDOM = "RANDOM"
 
 
-_PEFT_TYPES = {"PromptEncoderConfig": "P_TUNING", "PromptTuningConfig": "PROMPT_TUNING"}
+class PeftType(str, enum.Enum):
+    """The kinds of adapter that are soft prompts, as PEFT names them."""
+
+    P_TUNING = "P_TUNING"
+    PROMPT_TUNING = "PROMPT_TUNING"
+
+
+_PEFT_TYPES = {"PromptEncoderConfig": PeftType.P_TUNING, "PromptTuningConfig": PeftType.PROMPT_TUNING}
 _TEXTS = (
     "base_model_name_or_path",
     "revision",
@@ -88,7 +95,7 @@ class PromptLearningConfig:
     """Revision of the base model on the hub."""
     inference_mode: bool = False
     """True freezes the prompt encoder too."""
-    peft_type: str | None = None
+    peft_type: PeftType | str | None = None
     """Must agree with the class when given."""
     auto_mapping: Mapping[str, Any] | None = None
     """Accepted for PEFT's files; must be None."""
@@ -125,7 +132,7 @@ class PromptLearningConfig:
         expected = _PEFT_TYPES[type(self).__name__]
         given = getattr(self.peft_type, "value", self.peft_type)
         if given not in (None, expected):
-            faults.append(f"peft_type={shown(given)} does not fit; {type(self).__name__} is {expected}")
+            faults.append(f"peft_type={shown(given)} does not fit; {type(self).__name__} is {expected.value}")
         object.__setattr__(self, "peft_type", expected)
         if self.num_transformer_submodules not in (None, 1):
             faults.append(

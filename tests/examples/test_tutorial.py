@@ -97,13 +97,14 @@ def newest_checkpoint(output: Path) -> Path:
 
 
 def assert_holds_only_the_prompt(checkpoint: Path, base: dict[str, torch.Tensor], trainable: int) -> None:
-    """The checkpoint's tensors are the prompt encoder's: by name, by number, by value and by size on disk."""
-    files = list(checkpoint.rglob("*.safetensors"))
-    assert files
+    """The checkpoint's tensors are the prompt's: by name, by number, by value and by size on disk."""
+    files = {file.name: load_file(file) for file in checkpoint.rglob("*.safetensors")}
+    assert set(files) == {"model.safetensors", "encoder.safetensors", "adapter_model.safetensors"}
     assert not list(checkpoint.rglob("pytorch_model*"))
-    saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    assert all(name.startswith("prompts.") for name in saved), sorted(saved)
+    saved = files["model.safetensors"]
+    assert all(name.startswith("prompts.default.") for name in saved), sorted(saved)
     assert sum(tensor.numel() for tensor in saved.values()) == trainable
+    assert {name.removeprefix("prompts.default.") for name in saved} == set(files["encoder.safetensors"])
     copies = [
         (ours, theirs)
         for ours, tensor in saved.items()
@@ -112,7 +113,7 @@ def assert_holds_only_the_prompt(checkpoint: Path, base: dict[str, torch.Tensor]
     ]
     assert copies == []
     slack = 64 * 1024  # headers
-    assert sum(file.stat().st_size for file in files) < 4 * trainable + slack
+    assert (checkpoint / "model.safetensors").stat().st_size < 4 * trainable + slack
     assert (checkpoint / "optimizer.pt").stat().st_size < 2 * 4 * trainable + slack, (
         "Adam keeps two numbers a parameter"
     )

@@ -109,8 +109,7 @@ def test_returned_scores_and_logits_are_the_hard_prompts(name: str) -> None:
 
 def test_inputs_by_their_other_name_and_none_at_all(model: PTunedModel) -> None:
     assert torch.equal(model.generate(inputs=TEXT, **GREEDY), model.generate(TEXT, **GREEDY))
-    with pytest.raises(ConfigError, match="needs input_ids"):
-        model.generate(**GREEDY)
+    assert model.generate(**GREEDY).shape[0] == 1, "the prompt alone begins it: see test_unconditional"
 
 
 def test_rows_and_names_must_agree(model: PTunedModel) -> None:

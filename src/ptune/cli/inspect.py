@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
 from ptune.cli.session_flags import add_prompt_flags
+from ptune.config import PeftType
 from ptune.errors import ModelError, PromptError, PTuneError, printable, shown
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     facts = {
         "base_model": saved.config.base_model_name_or_path,
         "base_fingerprint": details.get("base_fingerprint"),
-        "encoder": details.get("encoder", saved.config.peft_type),
+        "encoder": details.get("encoder", str(PeftType(saved.config.peft_type).value)),
         "virtual_tokens": saved.vectors.shape[0],
         "token_dim": saved.vectors.shape[1],
         "trainable_parameters": details.get("trainable_parameters"),

@@ -16,6 +16,7 @@ from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError
 from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
 from ptune.model.hub import prompt_folder
+from ptune.model.parameters import device_of
 from ptune.model.persistence import base_name, base_revision, check_prompt_tokenizer
 from ptune.model.wrapper import PTunedModel
 
@@ -31,7 +32,7 @@ class Session:
     def encode(self, instruction: str, extra: str = "", history: History = (), system: str | None = None) -> Any:
         """`(1, T)` token ids of a text, with its input (`extra`), as the template writes it."""
         ids = encode_prompt(self.template.prompt(instruction, extra, history, system), self.tokenizer)
-        return torch.tensor([ids], device=self.model.base.device)
+        return torch.tensor([ids], device=device_of(self.model.base))
 
     def room(self, ids: torch.Tensor) -> int | None:
         """Tokens that prompt and text leave of the model's context, below 0 when they exceed it; None: no limit."""

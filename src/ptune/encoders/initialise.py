@@ -57,7 +57,7 @@ def initial_vectors(
             raise ConfigError("the initial text gives no tokens.", hint="Give a text with at least one word.")
         repeats = -(-num_virtual_tokens // len(token_ids))
         chosen = (list(token_ids) * repeats)[:num_virtual_tokens]
-    ids = torch.tensor(chosen, device=next(embed.parameters()).device)
+    ids = torch.tensor(chosen, device=_device_of(embed))
     with torch.no_grad():
         vectors: torch.Tensor = embed(ids[None])[0]
     return vectors.detach().float().cpu()
@@ -66,9 +66,15 @@ def initial_vectors(
 def embedding_std(embed: nn.Module, *, vocab_size: int) -> float:
     """Standard deviation of the model's token embeddings, over at most 4,096 evenly spaced rows."""
     step = max(1, vocab_size // _SAMPLE_ROWS)
-    ids = torch.arange(0, vocab_size, step, device=next(embed.parameters()).device)
+    ids = torch.arange(0, vocab_size, step, device=_device_of(embed))
     with torch.no_grad():
         return float(embed(ids[None]).float().std())
+
+
+def _device_of(embed: nn.Module) -> torch.device:
+    """Where ids go in; the CPU for a layer that is offloaded, which takes them to where it runs."""
+    device = next(embed.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def initialise(encoder: PromptEncoder, *, vectors: torch.Tensor | None, std: float) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.data.template import Segments
 from ptune.data.tokenize import encode_prompt
+from ptune.model.parameters import device_of
 from ptune.model.wrapper import PTunedModel
 
 
@@ -51,8 +52,8 @@ def generate_answers(
             padded[at, width - len(ids[row]) :] = torch.tensor(ids[row])
             mask[at, width - len(ids[row]) :] = 1
         output = model.generate(
-            padded.to(model.base.device),
-            attention_mask=mask.to(model.base.device),
+            padded.to(device_of(model.base)),
+            attention_mask=mask.to(device_of(model.base)),
             prompt_names=None if with_prompt else [None] * len(rows),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from ptune.model.loss import IGNORE_INDEX
+from ptune.model.parameters import device_of
 from ptune.model.wrapper import PTunedModel
 
 
@@ -78,7 +79,7 @@ def held_out_loss(
     for start in range(0, len(order), batch_size):
         rows = [dataset[row] for row in order[start : start + batch_size]]
         batch = {
-            key: value.to(model.base.device) if isinstance(value, torch.Tensor) else value
+            key: value.to(device_of(model.base)) if isinstance(value, torch.Tensor) else value
             for key, value in collate(rows).items()
         }
         names = None if with_prompt else [None] * len(rows)
@@ -91,7 +92,7 @@ def held_out_loss(
         if progress is not None:
             progress(done)
     model.train(was_training)
-    return summed.mean(processes, model.base.device)
+    return summed.mean(processes, device_of(model.base))
 
 
 def _first_positions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

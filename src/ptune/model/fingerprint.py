@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Set
+from contextlib import nullcontext
 
 import torch
+from accelerate.utils import align_module_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.errors import ModelError
@@ -47,22 +49,34 @@ def fingerprint(model: PreTrainedModel) -> str:
     Raises:
         ModelError: A parameter has no data (the model is on the meta device).
     """
-    return _digest(model, list(model.named_parameters()))
+    return _digest(model, {name for name, _ in model.named_parameters()})
 
 
-def _digest(model: PreTrainedModel, parameters: Sequence[tuple[str, torch.Tensor]]) -> str:
+def _digest(model: PreTrainedModel, names: Set[str]) -> str:
+    """The digest of a model's parameters of these names."""
     config = model.config.get_text_config(decoder=True)
     essentials = {name: getattr(config, name, None) for name in _CONFIG_NAMES}
     whole = hashlib.sha256(json.dumps(essentials, sort_keys=True).encode())
-    for digest in sorted(_parameter_digest(name, parameter) for name, parameter in parameters):
+    for digest in sorted(_parameter_digests(model, names)):
         whole.update(digest)
     return whole.hexdigest()[:_DIGITS]
+
+
+def _parameter_digests(model: PreTrainedModel, names: Set[str]) -> Iterator[bytes]:
+    for place, module in model.named_modules():
+        own = {f"{place}.{name}".lstrip("."): name for name, _ in module.named_parameters(recurse=False)}
+        chosen = own.keys() & names
+        # What accelerate has offloaded to the CPU or a disk is there for as long as it is looked at.
+        away = any(module.get_parameter(own[name]).is_meta for name in chosen)
+        with align_module_device(module) if away else nullcontext():
+            for name in chosen:
+                yield _parameter_digest(name, module.get_parameter(own[name]))
 
 
 def unquantized_fingerprint(model: PreTrainedModel) -> str:
     """The same, of the parameters alone that quantization leaves as they are. Raises as `fingerprint`."""
     inner = {name for name, _ in inner_weights(model)}
-    return _digest(model, [(name, one) for name, one in model.named_parameters() if name not in inner])
+    return _digest(model, {name for name, _ in model.named_parameters()} - inner)
 
 
 def _parameter_digest(name: str, parameter: torch.Tensor) -> bytes:

@@ -23,6 +23,7 @@ from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.model.capability import prefix_capability
+from ptune.model.parameters import device_of
 from ptune.model.prefix import Prefix, encode_prefix
 from ptune.model.prompts import embedding_table, token_dim
 
@@ -102,7 +103,7 @@ def load_given_prefix(
         revision=saved.revision,
         inference_mode=True,
     )
-    return prefix.to(base.device), config
+    return prefix.to(device_of(base)), config
 
 
 def _check_shapes(base: PreTrainedModel, folder: Path, saved: SavedPrefix, prefix: GivenPrefix) -> None:

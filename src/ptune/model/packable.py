@@ -32,10 +32,10 @@ def packing_obstacle(model: PreTrainedModel, capability: Capability) -> str | No
 
 
 def exchanged_forward(model: PreTrainedModel) -> str | None:
-    """The same for a change that may come at any time: `forward` exchanged on single modules.
+    """The same for a change that may come at any time: `forward` exchanged on modules inside the model.
 
     accelerate spreads a model over devices in this way, and other tools change it.
     """
-    if any("forward" in module.__dict__ for module in model.modules()):
+    if any("forward" in module.__dict__ for module in model.modules() if module is not model):
         return f"{type(model).__name__} has modules whose forward was exchanged, as for a model spread over devices"
     return None

@@ -1,9 +1,27 @@
-"""Counting parameters as PEFT counts them, and PEFT's line about them."""
+"""A model's parameters: where they are, and how many, counted as PEFT counts them.
+
+What accelerate has offloaded to the CPU or a disk is on the meta device between its uses.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+
+def has_weights(base: PreTrainedModel) -> bool:
+    """Whether a model can be run here: not on the meta device, and not scattered over processes."""
+    offloaded = getattr(base, "hf_device_map", None) is not None
+    return all((offloaded or not weight.is_meta) and weight.numel() > 0 for weight in base.parameters())
+
+
+def device_of(base: PreTrainedModel) -> torch.device:
+    """Where a model's text goes in: where its first weight is that is not offloaded."""
+    first = next((weight.device for weight in base.parameters() if not weight.is_meta), None)
+    if first is not None:
+        return first
+    return torch.device("cpu" if has_weights(base) else "meta")
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

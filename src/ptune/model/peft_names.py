@@ -6,7 +6,6 @@ for loading. Configurations may be ptune's, PEFT's own objects, or dictionaries 
 
 from __future__ import annotations
 
-import enum
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,19 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.checkpoint.format import read_config
 from ptune.checkpoint.peft import CONFIG_CLASSES
-from ptune.config import PromptEncoderConfig, PromptLearningConfig, PromptTuningConfig
+from ptune.config import PeftType, PromptEncoderConfig, PromptLearningConfig, PromptTuningConfig
 from ptune.errors import ConfigError, shown
 from ptune.model.hub import prompt_folder
 from ptune.model.prompts import PromptConfig, encoder_kind
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-
-
-class PeftType(str, enum.Enum):
-    """The kinds of adapter that are soft prompts, as PEFT names them."""
-
-    P_TUNING = "P_TUNING"
-    PROMPT_TUNING = "PROMPT_TUNING"
-
 
 _KINDS: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
     "PromptEncoderConfig": PromptEncoderConfig,

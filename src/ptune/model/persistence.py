@@ -20,6 +20,7 @@ from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError, one_line, shown
 from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint, unquantized_fingerprint
 from ptune.model.given_prefix import load_given_prefix
+from ptune.model.parameters import device_of
 from ptune.model.prompts import PromptConfig, empty_encoder, encoder_kind, token_dim
 from ptune.model.quantized import is_quantized
 
@@ -197,7 +198,7 @@ def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, 
 
 
 def _placed(encoder: PromptEncoder, base: PreTrainedModel, trainable: bool) -> PromptEncoder:
-    return encoder.to(base.device).requires_grad_(trainable)
+    return encoder.to(device_of(base)).requires_grad_(trainable)
 
 
 def load_state(prompts: nn.ModuleDict, state: Mapping[str, Any], *, strict: bool, assign: bool) -> _IncompatibleKeys:

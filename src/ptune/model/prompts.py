@@ -6,8 +6,10 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType
@@ -16,6 +18,8 @@ from ptune.encoders.initialise import embedding_std
 from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.model.backbone import load_tokenizer
 from ptune.model.loss import output_head
+from ptune.model.parameters import device_of, has_weights
+from ptune.model.view import children_of
 
 PromptConfig = PromptEncoderConfig | PromptTuningConfig
 
@@ -59,12 +63,32 @@ def encoder_kind(config: PromptConfig) -> str:
     return str(getattr(config.encoder_reparameterization_type, "value", config.encoder_reparameterization_type)).lower()
 
 
+def unwrapped(base: Any) -> Any:
+    """The model with its injected layers, where PEFT has wrapped it for LoRA and the like; any other as it is.
+
+    Raises:
+        ModelError: PEFT has put a prompt in front of it.
+    """
+    if not type(base).__module__.startswith("peft."):
+        return base
+    if base.active_peft_config.is_prompt_learning:
+        raise ModelError(
+            f"the model has a prompt of PEFT's in front of it already ({type(base).__name__}).",
+            hint="Pass its get_base_model(), and load the prompt with load_prompt.",
+        )
+    return base.get_base_model()
+
+
 def check_base(base: PreTrainedModel) -> None:
     """Refuse a model that cannot carry a soft prompt.
 
     Raises:
         ModelError: It is not a causal language model of transformers.
     """
+    if isinstance(base, nn.Module) and "prompts" in children_of(base):
+        raise ModelError(
+            "the model has soft prompts already.", hint="Call its add_prompt, or pass its get_base_model()."
+        )
     if not isinstance(base, PreTrainedModel) or output_head(base) is None:
         raise ModelError(
             f"{type(base).__name__} is not a causal language model of transformers.",
@@ -125,12 +149,12 @@ def build_prompt(
     if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
         completed = replace(completed, encoder_hidden_size=dim)
     encoder = empty_encoder(completed, dim)
-    if not embedding_table(base).is_meta:
+    if has_weights(base):
         embed, vocab_size = base.get_input_embeddings(), int(base.config.get_text_config().vocab_size)
         initialise(
             encoder, vectors=_start_vectors(base, completed, tokenizer), std=embedding_std(embed, vocab_size=vocab_size)
         )
-    encoder.to(device=base.device, dtype=torch.float32)
+    encoder.to(device=device_of(base), dtype=torch.float32)
     encoder.requires_grad_(not completed.inference_mode)
     return encoder, completed
 

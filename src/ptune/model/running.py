@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 
 from ptune.encoders import PromptEncoder
-from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.errors import ModelError, PromptError
 from ptune.model.batch import (
     check_forward_arguments,
     concatenated_output,
@@ -40,7 +40,8 @@ from ptune.model.prompts import PromptConfig, embedding_table
 from ptune.model.rows import BASE_MODEL, RowNames, RowPrompts, names_of_rows, takes_prefix
 from ptune.model.shared_prefix import SharedPrefix
 from ptune.model.stand_in import StandsIn
-from ptune.model.text import Text, check_ids, take_flattened
+from ptune.model.text import Text, check_ids, followed_by, take_flattened
+from ptune.model.unconditional import last_token_apart
 from ptune.model.view import ModelView
 
 _OF_THE_HEAD = ("labels", "num_items_in_batch", "logits_to_keep", "output_router_logits", "return_logits")
@@ -104,16 +105,20 @@ class RunsPrompts(StandsIn):
     ) -> CausalLMOutputWithPast:
         """Loss and logits behind the prompt.
 
-        Args: input_ids: `(B, T)` text tokens. attention_mask: `(B, T)`, 0 at padding, which may stand left or right.
-        All ones when None. labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual
-        token predicts it. inputs_embeds: `(B, T, D)` in place of `input_ids`. prompt_names: A prompt's name for all
-        rows, or one a row (None: no prompt). The active one by default. num_items_in_batch: Supervised labels of the
-        whole optimizer step, by which the summed loss is divided. return_logits: False computes the LM head at
-        supervised positions alone and returns no logits. None does so too while training with labels, and computes
-        the others when they are read. row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The
-        text is `(1, N)` then. position_ids: `(B, T)`, from 0 to the end of each row; where they begin anew, another
-        row begins, as in the packed batches of other libraries. Nothing else is taken. kwargs: Passed to the frozen
-        model (`output_hidden_states`, …). `adapter_names` is PEFT's `prompt_names`.
+        Args:
+            input_ids: `(B, T)` text tokens.
+            attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
+            labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual token predicts
+                it. In eval mode labels of another length than the text are its answers, and follow it.
+            inputs_embeds: `(B, T, D)` in place of `input_ids`.
+            prompt_names: A prompt's name for all rows, or one a row (None: no prompt). The active one by default.
+            num_items_in_batch: Supervised labels of the whole optimizer step, by which the summed loss is divided.
+            return_logits: False computes the LM head at supervised positions alone and returns no logits. None does
+                so too while training with labels, and computes the others when they are read.
+            row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The text is `(1, N)` then.
+            position_ids: `(B, T)`, from 0 to the end of each row; where they begin anew, another row begins, as in
+                the packed batches of other libraries. Nothing else is taken.
+            kwargs: Passed to the frozen model (`output_hidden_states`, …). `adapter_names` is PEFT's `prompt_names`.
 
         Returns:
             `loss` (with labels), `logits` `(B, T, V)` or `(1, N, V)`, and what the frozen model adds, but no cache.
@@ -134,6 +139,8 @@ class RunsPrompts(StandsIn):
             )
             return bare
         check_forward_arguments(kwargs)
+        if labels is not None and input_ids is not None and not self.training and _are_answers(labels, input_ids):
+            input_ids, attention_mask, labels = followed_by(input_ids, attention_mask, labels)
         form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids}
         text = Text.of(input_ids, inputs_embeds, attention_mask, labels, **form)
         prompts = self._prompts_of(text, prompt_names, kwargs)
@@ -248,7 +255,8 @@ class RunsPrompts(StandsIn):
 
         Args:
             input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the
-                left, so that the new tokens are `output[:, T:]` for every row.
+                left, so that the new tokens are `output[:, T:]` for every row. Without any text (and without
+                `inputs_embeds`) the prompt alone begins the answer; only new tokens come back then.
             attention_mask: `(B, T)`, 0 at padding. Without it padding is told by its token, where that is not EOS too.
             prompt_names: As in `forward`.
             kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
@@ -266,20 +274,27 @@ class RunsPrompts(StandsIn):
         if self._disabled:
             return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
         text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
-        if text is None:
-            raise ConfigError("generate needs input_ids.", hint="Tokenize at least one token of text.")
         if input_ids is not None:
             check_ids(self.base, input_ids)
+        if text is None:
+            rows = 1 if prompt_names is None or isinstance(prompt_names, str) else len(prompt_names)
+            prompts, kwargs["inputs_embeds"] = last_token_apart(self._row_prompts(prompt_names, rows))
+        else:
+            prompts = self._row_prompts(prompt_names, text.shape[0])
         return generate_behind(
             self.base,
             self._answering,
             self.capability,
             self.context_length,
-            self._row_prompts(prompt_names, text.shape[0]),
+            prompts,
             input_ids=input_ids,
             attention_mask=attention_mask,
             options=kwargs,
         )
+
+
+def _are_answers(labels: torch.Tensor, input_ids: torch.Tensor) -> bool:
+    return labels.dim() == 2 and labels.shape != input_ids.shape and len(labels) == len(input_ids)
 
 
 def _as_prompt_names(adapter_names: Sequence[str | None]) -> list[str | None]:

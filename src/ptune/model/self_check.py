@@ -35,6 +35,7 @@ from ptune.model.capability import Capability
 from ptune.model.concat import positions
 from ptune.model.loss import output_head
 from ptune.model.packed_forward import run_packed
+from ptune.model.parameters import device_of
 from ptune.model.prefix_cache import PrefixCache
 from ptune.model.prompted_view import CACHE_NAMES, Forward, concat_forward, prefix_forward, prompted_view
 from ptune.model.rows import RowPrompts
@@ -75,7 +76,8 @@ def self_check(
         ModelError: The model sees the text ahead, or cannot be run on virtual tokens.
     """
     modes = {module: module.training for module in base.modules()}
-    devices = [base.device] if base.device.type == "cuda" else []
+    place = device_of(base)
+    devices = [place] if place.type == "cuda" else []
     with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=devices):
         base.eval()  # type: ignore[no-untyped-call]  # transformers' own
         try:
@@ -87,13 +89,6 @@ def self_check(
             for module, mode in modes.items():
                 module.training = mode
     return capability, packing_obstacle
-
-
-def has_weights(base: PreTrainedModel) -> bool:
-    """Whether a model can be run here: not on the meta device, and not scattered over processes."""
-    # What accelerate has offloaded is on the meta device too, and comes when it is needed.
-    offloaded = getattr(base, "hf_device_map", None) is not None
-    return all((offloaded or not weight.is_meta) and weight.numel() > 0 for weight in base.parameters())
 
 
 class _Probe:
@@ -382,7 +377,7 @@ def _ordinary_tokens(base: PreTrainedModel, count: int) -> torch.Tensor:
     size = int(config.vocab_size)
     chosen = [token for token in range(size // 3, size) if token not in named][:: max(1, size // (3 * count))]
     chosen = (chosen or [0])[:count]
-    return torch.tensor((chosen * count)[:count], device=base.device)
+    return torch.tensor((chosen * count)[:count], device=device_of(base))
 
 
 def _kind_of(base: PreTrainedModel) -> torch.dtype:

@@ -131,7 +131,12 @@ class Text:
         if self.embeds is not None:
             return self.embeds
         assert self.ids is not None
-        embeds: torch.Tensor = model.get_input_embeddings()(self.ids[None])[0]
+        layer = model.get_input_embeddings()
+        if layer._forward_hooks:  # noqa: SLF001  # torch has no public list of them
+            # Noise on embeddings (NEFTune) goes by the length of the padded rows.
+            rows: torch.Tensor = layer(self.padded(self.ids))
+            return self.flat(rows)
+        embeds: torch.Tensor = layer(self.ids[None])[0]
         return embeds
 
     @cached_property
@@ -173,7 +178,7 @@ def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
     """Raise `ModelError` for a token that the model has no embedding for."""
     table: Any = model.get_input_embeddings().weight
     rows = int(table.shape[0])
-    if not ids.numel():
+    if not ids.numel() or type(ids) is not torch.Tensor:  # tensors without data are kinds of their own
         return
     least, most = (int(one) for one in torch.aminmax(ids))
     if least < 0 or most >= rows:
@@ -181,6 +186,22 @@ def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
             f"the text holds token {least if least < 0 else most}, but the model's embedding has {rows} rows.",
             hint="Use the model's own tokenizer, and give padding a token of the vocabulary.",
         )
+
+
+def followed_by(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text `(B, T)` with labels `(B, A)` that are its answers: ids, mask and labels `(B, T + A)`.
+
+    It is how `Seq2SeqTrainer` measures what it generates: prompts alone, and the answers beside them.
+    """
+    known = labels != IGNORE_INDEX
+    before = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    return (
+        torch.cat([input_ids, labels.masked_fill(~known, 0)], dim=1),
+        torch.cat([before, known.to(before.dtype)], dim=1),
+        torch.cat([torch.full_like(input_ids, IGNORE_INDEX), labels], dim=1),
+    )
 
 
 def take_flattened(kwargs: dict[str, Any]) -> list[int] | None:

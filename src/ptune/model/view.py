@@ -75,10 +75,6 @@ class ModelView:
             self._configs[id(config)] = twin
         return self._configs[id(config)]
 
-    def _changed(self) -> bool:
-        """Whether a module of the model was exchanged for another since the view was built."""
-        return any(tuple(children_of(module).values()) != children for module, _, children, _ in self._pairs)
-
     def current(self) -> PreTrainedModel:
         """The view, as the model is now."""
         with self._lock:
@@ -90,5 +86,7 @@ class ModelView:
                 # One update, so that another thread never sees half of it.
                 twin.__dict__.update({**module.__dict__, **own})
             view = self._view
+            # Bound to the model: it would run the model's parts, not the view's.
+            view.__dict__.pop("forward", None)
             assert isinstance(view, PreTrainedModel)
             return view

@@ -26,12 +26,11 @@ from ptune.model.adapter_names import AdapterNames
 from ptune.model.capability import context_length, prefix_capability
 from ptune.model.fused import replacement
 from ptune.model.hub import PromptOnHub, prompt_folder
-from ptune.model.packable import packing_obstacle
-from ptune.model.parameters import count_parameters, parameters_line
+from ptune.model.packable import exchanged_forward, packing_obstacle
+from ptune.model.parameters import count_parameters, has_weights, parameters_line
 from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room
+from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room, unwrapped
 from ptune.model.running import RunsPrompts
-from ptune.model.self_check import has_weights
 from ptune.model.self_check import self_check as check_ways
 from ptune.model.shared_prefix import SharedPrefix
 from ptune.model.view import ModelView
@@ -46,7 +45,8 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
     what they are called in PEFT, and `StandsIn` how other libraries see the whole.
 
     Args:
-        base: Any decoder from `AutoModelForCausalLM`. It is frozen in place and otherwise left as it is.
+        base: Any decoder from `AutoModelForCausalLM`, with or without layers that PEFT has injected (LoRA). It is
+            frozen in place, those layers too, and otherwise left as it is.
         config: Configuration of the first prompt; None starts without one (see `add_prompt`, `load_prompt`).
         prompt_name: Name of the first prompt.
         tokenizer: Needed for an initial text, unless the configuration names one.
@@ -76,6 +76,7 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         self_check: bool = True,
     ) -> None:
         super().__init__()
+        base = unwrapped(base)
         check_base(base)
         base.requires_grad_(False)
         self.base = base
@@ -87,8 +88,9 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         self._view = ModelView(base, replacement)
         self._answering = ModelView(base, replacement, packed=False)
         if self_check and has_weights(base):
+            known = self._base_obstacle or exchanged_forward(base)
             self.capability, self._base_obstacle = check_ways(
-                base, self.capability, self._base_obstacle, answering=self._answering, packed=self._view
+                base, self.capability, known, answering=self._answering, packed=self._view
             )
         self.shared_prefix = SharedPrefix()
         self.prompts = nn.ModuleDict()
