@@ -101,6 +101,9 @@ class TrainRecipe:
     )
     revision: str | None = _flag(_DATA, None, "revision of the model on the hub")
     trust_remote_code: bool = _flag(_DATA, False, "run model code that comes from the hub")
+    self_check: bool = _flag(
+        _DATA, True, "try the model on a short text first, and take no way through it that gives wrong numbers"
+    )
     encoder: str = _flag(_PROMPT, "mlp", "prompt encoder", choices=ENCODER_NAMES)
     num_virtual_tokens: int = _flag(_PROMPT, 10, "virtual tokens")
     encoder_hidden_size: int | None = _flag(

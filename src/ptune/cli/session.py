@@ -97,7 +97,7 @@ def open_session(args: argparse.Namespace) -> Session:
         revision=revision,
     )
     check_tokenizer(base, tokenizer)
-    model = PTunedModel(base)
+    model = PTunedModel(base, self_check=not args.no_self_check)
     model.load_prompt(folder, trainable=False, force=args.force)
     text = args.template or details.get("template") or "tutorial"
     template = get_template(text, tokenizer, files=bool(args.template))

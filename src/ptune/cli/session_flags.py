@@ -53,6 +53,9 @@ def add_session_flags(parser: Parser) -> None:
     model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="load the frozen model in fewer bits")
     model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")
     model.add_argument("--force", action="store_true", help="accept a model or tokenizer the prompt was not made for")
+    model.add_argument(
+        "--no-self-check", action="store_true", help="do not try the model on a short text before it answers"
+    )
     model.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
 
 

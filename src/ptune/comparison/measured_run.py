@@ -128,6 +128,7 @@ def _load(job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: Pre
             lora_r=job.lora_r,
             lora_alpha=job.lora_alpha,
             packing=recipe.packing,
+            self_check=recipe.self_check,
         )
         prompt = recipe.prompt_config() if METHODS[job.method].is_ptune else None
         model = apply_method(job.method, base, sizes, prompt=prompt, tokenizer=tokenizer)

@@ -30,6 +30,8 @@ class MethodSettings:
     lora_alpha: int = 16
     packing: bool = True
     """ptune's prompts alone: rows one after another, without padding."""
+    self_check: bool = True
+    """The same: the model is tried on a short text first."""
 
 
 def apply_method(
@@ -62,7 +64,9 @@ def apply_method(
         base.train()
         return base
     if chosen.is_ptune:
-        model = PTunedModel(base, prompt or prompt_config(chosen, sizes), tokenizer=tokenizer)
+        model = PTunedModel(
+            base, prompt or prompt_config(chosen, sizes), tokenizer=tokenizer, self_check=sizes.self_check
+        )
         model.pack_batches = sizes.packing
         return model.train()
     import peft

@@ -26,7 +26,7 @@ from transformers import (
 
 from ptune.errors import ConfigError, ModelError, PTuneError, nearest, unknown
 from ptune.model.builtin import BUILTINS, PREFIX, builtin_path
-from ptune.model.capability import Capability, context_length, prefix_capability
+from ptune.model.capability import Capability, check_causal, context_length, prefix_capability
 from ptune.model.converted import LOAD_FAULTS, converted_model, converted_tokenizer, first_line
 from ptune.model.fingerprint import fingerprint, tokenizer_fingerprint
 from ptune.model.fused.linear import is_plain
@@ -312,7 +312,7 @@ def _check_config(name: str, config: Any, *, trust_remote_code: bool) -> None:
 
 
 def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Raise `ModelError` when weights were made up, or when no attention is causal (BERT as a decoder)."""
+    """Raise `ModelError` when weights were made up, or when no attention is causal (BERT as it comes)."""
     parameters = {key for key, _ in model.named_parameters()}
     missing = sorted(parameters & set(info["missing_keys"]))
     if missing:
@@ -321,12 +321,7 @@ def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) ->
             f"{name} lacks {len(missing)} weights of {type(model).__name__}: {shown}.",
             hint="Choose a checkpoint saved with its language-model head.",
         )
-    causal = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if causal == {False}:
-        raise ModelError(
-            f"{name} is not a causal language model: {type(model).__name__} attends in both directions.",
-            hint="Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM.",
-        )
+    check_causal(model)
 
 
 def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> ModelError:

@@ -18,6 +18,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from ptune.errors import ModelError
+
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 _WINDOW_NAMES = ("sliding_window", "sliding_window_size", "attention_window_size", "window_size", "keep_window_size")
 _ALIBI_MODELS = ("bloom",)
@@ -57,6 +59,25 @@ class Capability:
     """Why `generate` cannot answer behind a prompt; None where it can."""
     notes: tuple[str, ...] = ()
     """What is done in another way than with most models, a sentence each."""
+
+
+def check_causal(model: PreTrainedModel) -> None:
+    """Refuse a model none of whose attention is causal, as its layers say: BERT and its kin as they come.
+
+    Raises:
+        ModelError: It attends in both directions.
+    """
+    told = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    if told == {False}:
+        raise not_causal(model, "attends in both directions")
+
+
+def not_causal(model: PreTrainedModel, why: str) -> ModelError:
+    """The error for a model that sees the text ahead, with the way out that its configuration offers."""
+    hint = "Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM."
+    if getattr(model.config.get_text_config(decoder=True), "is_decoder", None) is False:
+        hint = "Load it with is_decoder=True (is_decoder in its config.json), which makes it a decoder."
+    return ModelError(f"{type(model).__name__} is not a causal language model: it {why}.", hint=hint)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -17,6 +17,7 @@ from ptune.encoders import PromptEncoder, build_encoder, initial_vectors, initia
 from ptune.encoders.initialise import embedding_std
 from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.model.backbone import load_tokenizer
+from ptune.model.capability import check_causal
 from ptune.model.loss import output_head
 from ptune.model.parameters import device_of, has_weights
 from ptune.model.view import children_of
@@ -96,6 +97,7 @@ def check_base(base: PreTrainedModel) -> None:
         )
     if base.config.is_encoder_decoder:
         raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
+    check_causal(base)
 
 
 def embedding_table(base: PreTrainedModel) -> torch.Tensor:

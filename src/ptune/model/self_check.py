@@ -31,7 +31,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from ptune.encoders import build_encoder
 from ptune.errors import ModelError, one_line
 from ptune.model.batch import run_prefixed
-from ptune.model.capability import Capability
+from ptune.model.capability import Capability, not_causal
 from ptune.model.concat import positions
 from ptune.model.loss import output_head
 from ptune.model.packed_forward import run_packed
@@ -160,17 +160,9 @@ class _Probe:
     def _check_causal(self) -> None:
         seen = VIRTUAL + SHORT
         ahead = _error(self.right_short[:seen], self.right[:seen])
-        if ahead <= self.tolerance:
-            return
-        config = self.base.config.get_text_config(decoder=True)
-        hint = "Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM."
-        if getattr(config, "is_decoder", None) is False:
-            hint = "Load it with is_decoder=True, which makes it one (is_decoder in its config.json)."
-        raise ModelError(
-            f"{self.name} is not a causal language model: it sees the text ahead (other words behind a token change "
-            f"its logits by {ahead:.1%}).",
-            hint=hint,
-        )
+        if ahead > self.tolerance:
+            what = f"sees the text ahead (other words behind a token change its logits by {ahead:.1%})"
+            raise not_causal(self.base, what)
 
     def _prompts(self) -> RowPrompts:
         encoder = build_encoder("embedding", num_virtual_tokens=VIRTUAL, token_dim=self.soft.shape[-1])

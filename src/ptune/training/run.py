@@ -94,6 +94,8 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
+        for note in model.capability.notes:
+            show_line(note, say)
         show_line(batches_line(recipe, args, model, collate, trainer.budget_sampler), say)
         if resume is not None:
             for line in (*changed, f"going on from {resume}"):
@@ -161,9 +163,9 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
     check_tokenizer(base, tokenizer)
     set_seed(args.seed)
     if recipe.init_from is None:
-        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer)
+        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)
     else:
-        model = PTunedModel(base)
+        model = PTunedModel(base, self_check=recipe.self_check)
         start_from(model, recipe, tokenizer)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
