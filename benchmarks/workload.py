@@ -1,9 +1,10 @@
 """What is trained in a benchmark: a frozen model, a tokenizer, and the same rows for every contender.
 
 The rows are real text, drawn with a seed from a file of instructions (`--data`), or from the demo's own where there is
-none, in the tutorial's template. `random:bloom-1b4` is the tutorial's model in size, with random weights: what a step
-costs does not depend on them. Its rows are cut by the tokenizer of the small model and their ids taken modulo the
-vocabulary, which leaves their lengths as they are.
+none, in the tutorial's template. A model called `random:` has random weights: what a step costs does not depend on
+them. `random:bloom-1b4` is the tutorial's model in size, `random:qwen3-moe` a mixture of experts and
+`random:deepseek-v3` one with latent attention. Their rows are cut by SmolLM2's tokenizer and their ids taken modulo the
+vocabulary, which leaves the lengths as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    DeepseekV3Config,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3MoeConfig,
+)
 
 from harness import ROOT, Settings
 from ptune.data.records import load_examples
@@ -26,7 +34,31 @@ from ptune.model.backbone import DTYPES, load_model, load_tokenizer
 from ptune.model.fused.linear import is_plain
 
 SMOLLM2 = "builtin:smollm2-135m"
-BLOOM = "random:bloom-1b4"
+BLOOM, MOE, LATENT = "random:bloom-1b4", "random:qwen3-moe", "random:deepseek-v3"
+_EXPERTS = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "moe_intermediate_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 9,
+    "num_experts_per_tok": 4,
+    "tie_word_embeddings": True,
+}
+RANDOM = {
+    BLOOM: BloomConfig(vocab_size=46145, hidden_size=2048, n_layer=24, n_head=16),
+    MOE: Qwen3MoeConfig(**_EXPERTS, num_key_value_heads=3, head_dim=64, num_experts=16),
+    LATENT: DeepseekV3Config(
+        **_EXPERTS,
+        num_key_value_heads=9,
+        n_routed_experts=16,
+        n_group=4,
+        topk_group=2,
+        q_lora_rank=192,
+        kv_lora_rank=128,
+    ),
+}
+"""Configurations of the models with random weights."""
 ALPACA = "../shared/data/alpaca_en/alpaca_data.json"
 DEMO = "src/ptune/demo/train.jsonl"
 
@@ -81,8 +113,8 @@ def load(settings: Settings) -> Workload:
     """
     torch.set_num_threads(settings["threads"])
     name = settings["model"]
-    base = random_bloom(settings) if name == BLOOM else _pretrained(settings)
-    tokenizer = load_tokenizer(SMOLLM2 if name == BLOOM else name)
+    base = random_model(settings) if name in RANDOM else _pretrained(settings)
+    tokenizer = load_tokenizer(SMOLLM2 if name in RANDOM else name)
     drawn = draw_rows(settings, tokenizer)
     vocabulary = base.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > vocabulary:
@@ -109,13 +141,12 @@ def draw_rows(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Dataset
     return dataset.select(range(wanted))
 
 
-def random_bloom(settings: Settings) -> PreTrainedModel:
-    """The tutorial's model in size, with random weights of the asked dtype, frozen and in eval mode."""
-    config = BloomConfig(vocab_size=46145, hidden_size=2048, n_layer=24, n_head=16)
+def random_model(settings: Settings) -> PreTrainedModel:
+    """One of `RANDOM`, with random weights of the asked dtype, frozen and in eval mode."""
     torch.manual_seed(settings["seed"])
     with torch.device(settings["device"]):
-        model = BloomForCausalLM(config).to(DTYPES[settings["dtype"]])
-    return model.requires_grad_(False).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(RANDOM[settings["model"]])
+    return model.to(DTYPES[settings["dtype"]]).requires_grad_(False).eval()
 
 
 def _pretrained(settings: Settings) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen3MoeConfig
 
 import contenders
 import training_memory
@@ -74,7 +75,7 @@ def test_too_few_rows(settings: dict[str, Any], asked: dict[str, Any]):
 
 
 def test_the_tutorials_model_in_size():
-    model = workload.random_bloom({"seed": 0, "device": "meta", "dtype": "bfloat16"})
+    model = workload.random_model({"model": workload.BLOOM, "seed": 0, "device": "meta", "dtype": "bfloat16"})
     assert sum(one.numel() for one in model.parameters()) == 1_303_111_680
     assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
     assert not any(one.requires_grad for one in model.parameters())
@@ -124,6 +125,18 @@ def test_the_memory_script_measures_peaks(
     entries = result["cases"][0]["contenders"]
     assert list(entries) == list(contenders.CONTENDERS)
     assert all(entry["peak_gib"]["median"] >= 0 for entry in entries.values())
+
+
+def test_mixtures_of_experts_train_the_same_packed_and_padded(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Beside PEFT too, whose loss must agree: what `mixtures.py` compares in time is the same training."""
+    few = {"hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_experts": 4}
+    config = Qwen3MoeConfig(**{**workload.RANDOM[workload.MOE].to_dict(), **few, "layer_types": None})
+    monkeypatch.setitem(workload.RANDOM, workload.MOE, config)
+    given = {**settings, "model": workload.MOE, "encoder": "mlp", "n": 3, "batch": 1}
+    losses = [contenders.train(name, given)["train_loss"] for name in ("peft", "ptune-packed")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_on_a_gpu_the_tutorials_model_and_batches():

@@ -8,14 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from architectures import VOCABULARY, build
+from architectures import build
+from decoders.small import small_config
 from ptune.data.collate import PackingCollator, PaddingCollator
+from ptune.errors import ModelError
 from ptune.memory.simulate import (
     BODY,
     ROWS_SIMULATED,
     Shape,
     encoder_cost,
-    layer_period,
+    layer_pattern,
     simulate,
     step_cost,
     with_layers,
@@ -54,7 +56,7 @@ def real_step(config: PretrainedConfig, method: str) -> LiveBytes:
         rows[0] = {name: values[:-1] for name, values in rows[0].items()}
     batch = (PackingCollator() if packed else PaddingCollator(pad_token_id=0))(rows)
     more = {"return_logits": False} if METHODS[method].is_ptune else {}
-    tracker = LiveBytes(vocab_size=VOCABULARY, supervised=0)
+    tracker = LiveBytes(vocab_size=config.get_text_config(decoder=True).vocab_size, supervised=0)
     with tracker:
         model(**batch, **more).loss.backward()
     return tracker
@@ -92,10 +94,41 @@ def test_few_layers_tell_of_many(method: str, accumulation: int):
     assert told.operations == pytest.approx(len(whole.tracker.live), abs=2)
 
 
+@pytest.mark.parametrize("method", ["mlp", "lora"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "gemma3", "gemma4_text", "nemotron"])
+def test_the_architectures_people_ask_for(name: str, method: str):
+    """Mixtures of experts, one part of a multimodal model, token ids beside embeddings, rows that cannot be packed."""
+    config = small_config(name)
+    told = simulate(config, method, SIZES, SHAPE)
+    real = real_step(config, method)
+    assert max(told.tracker.live) == pytest.approx(max(real.live), rel=0.08)
+
+
+def test_what_cannot_be_simulated_is_said_in_one_line():
+    """DBRX loops over the experts that got a token."""
+    with pytest.raises(ModelError, match=r"^DbrxForCausalLM cannot be simulated: [^\n]*\. Measure with ptune compare"):
+        simulate(small_config("dbrx"), "mlp", SIZES, SHAPE)
+
+
+def test_layers_that_share_keys_and_values_are_simulated_one_and_all():
+    config = small_config("gemma4_text")
+    assert layer_pattern(config) == (4, 0)
+    whole, told = simulate(config, "mlp", SIZES, SHAPE), step_cost(config, "mlp", SIZES, SHAPE)
+    assert told.operations == len(whole.tracker.live)
+    assert not told.packed
+
+
+def test_the_first_layers_may_differ_from_the_others():
+    config = small_config("deepseek_v3", num_hidden_layers=12, mlp_layer_types=["dense"] * 4 + ["sparse"] * 8)
+    assert layer_pattern(config) == (4, 1)
+    whole, told = simulate(config, "mlp", SIZES, SHAPE), step_cost(config, "mlp", SIZES, SHAPE)
+    assert told.flops == pytest.approx(sum(whole.tracker.flops), rel=1e-6)
+
+
 def test_layers_of_two_kinds_grow_by_a_whole_period():
     config = build("gemma3", num_hidden_layers=8, layer_types=["sliding_attention", "full_attention"] * 4).config
-    assert layer_period(config) == 2
-    assert layer_period(build("llama").config) == 1
+    assert layer_pattern(config) == (3, 2)
+    assert layer_pattern(build("llama", num_hidden_layers=8).config) == (3, 1)
     whole = simulate(config, "full", SIZES, SHAPE)
     told = step_cost(config, "full", SIZES, SHAPE)
     assert max(told.early.total, told.late.total) == pytest.approx(max(whole.tracker.live), rel=0.01)

@@ -145,7 +145,7 @@ class Forecaster:
         optimizer = ADAM_BYTES * counts.trainable
         late = cost.late.total > cost.early.total
         moment = cost.late if late else cost.early
-        slack = (OWN_SLACK if counts.packs else TRAINER_SLACK)[self.device] * moment.total
+        slack = (OWN_SLACK if cost.packed else TRAINER_SLACK)[self.device] * moment.total
         memory = MemorySplit(
             weights=counts.weight_bytes / GIB,
             gradients=moment.gradients / GIB,
@@ -171,7 +171,7 @@ class Forecaster:
             flops=cost.flops * self._batches,
             moved_bytes=cost.moved * self._batches,
             operations=cost.operations * self._batches,
-            packed=counts.packs,
+            packed=cost.packed,
         )
 
     def largest_batch(self, method: str, length: int, memory_gib: float, *, most: int = 65536) -> int:
@@ -225,8 +225,7 @@ class Forecaster:
         with torch.device("meta"):
             model: Any = apply_method(method, skeleton(self.config, DTYPES[self.dtype]), self.settings)
         trainable, total = count_parameters(model)
-        packs = METHODS[method].is_ptune and self.settings.packing and bool(model.packs)
-        return _Counts(trainable, total, _bytes(model), packs)
+        return _Counts(trainable, total, _bytes(model))
 
     def _check_length(self, method: str, length: int) -> None:
         virtual = self.settings.num_virtual_tokens if METHODS[method].encoder else 0
@@ -243,7 +242,6 @@ class _Counts:
     trainable: int
     total: int
     weight_bytes: int
-    packs: bool
 
 
 def _bytes(model: nn.Module) -> int:

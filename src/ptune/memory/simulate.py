@@ -1,14 +1,16 @@
 """A training step without data: the real code of model, prompt and loss on tensors that have shapes and no values.
 
 What such a step holds at its fullest is what a real one holds, for any architecture that transformers knows, because it
-is the same code that decides what to keep. Two small copies of the model, of a few layers each, are enough: what a
-step holds grows by the same amount with each further layer, at each of the two moments when it can be fullest,
+is the same code that decides what to keep. Two small copies of the model, of a few layers each, are enough where its
+layers repeat: what a step holds grows by the same amount with each further layer, at each of the two moments when it
+can be fullest,
 
 - early: at the loss, or in the first layer's backward, when everything the forward kept is there;
 - late: in the last layer's backward, when all gradients of what trains are there.
 
 The bigger of the two is the peak. The moments are told apart by counting operations; where layers differ in kind (some
-with a sliding window) the copies grow by a whole period of the pattern.
+with a sliding window, the first without experts) the copies grow by a whole period of the pattern. Where layers share
+keys and values, or no small copy can be made, all layers are simulated.
 
 Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens. A packed step is made of as many
 pieces as there are rows, so beyond `ROWS_SIMULATED` rows it is extrapolated too.
@@ -19,6 +21,7 @@ it: what it keeps in between is added to both moments, and its own backward may 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,11 +31,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
-from ptune.errors import ModelError, one_line
+from ptune.errors import ModelError, PTuneError, one_line
 from ptune.memory.tracker import LiveBytes
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.skeleton import skeleton
+from ptune.model.token_ids import filler_of
 
 FEWEST = 3
 """Layers of the smaller copy: a first one, a last one, and one between."""
@@ -63,8 +67,8 @@ class Moment:
         """Extrapolated: this, and `layers` times the step to `other`."""
         return Moment(
             self.total + layers * (other.total - self.total),
-            self.logits + layers * (other.logits - self.logits),
-            self.gradients + layers * (other.gradients - self.gradients),
+            max(self.logits + layers * (other.logits - self.logits), 0.0),
+            max(self.gradients + layers * (other.gradients - self.gradients), 0.0),
         )
 
 
@@ -78,6 +82,8 @@ class StepCost:
     moved: float
     """Bytes that operations other than products read and write."""
     operations: float
+    packed: bool
+    """Whether rows stand one after another, without padding."""
 
     def grown(self, other: StepCost, layers: float) -> StepCost:
         """Extrapolated by layers."""
@@ -91,25 +97,44 @@ class StepCost:
             along(self.flops, other.flops),
             along(self.moved, other.moved),
             along(self.operations, other.operations),
+            self.packed,
         )
 
 
-def layer_period(config: PretrainedConfig) -> int:
-    """After how many layers the pattern of layer kinds repeats; 1 where all are alike."""
-    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or []
-    for period in range(1, len(kinds)):
-        if all(kinds[at] == kinds[at % period] for at in range(len(kinds))):
-            return period
-    return 1
+def layer_pattern(config: PretrainedConfig) -> tuple[int, int]:
+    """(layers of the smaller copy, by how many layers the larger one has more), as the configuration's lists say."""
+    text = config.get_text_config(decoder=True)
+    layers = text.num_hidden_layers
+    if getattr(text, "num_kv_shared_layers", None):
+        return layers, 0
+    kinds = list(zip(*_lists_by_layer(text).values(), strict=True)) or [()] * layers
+    patterns = [
+        (fewest, period)
+        for period in range(1, layers)
+        for fewest in range(FEWEST, layers - period + 1)
+        if kinds[fewest:-period] == kinds[fewest + period :]
+    ]
+    return min(patterns, key=lambda pattern: (sum(pattern), pattern), default=(layers, 0))
+
+
+def _lists_by_layer(text: PretrainedConfig) -> dict[str, list[Any]]:
+    """The configuration's lists that have an entry a layer."""
+    made = {name: getattr(text, name, None) for name in ("layer_types", "layers_block_type")}
+    found = {**vars(text), **made}
+    return {
+        name: kept for name, kept in found.items() if isinstance(kept, list) and len(kept) == text.num_hidden_layers
+    }
 
 
 def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The configuration with fewer layers."""
     small = copy.deepcopy(config)
     text = small.get_text_config(decoder=True)
+    lists = _lists_by_layer(text)
     text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+    for name, kept in lists.items():
+        with contextlib.suppress(AttributeError):  # some are made from other fields
+            setattr(text, name, kept[:layers])
     return small
 
 
@@ -140,14 +165,15 @@ def step_cost(
 
 def _whole(config: PretrainedConfig, method: str, settings: MethodSettings, shape: Shape, **options: Any) -> StepCost:
     """All layers, from copies with fewer."""
-    layers, period = config.get_text_config(decoder=True).num_hidden_layers, layer_period(config)
-    fewest = period * max(-(-FEWEST // period), 1)
-    if layers <= fewest + period:
-        return simulate(config, method, settings, shape, **options).cost()
-    small = simulate(with_layers(config, fewest), method, settings, shape, **options)
-    larger = simulate(with_layers(config, fewest + period), method, settings, shape, **options)
-    tail = 2 * (larger.backward_operations - small.backward_operations)
-    return small.cost(tail).grown(larger.cost(tail), (layers - fewest) / period)
+    layers = config.get_text_config(decoder=True).num_hidden_layers
+    fewest, period = layer_pattern(config)
+    if layers > fewest + period:
+        with contextlib.suppress(ModelError, NotImplementedError):  # such as a pattern that needs all layers
+            small = simulate(with_layers(config, fewest), method, settings, shape, **options)
+            larger = simulate(with_layers(config, fewest + period), method, settings, shape, **options)
+            tail = 2 * (larger.backward_operations - small.backward_operations)
+            return small.cost(tail).grown(larger.cost(tail), (layers - fewest) / period)
+    return simulate(config, method, settings, shape, **options).cost()
 
 
 @dataclass(frozen=True)
@@ -165,19 +191,20 @@ class EncoderCost:
     def added_to(self, body: StepCost) -> StepCost:
         """A step with this encoder, from one without any."""
         early, late = (replace(one, total=one.total + self.kept) for one in (body.early, body.late))
-        return StepCost(
-            early,
-            max(late, self.backward, key=lambda moment: moment.total),
-            body.flops + self.flops,
-            body.moved + self.moved,
-            body.operations + self.operations,
+        return replace(
+            body,
+            early=early,
+            late=max(late, self.backward, key=lambda moment: moment.total),
+            flops=body.flops + self.flops,
+            moved=body.moved + self.moved,
+            operations=body.operations + self.operations,
         )
 
 
 def encoder_cost(config: PretrainedConfig, method: str, settings: MethodSettings) -> EncoderCost:
     """The cost of one of ptune's encoders, forward and backward, alone."""
     with torch.device("meta"):
-        model: Any = apply_method(method, skeleton(with_layers(config, 1)), settings)
+        model: Any = apply_method(method, skeleton(config), settings)
     (encoder,) = model.prompts.values()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _without_data(encoder, mode)
@@ -207,6 +234,8 @@ class Simulated:
     """Whether gradients of an earlier batch lie there all the time."""
     backward_from: int
     """Operation at which the last backward begins."""
+    packed: bool
+    """Whether rows stand one after another, without padding."""
 
     @property
     def backward_operations(self) -> int:
@@ -225,6 +254,7 @@ class Simulated:
             sum(self.tracker.flops),
             float(sum(self.tracker.moved)),
             float(len(live)),
+            self.packed,
         )
 
     def _moment(self, at: int, *, gradients: float) -> Moment:
@@ -248,32 +278,72 @@ def simulate(
     Raises:
         ModelError: An operation of the architecture needs data.
     """
-    base = skeleton(config, dtype)
-    with torch.device("meta"):
-        model: Any = apply_method(method, base, settings)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    _without_data(model, mode)
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    vocabulary = int(config.get_text_config(decoder=True).vocab_size)
-    tokens = shape.rows * shape.length
-    tracker = LiveBytes(vocab_size=vocabulary, supervised=max(int(tokens * shape.supervised_share), 1))
-    packs = METHODS[method].is_ptune and settings.packing and model.packs
-    mixed = METHODS[method].name == "full" and dtype != torch.float32
-    begin = 0
-    try:
-        with mode, tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-            for _ in range(min(accumulation, 2)):
-                # As in Trainer: the output, and the logits in it, are gone when the backward begins.
-                loss = model(**_batch(shape, packed=packs, prompt=METHODS[method].is_ptune)).loss
-                begin = len(tracker.live)
-                loss.backward()
-                del loss
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        raise ModelError(
-            f"{type(base).__name__} cannot be simulated: {one_line(error)[:200]}", hint="Measure with ptune compare."
-        ) from error
-    return Simulated(tracker, _gradient_bytes(model), accumulation > 1, begin)
+    step = _Step(config, method, settings, shape, dtype, accumulation, checkpointing)
+    if not METHODS[method].is_ptune:
+        return step.run()
+    # What the self-check finds out with a real model: rows that cannot be packed, virtual tokens that need a token id.
+    fault: ModelError | None = None
+    for ways in ({"packs": settings.packing}, {"packs": False}, {"packs": False, "filler": True}):
+        try:
+            return step.run(**ways)
+        except ModelError as error:
+            fault = fault or error
+    assert fault is not None
+    raise fault
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step to run without data; the fields are the arguments of `simulate`."""
+
+    config: PretrainedConfig
+    method: str
+    settings: MethodSettings
+    shape: Shape
+    dtype: torch.dtype
+    accumulation: int
+    checkpointing: bool
+
+    def run(self, *, packs: bool = False, filler: bool = False) -> Simulated:
+        """Run it, with packed rows or padded ones, and with the prompt as embeddings alone or with a filler's id.
+
+        Raises:
+            ModelError: The model refuses, or an operation of it needs data.
+        """
+        base = skeleton(self.config, self.dtype)
+        method, shape = METHODS[self.method], self.shape
+        with torch.device("meta"):
+            model: Any = apply_method(self.method, base, self.settings)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        _without_data(model, mode)
+        if self.checkpointing:
+            model.gradient_checkpointing_enable()
+        if filler:
+            model.capability = replace(model.capability, prefix=False, filler_id=filler_of(base))
+        packs = packs and model.packs
+        if method.is_ptune:
+            model.pack_batches = packs  # or it packs padded batches by itself
+        vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
+        supervised = max(int(shape.rows * shape.length * shape.supervised_share), 1)
+        tracker = LiveBytes(vocab_size=vocabulary, supervised=supervised)
+        mixed = method.name == "full" and self.dtype != torch.float32
+        begin = 0
+        try:
+            with mode, tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                for _ in range(min(self.accumulation, 2)):
+                    # As in Trainer: the output, and the logits in it, are gone when the backward begins.
+                    loss = model(**_batch(shape, packed=packs, prompt=method.is_ptune)).loss
+                    begin = len(tracker.live)
+                    loss.backward()
+                    del loss
+        except PTuneError:
+            raise
+        except Exception as error:  # whatever the model's own code raises
+            raise ModelError(
+                f"{type(base).__name__} cannot be simulated: {one_line(error)[:200].rstrip('.')}.",
+                hint="Measure with ptune compare.",
+            ) from error
+        return Simulated(tracker, _gradient_bytes(model), self.accumulation > 1, begin, packs)
 
 
 def _gradient_bytes(model: nn.Module) -> int:

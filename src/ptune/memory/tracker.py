@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 _aten = torch.ops.aten
 _device = torch.ops.prim.device.default
+_grouped = _aten._grouped_mm.default  # noqa: SLF001 (the operator's name)
 
 
 @dataclass
@@ -77,6 +78,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
             return args[0].new_empty((self._supervised, *args[0].shape[args[1][0].dim() :]))
         if func is _aten._local_scalar_dense.default and _is_fake(args[0]):  # noqa: SLF001 (the operator's name)
             return 1 if args[0].dtype == torch.bool else self._supervised
+        if func is _grouped and _is_fake(args[0]) and args[0].dtype != torch.bfloat16:
+            return args[0].new_empty(_grouped_shape(*args[:3]))
         return None
 
     def _was_there(self, tensor: torch.Tensor) -> None:
@@ -119,6 +122,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
         elif "linear" in packet.__name__:
             weight = args[1]
             flops = 2.0 * outputs[0].numel() * weight.shape[-1]
+        elif func is _grouped:
+            flops = 2.0 * args[0].numel() * args[1].shape[-1]
         elif not func.is_view:
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
             moved = sum(tensor.numel() * tensor.element_size() for tensor in [*inputs, *outputs])
@@ -130,6 +135,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
         for life in self._all:
             if life.born <= moment and (life.died is None or life.died > moment):
                 yield life.nbytes, life.logits
+
+
+def _grouped_shape(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor) -> tuple[int, ...]:
+    """Of a product of groups, as mixtures of experts have it; without data PyTorch knows it in bfloat16 alone."""
+    if left.dim() == 2 and right.dim() == 2:
+        return (len(ends), left.shape[0], right.shape[1])
+    return (left.shape[-2], right.shape[-1])
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:

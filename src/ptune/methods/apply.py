@@ -71,8 +71,15 @@ def apply_method(
         return model.train()
     import peft
 
+    config = _peft_config(chosen, sizes)
     try:
-        adapted: nn.Module = peft.get_peft_model(base, _peft_config(chosen, sizes))
+        try:
+            adapted: nn.Module = peft.get_peft_model(base, config)
+        except ValueError:  # PEFT knows which layers LoRA belongs to for some architectures
+            if chosen.encoder is not None:
+                raise
+            config.target_modules = "all-linear"
+            adapted = peft.get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(f"PEFT cannot adapt {type(base).__name__}: {one_line(error)}") from error
     return adapted.train()

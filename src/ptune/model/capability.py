@@ -62,22 +62,27 @@ class Capability:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Refuse a model none of whose attention is causal, as its layers say: BERT and its kin as they come.
+    """Refuse an encoder that was not told to be a decoder: BERT and its kin as they come. Costs no run of the model.
 
     Raises:
         ModelError: It attends in both directions.
     """
+    # BigBird-Pegasus and GIT say the one and mask the text ahead all the same; the self-check tries them.
     told = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if told == {False}:
+    if told == {False} and _is_encoder(model):
         raise not_causal(model, "attends in both directions")
 
 
 def not_causal(model: PreTrainedModel, why: str) -> ModelError:
     """The error for a model that sees the text ahead, with the way out that its configuration offers."""
     hint = "Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM."
-    if getattr(model.config.get_text_config(decoder=True), "is_decoder", None) is False:
+    if _is_encoder(model):
         hint = "Load it with is_decoder=True (is_decoder in its config.json), which makes it a decoder."
     return ModelError(f"{type(model).__name__} is not a causal language model: it {why}.", hint=hint)
+
+
+def _is_encoder(model: PreTrainedModel) -> bool:
+    return getattr(model.config.get_text_config(decoder=True), "is_decoder", None) is False
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -17,8 +17,9 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> Pr
     try:
         with torch.device("meta"):
             base: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # whatever the model's own code raises
         raise ModelError(f"no model can be made of this configuration: {one_line(error)}") from error
-    base.requires_grad_(False)
+    # Weights that a class draws in a way of its own have been made with data.
+    base.to("meta").requires_grad_(False)  # type: ignore[arg-type]
     base.eval()  # type: ignore[no-untyped-call]
     return base
