@@ -99,6 +99,18 @@ FLAGS = (
     ),
     Case(_R, "columns that are numbers", _numbered_columns, ("unknown field in columns '1'",)),
     Case(_F, "an unknown command", lambda at: ["trian"], ("unknown command 'trian'", "Did you mean 'train'?")),
+    Case(
+        _F,
+        "ChatGLM's name for a flag",
+        _flags(pre_seq_len=128),
+        ("unknown flag --pre-seq-len, did you mean --num-virtual-tokens?",),
+    ),
+    Case(
+        _F,
+        "a text that is not UTF-8",
+        lambda at: ["generate", at.kit.prompt, "\udcc4\udce3"],
+        ("a word of the command line is not UTF-8: \\xc4\\xe3",),
+    ),
     Case(_F, "an unknown flag", _flags(encodr="lstm"), ("unknown flag --encodr", "did you mean --encoder?")),
     Case(_F, "nothing said", lambda at: ["train"], ("model, data and output are missing",)),
     Case(_F, "a stray word", lambda at: [*at.train(), "stray"], ("unexpected argument 'stray'",)),

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaForCausalLM, TrainingArguments
+from transformers.integrations import neftune
 
 from ptune import PTunedModel
 from ptune.errors import ConfigError
@@ -258,3 +259,26 @@ def test_training_argument_that_cannot_be_used_leaves_nothing(task: dict[str, An
     with pytest.raises(ConfigError, match="nobody is not supported"):
         run(task, report_to="nobody")
     assert not Path(task["output"]).exists()
+
+
+def test_noise_on_the_embeddings_has_the_rows_strength_in_packed_batches(
+    task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """NEFTune (arXiv:2310.05914): uniform within alpha / sqrt(row length x width) on text; the prompt gets none."""
+    plain = run(task)
+    noises, original = [], neftune.neftune_post_forward_hook
+
+    def watched(module: torch.nn.Embedding, given: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        noised: torch.Tensor = original(module, given, output)
+        if module.training:
+            noises.append((given[0].shape, (noised - output).detach()))
+        return noised
+
+    monkeypatch.setattr(neftune, "neftune_post_forward_hook", watched)
+    noised = run({**task, "overwrite": True}, neftune_noise_alpha=5.0)
+    assert plain.train_loss != noised.train_loss
+    assert len(noises) == 4
+    for (rows, length), noise in noises:
+        assert rows == 8
+        most = 5 / math.sqrt(length * noise.shape[-1])
+        assert 0.95 * most < float(noise.abs().max()) <= most

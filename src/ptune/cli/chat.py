@@ -8,6 +8,7 @@ from typing import Any
 
 from ptune.cli.flags import Parser
 from ptune.cli.session_flags import NEW_TOKENS, add_session_flags, generation_options
+from ptune.cli.streams import check_decoded
 from ptune.errors import PTuneError, one_line
 
 _HELP = "/base  show or hide the frozen model's answer too    /reset  forget the conversation    /exit  leave"
@@ -77,7 +78,7 @@ class Conversation:
     def turn(self, text: str) -> None:
         """Answer one message; an error of the user's (a text too long) does not end the conversation."""
         try:
-            ids = self.fitting(text)
+            ids = self.fitting(check_decoded(text, "that line"))
             answer = self.say("base" if self.args.no_prompt else "tuned", ids)
             if self.compare and not self.args.no_prompt:
                 self.say("base", ids)

@@ -1,7 +1,7 @@
 """Flags from dataclass fields, and a parser whose faults are errors of ptune's own.
 
 `--num-virtual-tokens` and `--num_virtual_tokens` are the same flag. A flag that does not exist is refused with the
-nearest one that does.
+one that was probably meant.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
-from ptune.errors import ConfigError, nearest
+from ptune.cli.names_elsewhere import meant
+from ptune.errors import ConfigError
 from ptune.recipe import allowed_types, item_type
 
 
@@ -97,13 +98,13 @@ def dashed(argv: Sequence[str]) -> list[str]:
 
 
 def unknown_flags(words: Sequence[str], known: Iterable[str], command: str) -> ConfigError:
-    """The error for words that no flag takes; all unknown flags are named, each with the nearest known one."""
+    """The error for words that no flag takes; all of them are named, each with the one that was probably meant."""
     flags = [word.split("=", 1)[0] for word in words if word.startswith("-")]
     see = f"See ptune {command} --help."
     if not flags:
         return ConfigError(f"unexpected argument {words[0]!r}.", hint=f"Put a text of several words in quotes. {see}")
     names = [name.removeprefix("--") for name in known]
-    guesses = [nearest(word.lstrip("-"), names) for word in flags]
+    guesses = [meant(word.lstrip("-"), names) for word in flags]
     said = "; ".join(
         f"unknown flag {word}" + (f", did you mean --{guess}?" if guess else "")
         for word, guess in zip(flags, guesses, strict=True)

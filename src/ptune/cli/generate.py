@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ptune.cli.flags import Parser
 from ptune.cli.session_flags import add_session_flags, generation_options
+from ptune.cli.streams import check_decoded
 from ptune.errors import ConfigError
 
 
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     if text in (None, "-"):
         if sys.stdin.isatty():
             print("(the text, then Ctrl-D)", file=sys.stderr)
-        text = sys.stdin.read().rstrip("\r\n")
+        text = check_decoded(sys.stdin.read(), "standard input").rstrip("\r\n")
     if not text.strip():
         raise ConfigError("there is no text to answer.", hint='Give it as an argument: ptune generate DIR "text".')
     from ptune.cli.quiet import quiet_libraries

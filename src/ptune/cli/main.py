@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from ptune import __version__
+from ptune.cli.streams import check_decoded, keep_undecoded
 from ptune.errors import ConfigError, PTuneError, RunStoppedError, one_line, unknown
 
 COMMANDS = {
@@ -79,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # a pipe stays plain; read by tqdm when it is imported
+    keep_undecoded()
     try:
+        for word in words:
+            check_decoded(word, "a word of the command line")
         code = _dispatch(command, words[1:])
         sys.stdout.flush()
         return code

@@ -21,7 +21,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-from ptune.errors import ConfigError, listed, nearest, one_line, shown
+from ptune.cli.names_elsewhere import meant
+from ptune.errors import ConfigError, listed, one_line, shown
 from ptune.recipe import TrainRecipe, allowed_types, item_type
 
 MAX_BYTES = 2**16
@@ -136,10 +137,11 @@ def _check_plain(value: Any, place: str) -> None:
 
 def unknown_key(path: Path, key: str, known: list[str]) -> ConfigError:
     """The error for a key that is no flag."""
-    guess = nearest(key, known)
+    guess = meant(key, known)
     return ConfigError(
         f"unknown key {shown(key)} in the recipe {path}.",
-        hint=(f"Did you mean {guess!r}? " if guess else "") + "The keys are the flags: see ptune train --help.",
+        hint=(f"Did you mean {': '.join(guess.split())!r}? " if guess else "")
+        + "The keys are the flags: see ptune train --help.",
     )
 
 
