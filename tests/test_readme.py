@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_quoted_figures_on_saving_are_the_committed_ones(name: str) -> None:
         for ours in ("ptune", "ptune-plain"):
             assert case[ours]["best_recorded"] == case[ours]["best_reloaded"]
             assert case[ours]["end_alone"] == case[ours]["end_resumed"]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_quoted_figures_on_architectures_are_the_committed_ones(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    whole = json.loads((ROOT / "benchmarks/results/architecture_sweep.json").read_text(encoding="utf-8"))
+    outcomes = Counter(one["outcome"] for one in whole["models"])
+    assert f"transformers {whole['versions']['transformers'].rpartition('.')[0]}" in text
+    (paragraph,) = [part for part in text.split("\n\n") if "docs/architectures.md" in part and "XLNet" in part]
+    models, impossible = len(whole["models"]), len(whole["impossible"])
+    for number in (models + impossible, outcomes["right"], outcomes["refused"], impossible):
+        assert re.search(rf"(?<![\d.]){number}(?![\d.]\d)", paragraph), number
 
 
 @pytest.mark.parametrize("name", READMES)

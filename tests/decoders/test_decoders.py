@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from decoders.small import IMPOSSIBLE, MODEL_TYPES, small_decoder
 from decoders.sweep import Finding, sweep
-from ptune import PTunedModel
+from ptune import PromptEncoderConfig, PTunedModel
 from ptune.errors import ModelError
 
 QUICK = {
@@ -75,6 +76,22 @@ def test_what_is_refused_is_refused_before_anything_else() -> None:
 def test_an_encoder_says_how_it_becomes_a_decoder() -> None:
     with pytest.raises(ModelError, match="is_decoder=True"):
         PTunedModel(small_decoder("bert", is_decoder=False))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_the_routers_balance_is_no_part_of_the_loss(model_type: str) -> None:
+    """It would pull at weights that are frozen; what is left out is said, and the answers' loss is the same."""
+    losses = []
+    for asked in (False, True):
+        base = small_decoder(model_type, output_router_logits=asked, router_aux_loss_coef=10.0)
+        torch.manual_seed(0)
+        model = PTunedModel(base, PromptEncoderConfig(num_virtual_tokens=3)).train()
+        assert any("load-balancing loss is left out" in note for note in model.capability.notes) is asked
+        ids = torch.arange(3, 15).view(2, 6)
+        for packs in (True, False):
+            model.pack_batches = packs
+            losses.append(float(model(ids, labels=ids).loss))
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", IMPOSSIBLE)

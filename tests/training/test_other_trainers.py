@@ -10,7 +10,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
@@ -184,3 +186,37 @@ def test_a_pipeline_takes_it_without_a_word(
     mine = model.generate(**ids, max_new_tokens=3, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert found == tiny_tokenizer.decode(mine, skip_special_tokens=True)
     assert not [record for record in caplog.records if "not supported" in record.message]
+
+
+def test_an_accelerate_loop_trains_saves_and_goes_on(
+    model: PTunedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """The loop of accelerate's examples: `prepare`, `accumulate`, `clip_grad_norm_`, `save_state`, `unwrap_model`."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    rows = DataLoader(ROWS, batch_size=2, collate_fn=DataCollatorForSeq2Seq(tiny_tokenizer, padding=True))  # type: ignore[arg-type]
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    prepared, optimizer, rows = accelerator.prepare(model, optimizer, rows)
+
+    def epoch() -> list[float]:
+        losses = []
+        for batch in rows:
+            with accelerator.accumulate(prepared):
+                loss = prepared(**batch).loss
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(prepared.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(float(loss))
+        return losses
+
+    before = epoch()
+    accelerator.save_state(str(tmp_path / "state"))
+    wanted = epoch()
+    assert sum(wanted) < sum(before)
+    accelerator.load_state(str(tmp_path / "state"))
+    assert epoch() == wanted
+    trained = accelerator.unwrap_model(prepared)
+    assert type(trained) is type(model)
+    trained.save_pretrained(tmp_path / "final", is_main_process=accelerator.is_main_process)
+    assert relative_error(logits_of(PTunedModel.from_pretrained(tmp_path / "final")), logits_of(trained)) < 1e-5

@@ -339,3 +339,18 @@ def test_log_tells_speed_and_memory(tmp_path: Path):
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 and entry["memory_gib"] > 0 for entry in entries)
     assert trainer.total_tokens() == trainer.tokens_seen == sum(len(row["input_ids"]) for row in rows)
+
+
+def test_what_it_would_not_save_it_does_not_train(tmp_path: Path) -> None:
+    model = prompted()
+    model.add_prompt("second", PromptEncoderConfig(num_virtual_tokens=3))
+    model.train_prompts(["default", "second"])
+    with pytest.raises(
+        ConfigError, match=r"the active prompt alone, 'default'; set to train: default, second\. Call set"
+    ):
+        trained(tmp_path, model=model)
+    model.set_prompt("second")
+    assert trained(tmp_path, model=model)[0]
+    model.train_prompts([])
+    with pytest.raises(ConfigError, match=r"no prompt of the model trains.*trainable=True"):
+        trained(tmp_path, model=model)

@@ -271,9 +271,11 @@ class RunsPrompts(StandsIn):
             input_ids = kwargs.pop("inputs", None)
         if prompt_names is None and (given := kwargs.pop("adapter_names", None)) is not None:
             prompt_names = _as_prompt_names(given)
-        if self._disabled:
-            return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
         text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+        if self._disabled:
+            if text is None or self.capability.left_padding:
+                return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
+            prompt_names = [None] * text.shape[0]
         if input_ids is not None:
             check_ids(self.base, input_ids)
         if text is None:

@@ -26,7 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
-from ptune.errors import ConfigError
+from ptune.errors import ConfigError, listed
 from ptune.evaluation.loss import LossSum
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
@@ -42,7 +42,8 @@ class PTuneTrainer(StepTrainer):
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
 
     Raises:
-        ConfigError: Rows or options that do not go with `tokens_per_batch`, or with packed batches.
+        ConfigError: Rows or options that do not go with `tokens_per_batch`, or with packed batches; on training, other
+            prompts are set to train than the active one, which alone is saved.
     """
 
     def __init__(
@@ -213,9 +214,25 @@ class PTuneTrainer(StepTrainer):
         super().log(logs, start_time)
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_active_trains()
         self._since = (time.perf_counter(), self.tokens_seen)
         with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _check_active_trains(self) -> None:
+        model = self.prompted
+        if model is None:
+            return
+        training = [name for name, one in model.prompts.items() if any(p.requires_grad for p in one.parameters())]
+        if not training:
+            raise ConfigError("no prompt of the model trains.", hint="Add one, or load it with trainable=True.")
+        if training != [model.active_prompt]:
+            raise ConfigError(
+                f"{type(self).__name__} trains the active prompt alone, {model.active_prompt!r}; set to train: "
+                f"{listed(training)}.",
+                hint="Call set_prompt(NAME). To train several at once use transformers.Trainer or a loop of your own, "
+                "and save each: save_pretrained(DIR, prompt_name=NAME).",
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """`save_model`: the prompt folder, and the tokenizer where the trainer was given one."""
