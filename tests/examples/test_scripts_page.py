@@ -25,7 +25,7 @@ def test_the_page_runs_from_top_to_bottom(
     assert MODEL in BLOCKS[0]
     names: dict[str, Any] = {}
     for block in BLOCKS:
-        exec(compile(block.replace(MODEL, str(tiny_model_dir)), "docs/scripts.md", "exec"), names)  # noqa: S102
+        exec(compile(block.replace(MODEL, str(tiny_model_dir)), "docs/scripts.md", "exec"), names)
     assert str(tiny_model_dir) in capsys.readouterr().out
     folders = ("my-prompt", "final", "sft-prompt", "pirate", "lawyer")
     vectors = [PTunedModel.from_pretrained(folder).encode() for folder in folders]

@@ -20,6 +20,7 @@ from prompting import (
 )
 from ptune.data.collate import PackingCollator
 from ptune.errors import ConfigError, ModelError
+from ptune.model.fused import linear
 from ptune.model.wrapper import PTunedModel
 
 LENGTHS = (9, 3, 14, 1, 7)
@@ -37,6 +38,21 @@ def _padded(side: str = "right") -> dict[str, torch.Tensor]:
 
 def _packed() -> dict[str, object]:
     return PackingCollator()([{"input_ids": row.tolist(), "labels": row.tolist()} for row in _rows()])
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_equals_padded_under_autocast(name: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `bf16=True` of a trainer does, on CPUs with AVX-512 and without: the error is that of bfloat16."""
+    monkeypatch.setattr(linear, "_PAYS", onednn)
+    model = encoder_prompt(ARCHITECTURES[name](), seed=1)
+    wanted_loss, wanted_gradient = prompt_gradient(model, **_packed())
+    for pack in (True, False):
+        model.pack_batches = pack
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, gradient = prompt_gradient(model, **_padded())
+        assert 0 < relative_error(loss, wanted_loss) < 2e-2
+        assert relative_error(gradient, wanted_gradient) < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

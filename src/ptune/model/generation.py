@@ -75,7 +75,7 @@ def generate_behind(
     fits = padding_fits(capability, attention_mask, prompts.width + length + new_tokens)
 
     def answer(own: RowPrompts, ids: torch.Tensor | None, mask: torch.Tensor, given: dict[str, Any]) -> Any:
-        if not own.encoders:
+        if not own.encoders and capability.left_padding:
             return generator(base).generate(ids, attention_mask=mask, **given)
         if takes_prefix(base, capability, own) and (fits or bool(mask.all())):
             forward = prefix_forward(view.current(), own.prefix(base), prompts.width + length + new_tokens)

@@ -112,6 +112,10 @@ def attend(
     """`(1, Q, H, E')`: the attention of packed rows, `slopes` `(H,)` ALiBi's; the rest as for `packed_attention`."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     cut = window if window is not None and window < rows.reach else None
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary angles leave queries and keys in float32; autocast would bring all to one dtype for PyTorch's own.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
     # Latent attention (DeepSeek) has values narrower than keys, and the kernels want one width: zeros add nothing.
     if missing > 0:

@@ -33,9 +33,15 @@ _PAYS = onednn_pays()
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`(…, O)`: `x` `(…, I)` times the transpose of `weight` `(O, I)`, plus `bias` `(O,)`; no gradients.
 
-    By the fastest kernel for the device and dtype.
+    By the fastest kernel for the device and dtype; under autocast by PyTorch's, which casts.
     """
-    if _PAYS and x.dtype is torch.float32 and x.device.type == "cpu" and x.numel() >= _MIN_ROWS * x.shape[-1]:
+    if (
+        _PAYS
+        and not torch.is_autocast_enabled("cpu")
+        and x.dtype is torch.float32
+        and x.device.type == "cpu"
+        and x.numel() >= _MIN_ROWS * x.shape[-1]
+    ):
         result: torch.Tensor = _onednn(x, weight, bias, "none", [], "")
         return result
     return F.linear(x, weight, bias)
@@ -65,8 +71,13 @@ def frozen_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 
 def suits(x: torch.Tensor, *weights: torch.Tensor | None) -> bool:
-    """Whether the fused parts can take `x` and these weights: plain float32 throughout, and nothing that trains."""
-    return x.dtype is torch.float32 and not any(
+    """Whether the fused parts can take `x` and these weights: plain float32 throughout, and nothing that trains.
+
+    Not under autocast, which chooses a dtype for every step.
+    """
+    if x.dtype is not torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return False
+    return not any(
         weight is not None and (weight.requires_grad or weight.dtype is not torch.float32 or not is_plain(weight))
         for weight in weights
     )
