@@ -4,7 +4,7 @@
 
 An MLP prompt of 10, 50 and 100 virtual tokens, and texts of 60 tokens. `first_token` is one new token for one text, the
 median of some calls; `decode` is 64 new tokens for a batch of 8, greedy, with no end token, all of `generate`. Every
-contender has answered once before: what ptune keeps from its first answer (see `ptune.model.prefix_cache`) is there, as
+contender has answered once before: what ptune keeps from its first answer (`ptune.prefix.across_calls`) is there, as
 in a chat or a server. `base` is the frozen model's own `generate` with no prompt at all.
 """
 

@@ -312,6 +312,7 @@ def command_line(benchmark: Benchmark, *, rounds: int) -> argparse.ArgumentParse
     parser.add_argument(
         "--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds that one process may take (default %(default)s)"
     )
+    parser.add_argument("--only", metavar="LABEL", help="this case alone, as the result names it: 'mlp n=10'")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, not as a table")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
@@ -346,12 +347,15 @@ def main(
     if options.rounds < 1:
         parser.error(f"--rounds must be at least 1, not {options.rounds}")
     command = shlex.join(["python", f"benchmarks/{benchmark.script.name}", *words]).replace(f"{ROOT}/", "")
+    wanted = [case for case in cases(options) if options.only in (None, case.label)]
+    if not wanted:
+        parser.error(f"--only {options.only}: there are {', '.join(case.label for case in cases(options))}")
     # A GPU's result stands beside the CPU's, not in its place.
     name = benchmark.name if options.device == "cpu" else f"{benchmark.name}_{options.device}"
     say = Console(stderr=True)
     result = run(
         benchmark,
-        cases(options),
+        wanted,
         options.rounds,
         output=options.output or RESULTS / f"{name}.json",
         command=command,

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from harness import Answer, Benchmark, Case, Settings, command_line, main
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.cli.main import main as ptune
-from ptune.model.backbone import load_model
+from ptune.loading.load import load_model
 
 ENCODERS = ("mlp", "lstm", "residual", "embedding")
 SMOLLM2 = "builtin:smollm2-135m"

@@ -22,7 +22,7 @@ import contenders
 import workload
 from harness import Answer, Benchmark, Case, Settings, command_line, held_gib, main, measuring
 from ptune import PackingCollator, PTunedModel
-from ptune.evaluation.loss import held_out_loss
+from ptune.evaluation.held_out_loss import held_out_loss
 
 FORMS = ("float32", "bfloat16", "int8", "8bit", "4bit")
 HELD_OUT_ROWS = 64

@@ -101,7 +101,7 @@ def small_model(folder: Path) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ptune.model.backbone import load_tokenizer
+    from ptune.loading.load import load_tokenizer
 
     tokenizer = load_tokenizer(MODEL)
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def plain(words: Sequence[str]) -> None:
     import ptune
     from ptune.data.template import get_template
     from ptune.data.tokenize import tokenize_examples
-    from ptune.model.backbone import load_model, load_tokenizer
+    from ptune.loading.load import load_model, load_tokenizer
 
     tokenizer, base = load_tokenizer(args.model), load_model(args.model, device="cpu")
     template, examples = get_template("tutorial", tokenizer), ptune.load_examples(str(DATA), limit=60)

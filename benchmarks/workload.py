@@ -30,8 +30,8 @@ from ptune.data.records import load_examples
 from ptune.data.template import get_template
 from ptune.data.tokenize import tokenize_examples
 from ptune.errors import DataError
-from ptune.model.backbone import DTYPES, load_model, load_tokenizer
-from ptune.model.fused.linear import is_plain
+from ptune.frozen.product import is_plain
+from ptune.loading.load import DTYPES, load_model, load_tokenizer
 
 SMOLLM2 = "builtin:smollm2-135m"
 BLOOM, MOE, LATENT = "random:bloom-1b4", "random:qwen3-moe", "random:deepseek-v3"

@@ -23,10 +23,10 @@ from architectures import build
 from commands import run
 from prompting import encoder_prompt
 from ptune.errors import PTuneError, one_line
-from ptune.model import hub
-from ptune.model.backbone import load_model
-from ptune.model.hub import prompt_folder
+from ptune.loading.load import load_model
+from ptune.model import on_hub
 from ptune.model.wrapper import PTunedModel
+from ptune.saved.hub import prompt_folder
 
 NAME = "owner/prompt"
 
@@ -63,7 +63,7 @@ def base_loads() -> Iterator[list[tuple[str, Any]]]:
         loads.append((name, revision))
         return build("llama")
 
-    with mock.patch.object(hub, "load_model", load):
+    with mock.patch.object(on_hub, "load_model", load):
         yield loads
 
 

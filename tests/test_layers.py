@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,38 @@ def test_breach_is_noticed(tmp_path: Path, file: str, statement: str, complaint:
     result = lint_imports(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert complaint in result.stdout
+
+
+def test_the_contributing_guide_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|md))?)`", text))
+    assert len(named) > 40
+    places = (ROOT / "src" / "ptune", ROOT / "src", ROOT)
+    assert not [name for name in named if not any((place / name).exists() for place in places)]
+    rooms = {
+        path.name for path in (ROOT / "src" / "ptune").iterdir() if path.is_dir() and (path / "__init__.py").exists()
+    }
+    picture = text.split("```")[
+        text.split("```").index(next(p for p in text.split("```") if "PTunedModel: prompts" in p))
+    ]
+    assert rooms <= set(re.findall(r"(?<![a-z])[a-z]+(?![a-z])", picture))
+
+
+def test_no_two_files_have_one_name():
+    """But those of `cli`, which are called after the commands."""
+    names = Counter(
+        path.name for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py" and path.parent.name != "cli"
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_no_file_and_no_function_is_long():
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                said = node.body[0] if ast.get_docstring(node) else None
+                documentation = 0 if said is None else (said.end_lineno or 0) - said.lineno + 1
+                length = (node.end_lineno or 0) - node.lineno + 1 - documentation
+                assert length <= 60, f"{path}:{node.lineno} {node.name} has {length} lines"

@@ -82,3 +82,24 @@ def test_peft_accepts_the_same_spelling(name: str):
         return
     missing = set(theirs.__dataclass_fields__) - set(ours.__dataclass_fields__)
     assert missing == set()
+
+
+def test_training_from_python_needs_nothing_of_the_command_lines(tmp_path: Path) -> None:
+    """Progress bars, pictures, recipes and forecasts have libraries of their own; a script of one's own has none."""
+    code = f"""
+import sys
+for name in ("rich", "matplotlib", "psutil", "uvicorn", "fastapi"):
+    sys.modules[name] = None
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from ptune import PackingCollator, PromptEncoderConfig, PTunedModel, PTuneTrainer, get_peft_model
+base = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                                    num_attention_heads=2, max_position_embeddings=64))
+model = get_peft_model(base, PromptEncoderConfig(num_virtual_tokens=3))
+rows = Dataset.from_list([{{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}}] * 4)
+args = TrainingArguments({str(tmp_path)!r}, max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True)
+PTuneTrainer(model=model, args=args, train_dataset=rows, data_collator=PackingCollator()).train()
+PTunedModel.from_pretrained({str(tmp_path)!r} + "/checkpoint-1", base=base)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -25,7 +25,7 @@ def test_train_generate_and_load_with_peft(tmp_path: Path, capsys: pytest.Captur
     import ptune.demo
     from ptune.data.template import get_template
     from ptune.data.tokenize import encode_prompt
-    from ptune.model.backbone import load_model, load_tokenizer
+    from ptune.loading.load import load_model, load_tokenizer
 
     data = Path(ptune.demo.__file__).with_name("train.jsonl")
     folder = tmp_path / "prompt"

@@ -21,7 +21,7 @@ from ptune import PackingCollator, PaddingCollator, PromptEncoderConfig, PTunedM
 from ptune.data.records import load_examples
 from ptune.data.template import get_template
 from ptune.data.tokenize import tokenize_examples
-from ptune.model.backbone import load_model, load_tokenizer
+from ptune.loading.load import load_model, load_tokenizer
 
 pytestmark = [
     pytest.mark.slow,

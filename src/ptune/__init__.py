@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptune.comparison.run import compare
+    from ptune.answering import Answerer
+    from ptune.comparison.compare import compare
     from ptune.comparison.settings import CompareSettings
     from ptune.config import (
         PeftType,
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     )
     from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import Example, load_examples
+    from ptune.data.template import get_template
     from ptune.errors import PTuneError
+    from ptune.loading.embedding_table import embed_text
+    from ptune.loading.load import load_model, load_tokenizer
     from ptune.model.peft_names import (
         AutoPeftModelForCausalLM,
         PeftConfig,
@@ -31,12 +35,16 @@ if TYPE_CHECKING:
         get_peft_model,
     )
     from ptune.model.wrapper import PTunedModel
+    from ptune.planning.forecast import plan
+    from ptune.recipe import TrainRecipe
     from ptune.training.checkpoints import last_checkpoint
+    from ptune.training.train import train
     from ptune.training.trainer import PTuneTrainer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answerer",
     "AutoPeftModelForCausalLM",
     "CompareSettings",
     "Example",
@@ -54,16 +62,31 @@ __all__ = [
     "PromptTuningConfig",
     "PromptTuningInit",
     "TaskType",
+    "TrainRecipe",
     "__version__",
     "compare",
+    "embed_text",
     "get_peft_model",
+    "get_template",
     "last_checkpoint",
     "load_examples",
+    "load_model",
+    "load_tokenizer",
+    "plan",
+    "train",
 ]
 
 _HOMES = {
+    "Answerer": "ptune.answering",
+    "TrainRecipe": "ptune.recipe",
+    "embed_text": "ptune.loading.embedding_table",
+    "get_template": "ptune.data.template",
+    "load_model": "ptune.loading.load",
+    "load_tokenizer": "ptune.loading.load",
+    "plan": "ptune.planning.forecast",
+    "train": "ptune.training.train",
     "CompareSettings": "ptune.comparison.settings",
-    "compare": "ptune.comparison.run",
+    "compare": "ptune.comparison.compare",
     "Example": "ptune.data.records",
     "PTuneError": "ptune.errors",
     "PTuneTrainer": "ptune.training.trainer",

@@ -1,6 +1,6 @@
 """Every error ptune raises on purpose: what was found, where, and the way out.
 
-A `PTuneError` is the user's to mend. The command line prints it as one line and exits with `exit_code`; the
+A `PTuneError` is the user's to fix. The command line prints it as one line and exits with `exit_code`; the
 traceback is shown only under `--debug`. Anything that is not a `PTuneError` is a defect of ptune.
 """
 
@@ -85,8 +85,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(_cut(printable(" ".join(text.split())), most) for text, most in parts if text.strip())
 
 
+def first_line(fault: BaseException) -> str:
+    """The first line of an error's message, with the one that it announces; its kind when it has none."""
+    lines = str(fault).strip().splitlines() or [type(fault).__name__]
+    whole = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    return whole[:300]
+
+
 def printable(text: str) -> str:
-    """`text` with escapes for control characters, terminal sequences, marks that turn the writing, half surrogates.
+    """`text` with escapes for control characters, terminal sequences, bidirectional controls, lone surrogates.
 
     What a file says is shown this way. Line breaks and tabs are escaped too.
     """

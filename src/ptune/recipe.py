@@ -21,6 +21,8 @@ QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
 MOST_WEIGHT = 1000
+NEW_TOKENS = 128
+"""Tokens of the longest answer where no length is asked for."""
 LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
 """Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
 
@@ -96,7 +98,7 @@ class TrainRecipe:
     quantization: str | None = _flag(
         _DATA,
         None,
-        "load the frozen model in fewer bits: int8 by torchao, 8bit and 4bit by bitsandbytes",
+        "quantize the frozen model: int8 by torchao, 8bit and 4bit by bitsandbytes",
         choices=QUANTIZATION_NAMES,
     )
     revision: str | None = _flag(_DATA, None, "revision of the model on the hub")

@@ -33,8 +33,8 @@ def test_a_run_stands_beside_its_forecast(model_dir: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(("name", "least"), [("random:bloom-123m", 120e6), ("random:gpt2-124m", 120e6)])
 @pytest.mark.slow
 def test_the_random_models_are_as_big_as_their_names(name: str, least: float, tmp_path: Path):
-    from ptune.memory.forecast import Forecaster
-    from ptune.model.backbone import load_config
+    from ptune.loading.load import load_config
+    from ptune.planning.forecast import Forecaster
 
     folder = forecast.model_folder(name, tmp_path)
     assert least < Forecaster(load_config(folder)).base_parameters < 1.05 * least + 5e6

@@ -95,13 +95,19 @@ def test_ids_beyond_a_vocabulary_are_folded_and_labels_with_them(
 
 
 def test_the_speed_script_writes_result_and_plot(
-    words: list[str], tmp_path: Path, in_this_process: Callable[[Benchmark], None]
+    words: list[str],
+    tmp_path: Path,
+    in_this_process: Callable[[Benchmark], None],
+    capsys: pytest.CaptureFixture[str],
 ):
     in_this_process(training_speed.BENCHMARK)
-    training_speed.run([*words, "--rows=8", f"--plot={tmp_path / 'speed.png'}"])
+    training_speed.run([*words, "--rows=8", f"--plot={tmp_path / 'speed.png'}", "--only=lstm n=10"])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "ok"
-    assert [case["label"] for case in result["cases"]] == ["mlp n=10", "mlp n=50", "mlp n=100", "lstm n=10"]
+    assert [case["label"] for case in result["cases"]] == ["lstm n=10"]
+    with pytest.raises(SystemExit):
+        training_speed.run([*words, "--only=lstm"])
+    assert "mlp n=10, mlp n=50, mlp n=100, lstm n=10" in capsys.readouterr().err
     for case in result["cases"]:
         assert set(case["contenders"]) == {"peft", "peft-grouped", "ptune-padded", "ptune-packed"}
         ours, theirs = case["contenders"]["ptune-packed"], case["contenders"]["peft"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from commands import Ran, run, train_words
+from ptune.comparison.compare import _claim
 from ptune.comparison.job import Job
-from ptune.comparison.run import _claim
 from ptune.errors import OutputError
 from ptune.recipe import TrainRecipe
 

@@ -19,7 +19,7 @@ from architectures import build
 from commands import Ran, run
 from prompting import draw, relative_error
 from ptune import PTunedModel
-from ptune.model.fingerprint import fingerprint
+from ptune.frozen.fingerprint import fingerprint
 
 P = 4
 

@@ -9,8 +9,8 @@ import pytest
 
 from architectures import build
 from commands import run
-from ptune.memory import clock
-from ptune.memory.clock import MachineRates
+from ptune.planning import clock
+from ptune.planning.clock import MachineRates
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import Ran, run
-from ptune.checkpoint.format import read_prompt
+from ptune.comparison.compare import _carry_out, _kept
 from ptune.comparison.job import BASE, OUT_OF_MEMORY, Job, JobResult
 from ptune.comparison.plots import smoothed
 from ptune.comparison.report import html_report, markdown_report
-from ptune.comparison.run import _carry_out, _kept
+from ptune.comparison.result_tables import memory_ratio, spread, tables
 from ptune.comparison.settings import CompareSettings
 from ptune.comparison.summary import Comparison, Spread, summarize_method
-from ptune.comparison.tables import memory_ratio, spread, tables
 from ptune.comparison.worker import _is_out_of_memory
+from ptune.saved.format import read_prompt
 
 METHODS = ("full", "mlp", "lora", "peft-mlp")
 Compare = Callable[..., Ran]
@@ -249,11 +249,11 @@ def test_smoothing_keeps_constants_and_ends():
     assert smoothed(line) == pytest.approx(line)
 
 
-def test_memory_ratio_stands_beside_the_tutorials(compared: Path):
-    said = memory_ratio(_comparison(compared))
-    assert said is not None
-    assert "full : mlp" in said
-    assert "1.00 : 0.38 (23.4 : 8.8 GB)" in said
+def test_memory_is_told_as_shares_of_full_fine_tuning(compared: Path):
+    comparison = _comparison(compared)
+    peaks = {one.method: one.peak_gib.mean for one in comparison.methods if one.peak_gib is not None}
+    said = memory_ratio(comparison)
+    assert said == f"Memory in training, full : mlp, full = 1: 1.00 : {peaks['mlp'] / peaks['full']:.2f}."
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_memory_ratio_stands_beside_the_tutorials(compared: Path):
         (["--learning-rates", "mlp=nan"], "must be above 0"),
         (["--methods", "full", "--learning-rates", "mlp=1e-3"], "not among the methods full"),
         (["--eval-strategy", "epoch"], "eval_strategy is decided by the comparison"),
-        (["--encoder", "mlp"], "unknown flag --encoder"),
+        (["--encoder", "lsmt"], "Did you mean 'lstm'?"),
         (["--tokens-per-batch", "64"], "unknown flag --tokens-per-batch"),
         (["--data", "nowhere.json"], "nowhere.json"),
         (["--model", "./nowhere"], "there is no model folder './nowhere'"),

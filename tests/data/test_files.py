@@ -152,7 +152,7 @@ def test_a_broken_byte_in_utf8_is_no_other_encoding(tmp_path: Path):
     for name in ("rows.jsonl", "rows.json"):
         path = tmp_path / name
         path.write_bytes(as_lines(ROWS[::-1]).encode().replace(b"red", b"r\xe9d"))
-        with pytest.raises(DataError, match="What stands before is UTF-8: mend that place"):
+        with pytest.raises(DataError, match="What stands before is UTF-8: fix that place"):
             load_examples(path)
 
 

@@ -18,7 +18,8 @@ def test_tutorial_text(tokenizer):
     assert made == Segments("Human: Do it.\nnow\n\nAssistant: ", " done</s>", True)
     assert template.segments(Example(instruction="Do it. \n", output="x")).prompt == "Human: Do it.\n\nAssistant: "
     assert template.prompt("Do it.", "now") == Segments("Human: Do it.\nnow\n\nAssistant: ", "", True)
-    assert get_template("alpaca", tokenizer) == template
+    with pytest.raises(ConfigError, match="unknown template 'alpaca'"):  # others mean the ### Instruction: form by it
+        get_template("alpaca", tokenizer)
 
 
 def test_tutorial_with_earlier_turns(tokenizer):

@@ -227,7 +227,7 @@ def test_cache_that_cannot_be_written(tokenizer, tmp_path):
 def test_fingerprint_follows_everything_that_matters(tokenizer, bos_eos_tokenizer):
     tutorial, own = get_template("tutorial", tokenizer), get_template("{instruction}{input}{output}", tokenizer)
     base = fingerprint(EXAMPLES, tutorial, tokenizer, 100)
-    assert fingerprint(list(EXAMPLES), get_template("alpaca", tokenizer), tokenizer, 100) == base
+    assert fingerprint(list(EXAMPLES), get_template("tutorial", tokenizer), tokenizer, 100) == base
     tokenizer("x", truncation=True, max_length=2, padding="max_length")  # state that must not matter
     assert fingerprint(EXAMPLES, tutorial, tokenizer, 100) == base
     others = [

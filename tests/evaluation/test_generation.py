@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from architectures import build
 from prompting import draw, tokens_as_prompt
 from ptune.data.template import Segments
-from ptune.evaluation.generation import generate_answers
+from ptune.evaluation.answers import generate_answers
 
 TEXTS = ("Where is my order? It is late.", "a", "The lamp", "Human: kettle, charged twice", "", "phone")
 

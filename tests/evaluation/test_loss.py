@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from architectures import PAD, build
 from prompting import encoder_prompt, relative_error, texts
 from ptune.data.collate import PackingCollator, PaddingCollator
-from ptune.evaluation.loss import held_out_loss
+from ptune.evaluation.held_out_loss import held_out_loss
 
 LENGTHS = (9, 3, 12, 7, 5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ptune.evaluation.report import Figure, Sample, write_report
+from ptune.evaluation.run_report import Figure, Sample, write_report
 
 
 def test_figures_samples_and_awkward_text(tmp_path: Path) -> None:

@@ -230,14 +230,6 @@ def work_atheris(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     with atheris.instrument_imports(include=["ptune", "yaml"]):
         counter = Counter(args.worker, args)
-        import ptune.checkpoint.format
-        import ptune.checkpoint.state
-        import ptune.cli.inspect
-        import ptune.cli.recipe_file
-        import ptune.data.records
-        import ptune.evaluation.prompt_geometry
-        import ptune.model.persistence
-        import ptune.recipe  # noqa: F401
     grown = (args.grown or counter.place) / args.worker
     grown.mkdir(parents=True, exist_ok=True)
     for data in counter.starts():

@@ -127,12 +127,12 @@ class _Tokenizer:
 
 def read_folder(data: bytes, folder: Path) -> None:
     """A prompt folder through what reads one: sessions and training, or `ptune inspect` and the model card."""
-    from ptune.checkpoint.card import model_card
-    from ptune.checkpoint.format import read_details, read_prompt
     from ptune.cli.inspect import describe
     from ptune.data.template import get_template
     from ptune.evaluation.prompt_geometry import geometry
-    from ptune.model.persistence import base_name, load_prompt
+    from ptune.saved.card import model_card
+    from ptune.saved.format import read_details, read_prompt
+    from ptune.saved.prompt_io import base_name, load_prompt
 
     flags = write_folder(folder, data)
     with watched(folder):
@@ -327,7 +327,7 @@ def recipe_seeds() -> dict[str, bytes]:
 
 def read_state(data: bytes, folder: Path) -> None:
     """The state of an optimizer or of a run."""
-    from ptune.checkpoint.state import state_of
+    from ptune.saved.state import state_of
 
     with watched(folder):
         state_of(data, str(folder / "training_state.safetensors"))
@@ -339,7 +339,7 @@ def state_seeds() -> dict[str, bytes]:
     import numpy as np
     import torch
 
-    from ptune.checkpoint.state import state_bytes
+    from ptune.saved.state import state_bytes
 
     value = {
         "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2)}}, "groups": [{"lr": 1e-3}]},

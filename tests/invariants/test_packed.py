@@ -20,7 +20,7 @@ from prompting import (
 )
 from ptune.data.collate import PackingCollator
 from ptune.errors import ConfigError, ModelError
-from ptune.model.fused import linear
+from ptune.frozen import product
 from ptune.model.wrapper import PTunedModel
 
 LENGTHS = (9, 3, 14, 1, 7)
@@ -44,7 +44,7 @@ def _packed() -> dict[str, object]:
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_equals_padded_under_autocast(name: str, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `bf16=True` of a trainer does, on CPUs with AVX-512 and without: the error is that of bfloat16."""
-    monkeypatch.setattr(linear, "_PAYS", onednn)
+    monkeypatch.setattr(product, "_PAYS", onednn)
     model = encoder_prompt(ARCHITECTURES[name](), seed=1)
     wanted_loss, wanted_gradient = prompt_gradient(model, **_packed())
     for pack in (True, False):

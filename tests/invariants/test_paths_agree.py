@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 
-import ptune.model.batch as batch_module
+import ptune.padded.padded_forward as batch_module
 from architectures import ARCHITECTURES, HIDDEN, LAYERS
 from prompting import encoder_prompt, padded, prompt_gradient, relative_error, supervised, texts, tolerance
 

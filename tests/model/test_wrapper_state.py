@@ -87,7 +87,7 @@ def test_a_prompt_for_another_model_is_refused_unless_forced(model: PTunedModel,
 
 
 def test_the_base_is_loaded_by_its_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    from ptune.model.backbone import load_model
+    from ptune.loading.load import load_model
 
     base = load_model(str(tiny_model_dir))
     model = PTunedModel(base, PromptEncoderConfig(num_virtual_tokens=3))

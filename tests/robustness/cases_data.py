@@ -127,7 +127,7 @@ DATA = (
         _G, "a home of nobody's", lambda at: at.train(data="~nobody-of-that-name/rows.json"), ("~nobody-of-that-name",)
     ),
     Case(_G, "a folder without data", lambda at: at.train(data=at.file("d/x.md", "").parent), ("holds no data file",)),
-    Case(_G, "a pipe", _pipe, ("rows.jsonl is no ordinary file",)),
+    Case(_G, "a pipe", _pipe, ("rows.jsonl is not a regular file",)),
     _rows("rows.docx", "x", "no kind that can be read", ".jsonl", what="a file of another kind"),
     _rows("rows.json", "", "rows.json is empty", what="an empty file"),
     _rows("rows.json", "[]", "holds no rows", what="a list without rows"),

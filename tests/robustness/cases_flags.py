@@ -126,7 +126,7 @@ FLAGS = (
         _F, "as many virtual tokens as context", _flags(num_virtual_tokens=CONTEXT), (f"context of {CONTEXT} tokens",)
     ),
     Case(_F, "a learning rate in words", _flags(learning_rate="fast"), ("--learning-rate", "'fast'")),
-    Case(_F, "a learning rate that is no number", _flags(learning_rate="nan"), ("learning_rate",)),
+    Case(_F, "a learning rate that is NaN", _flags(learning_rate="nan"), ("learning_rate",)),
     Case(_F, "a batch of nothing", _flags(per_device_train_batch_size=0), ("at least 1, not 0",)),
     Case(_F, "nothing to train", _flags(max_steps=0), ("nothing to train",)),
     Case(_F, "more held out than there is", _flags(eval_rows=1000), ("eval_rows=1000 leaves none",)),

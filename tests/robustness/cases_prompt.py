@@ -1,4 +1,4 @@
-"""Prompt folders that a stranger sent."""
+"""Prompt folders from an untrusted source."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _without(name: str) -> Any:
 PROMPT = (
     Case(_G, "weights that are a pickle", _pickle_alone, ("adapter_model.bin is a pickle", "could run code")),
     Case(_G, "a pickle named .safetensors", _pickle_under_a_safe_name, ("not a whole safetensors file",)),
-    Case(_G, "weights cut short", _cut, ("does not match its checksum", "get it anew")),
+    Case(_G, "weights cut short", _cut, ("does not match its checksum", "download or copy it again")),
     Case(_G, "weights cut short, checksum made to fit", _cut_with_fitting_checksum, ("not a whole safetensors file",)),
     Case(_G, "one bit of the weights flipped", _flipped, ("does not match its checksum",)),
     Case(_G, "one bit of the encoder flipped", _flipped_encoder, ("encoder.safetensors does not match its checksum",)),
@@ -215,7 +215,7 @@ PROMPT = (
     ),
     Case(_G, "ptune.json of 5 MiB", _json(" " * (5 * 2**20)), ("5,242,880 bytes, more than the 4,194,304",)),
     Case(_G, "ptune.json is not text", _json(b"\xff\xfe\xfa"), ("cannot read",)),
-    Case(_G, "ptune.json is a pipe", _pipe, ("ptune.json is no ordinary file",)),
+    Case(_G, "ptune.json is a pipe", _pipe, ("ptune.json is not a regular file",)),
     Case(_G, "weights that are a folder", _folder_as_file, ("cannot read", "directory")),
     Case(_G, "a link out of the folder", _linked("../secret.txt"), ("link to a place outside its folder",)),
     Case(

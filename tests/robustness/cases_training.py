@@ -265,7 +265,7 @@ TROUBLE = (
         leaves=("new(/out(/metrics.jsonl)?)?",),
     ),
     Case(
-        "training", "a row whose loss is no number", going_on(_not_finite),
+        "training", "a row whose loss is NaN", going_on(_not_finite),
         ("the loss is nan at step 3, in 1 of 8 rows", "rows.jsonl:6", "the last good checkpoint is", "checkpoint-2"),
         leaves=(_LOG,),
     ),

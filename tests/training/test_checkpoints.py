@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from ptune import last_checkpoint
-from ptune.checkpoint.state import state_bytes, state_of
 from ptune.errors import ConfigError, OutputError, PromptError
+from ptune.saved.state import state_bytes, state_of
 from ptune.training.checkpoints import (
     check_whole,
     checkpoints,

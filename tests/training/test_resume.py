@@ -24,8 +24,8 @@ from ptune.model.wrapper import PTunedModel as Wrapper
 from ptune.recipe import TrainRecipe
 from ptune.training.checkpoints import check_whole, checkpoints
 from ptune.training.progress import read_metrics
-from ptune.training.run import TrainResult, train
 from ptune.training.steps import StepTrainer
+from ptune.training.train import TrainResult, train
 from ptune.training.trainer import PTuneTrainer
 
 QUIET = Console(quiet=True)
@@ -330,7 +330,7 @@ def test_memory_that_is_not_enough_takes_fewer_rows(
 
     monkeypatch.setattr(Wrapper, "forward", small)
     said: list[str] = []
-    monkeypatch.setattr("ptune.training.run.show_line", lambda line, console: said.append(line))
+    monkeypatch.setattr("ptune.training.train.show_line", lambda line, console: said.append(line))
     found = run({**task, "output": str(tmp_path / "b")}, **settings)
     words = [line for line in said if line.startswith("out of memory")]
     assert words[0] == ("out of memory at step 1 with 6 rows at once: going on with 3 at a time, in the same batches")
@@ -433,7 +433,7 @@ def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(
     from ptune.data.records import load_examples
     from ptune.data.template import get_template
     from ptune.data.tokenize import tokenize_examples
-    from ptune.model.backbone import load_model, load_tokenizer
+    from ptune.loading.load import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(task["model"])
     rows = tokenize_examples(load_examples(task["data"]), get_template("tutorial", tokenizer), tokenizer, max_length=99)
@@ -466,7 +466,7 @@ def test_plain_trainer_and_ours_reload_the_best_to_the_last_digit(
 def test_the_finished_prompt_goes_to_the_hub(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     sent: list[Any] = []
     monkeypatch.setattr(
-        "ptune.training.run.upload_prompt", lambda folder, name, **more: sent.append((folder, name, more))
+        "ptune.training.train.upload_prompt", lambda folder, name, **more: sent.append((folder, name, more))
     )
     run(task, max_steps=2, save_steps=1, push_to_hub=True, hub_model_id="me/tickets", hub_private_repo=True)
     more = {"private": True, "token": None, "branch": None}

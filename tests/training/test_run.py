@@ -21,7 +21,7 @@ from ptune.errors import ConfigError
 from ptune.recipe import ENCODER_NAMES, TrainRecipe
 from ptune.training.progress import read_metrics
 from ptune.training.rows import read_rows
-from ptune.training.run import TrainResult, train
+from ptune.training.train import TrainResult, train
 
 QUIET = Console(quiet=True)
 

@@ -18,7 +18,7 @@ from architectures import PAD, build
 from ptune import PromptEncoderConfig, PTunedModel, PTuneTrainer
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.errors import ConfigError
-from ptune.evaluation.loss import held_out_loss
+from ptune.evaluation.held_out_loss import held_out_loss
 
 COLLATE = PaddingCollator(pad_token_id=PAD)
 PACK = PackingCollator()

@@ -41,7 +41,7 @@ def model(tiny_model_dir: Path) -> PTunedModel:
 
 
 def _rows(batch: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids and labels of each row, as TRL's batch tells them: by its mask, or by position ids that begin anew."""
+    """Ids and labels of each row, as TRL's batch tells them: by its mask, or by position ids that start again at 0."""
     ids, labels = batch["input_ids"], batch["labels"]
     if "position_ids" not in batch:
         for at, mask in enumerate(batch["attention_mask"].bool()):

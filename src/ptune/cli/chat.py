@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptune.cli.flags import Parser
-from ptune.cli.session_flags import NEW_TOKENS, add_session_flags, generation_options
+from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer
 from ptune.cli.streams import check_decoded
 from ptune.errors import PTuneError, one_line
+from ptune.recipe import NEW_TOKENS
 
 _HELP = "/base  show or hide the frozen model's answer too    /reset  forget the conversation    /exit  leave"
 
@@ -35,23 +36,24 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from ptune.cli.session import open_session
+    from transformers import set_seed
 
-    session = open_session(args)
-    session.seed(args.seed)
+    answerer = open_answerer(args)
+    if args.seed is not None:
+        set_seed(args.seed)
     if sys.stdin.isatty():
         print(_HELP)
-    Conversation(session, args).loop()
+    Conversation(answerer, args).loop()
     return 0
 
 
 class Conversation:
     """The turns so far and how to go on."""
 
-    def __init__(self, session: Any, args: Any) -> None:
-        self.session, self.args = session, args
+    def __init__(self, answerer: Any, args: Any) -> None:
+        self.answerer, self.args = answerer, args
         self.options = generation_options(args)
-        self.keeps_history = args.history or session.template.name == "chat"
+        self.keeps_history = args.history or answerer.template.name == "chat"
         self.history: list[tuple[str, str]] = []
         self.compare = args.compare
 
@@ -95,8 +97,8 @@ class Conversation:
         """Token ids of the conversation with `text`; the oldest turns are dropped until it fits the context."""
         wanted = self.args.max_new_tokens or NEW_TOKENS
         while True:
-            ids = self.session.encode(text, history=tuple(self.history), system=self.args.system)
-            room = self.session.room(ids)
+            ids = self.answerer.encode(text, history=tuple(self.history), system=self.args.system)
+            room = self.answerer.room(ids)
             if room is None or not self.history or room >= wanted:
                 return ids
             del self.history[:2]
@@ -105,12 +107,12 @@ class Conversation:
         """Stream one answer to standard output."""
         from transformers import TextStreamer
 
-        new_tokens = self.session.new_tokens(ids, self.args.max_new_tokens)
+        new_tokens = self.answerer.new_tokens(ids, self.args.max_new_tokens)
         print(f"{who}> ", end="", flush=True)
         streamer = None
         if self.args.num_beams == 1:
-            streamer = TextStreamer(self.session.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        answer: str = self.session.answer(
+            streamer = TextStreamer(self.answerer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        answer: str = self.answerer.answer_ids(
             ids, with_prompt=who == "tuned", streamer=streamer, max_new_tokens=new_tokens, **self.options
         )
         if streamer is None:

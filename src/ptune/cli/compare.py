@@ -22,11 +22,11 @@ _NOT_HERE = (
     "early_stopping_threshold",
 )
 _MORE = """\
-Every option of transformers.TrainingArguments is a flag, the same for all methods: --max-steps, --num-train-epochs,
+Every training option of transformers is a flag, the same for all methods: --max-steps, --num-train-epochs,
 --per-device-train-batch-size, --gradient-accumulation-steps, --seed, --use-cpu, … (see ptune train --help).
 
 OUTPUT holds report.html, report.md, results.json and the pictures, and in runs/ every prompt and adapter.
-RunStoppedError, the same command goes on where it stopped; methods and seeds can be added later."""
+Interrupted, the same command goes on where it stopped; methods and seeds can be added later."""
 
 
 def build_parser() -> Parser:
@@ -61,8 +61,8 @@ def run(argv: Sequence[str]) -> int:
     quiet_libraries()
     from rich.console import Console
 
+    from ptune.comparison.compare import check_arguments, compare
     from ptune.comparison.report import show
-    from ptune.comparison.run import check_arguments, compare
 
     check_arguments(recipe, dict.fromkeys(given))
     args = make_arguments(recipe, trainer or trainer_parser("compare"), rest, {}, None)

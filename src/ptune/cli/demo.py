@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ptune.cli.flags import Parser
 from ptune.recipe import TrainRecipe
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from ptune.evaluation.json_metrics import JsonScores
-    from ptune.evaluation.report import Figure, Sample
-    from ptune.training.run import TrainResult
+    from ptune.evaluation.run_report import Figure, Sample
+    from ptune.training.train import TrainResult
 
 MODEL = "builtin:smollm2-135m"
 INIT_TEXT = (
@@ -60,15 +60,13 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import console, quiet_libraries
 
     quiet_libraries()
-    from transformers import TrainingArguments
 
-    from ptune.training.run import train
+    from ptune.training.train import train
 
     say = console()
     recipe = demo_recipe(args.output, overwrite=args.overwrite)
-    values: dict[str, Any] = {**recipe.trainer_defaults(), **TRAINING, "max_steps": args.max_steps}
     say.print("A customer's message is to become a JSON ticket. Model: SmolLM2-135M, frozen. Only the prompt learns.")
-    result = train(recipe, TrainingArguments(output_dir=recipe.output, **values), say)
+    result = train(recipe, {**TRAINING, "max_steps": args.max_steps}, say)
     outcome = measure(result, args.rows, say)
     report = finish(result, outcome)
     show(outcome, say)
@@ -108,7 +106,7 @@ class Outcome:
 
     def figures(self) -> list[Figure]:
         """The rows of the table."""
-        from ptune.evaluation.report import Figure
+        from ptune.evaluation.run_report import Figure
 
         loss = Figure("held-out loss (nats a token)", f"{self.loss[0]:.3f}", f"{self.loss[1]:.3f}")
         return [loss, *[Figure(name, f"{old:.0%}", f"{new:.0%}") for name, (old, new) in self.shares().items()]]
@@ -137,9 +135,9 @@ def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
     """Answer held-out messages with and without the prompt, and score the answers."""
     from rich.progress import Progress
 
-    from ptune.evaluation.generation import generate_answers
+    from ptune.evaluation.answers import generate_answers
     from ptune.evaluation.json_metrics import score_json
-    from ptune.evaluation.report import Sample
+    from ptune.evaluation.run_report import Sample
 
     assert result.held_out is not None
     assert result.before is not None
@@ -180,7 +178,7 @@ def _advance(bar: Progress, row: TaskID, done: int) -> None:
 def finish(result: TrainResult, outcome: Outcome) -> Path:
     """Write picture and report beside the prompt."""
     from ptune.evaluation.picture import plot_before_after
-    from ptune.evaluation.report import write_report
+    from ptune.evaluation.run_report import write_report
     from ptune.training.output import METRICS
     from ptune.training.progress import clock, read_metrics
 

@@ -12,9 +12,9 @@ from ptune.cli.session_flags import add_prompt_flags
 from ptune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ptune.checkpoint.format import SavedPrompt
-    from ptune.checkpoint.vllm_files import Question
     from ptune.data.template import Segments, Template
+    from ptune.saved.format import SavedPrompt
+    from ptune.saved.vllm_files import Question
 
 _FORMS = ("peft", "embeds", "vllm")
 _VLLM_ONLY = ("dtype", "model", "template", "text")
@@ -55,10 +55,10 @@ def run(argv: Sequence[str]) -> int:
         for name in _VLLM_ONLY:
             if getattr(args, name) is not None:
                 raise ConfigError(f"--{name} is for --to vllm, not for --to {args.to}.", hint="Leave it out.")
-    from ptune.checkpoint.export import export_embeds, export_peft, export_vllm
-    from ptune.checkpoint.format import read_prompt
     from ptune.cli.quiet import json_line
-    from ptune.model.hub import prompt_folder
+    from ptune.saved.export import export_embeds, export_peft, export_vllm
+    from ptune.saved.format import read_prompt
+    from ptune.saved.hub import prompt_folder
 
     folder = prompt_folder(args.folder, revision=args.prompt_revision)
     prompt = read_prompt(folder)
@@ -96,11 +96,11 @@ def _question(args: argparse.Namespace, folder: Path, prompt: SavedPrompt) -> Qu
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from ptune.checkpoint.vllm_files import Question
     from ptune.data.template import get_template
-    from ptune.data.token_ids import leading_special_ids
-    from ptune.model.backbone import load_tokenizer
-    from ptune.model.persistence import base_name
+    from ptune.data.text_ids import leading_special_ids
+    from ptune.loading.load import load_tokenizer
+    from ptune.saved.prompt_io import base_name
+    from ptune.saved.vllm_files import Question
 
     model = args.model or base_name(folder)
     tokenizer = load_tokenizer(model, revision=None if args.model else prompt.config.revision)

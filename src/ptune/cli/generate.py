@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ptune.cli.flags import Parser
-from ptune.cli.session_flags import add_session_flags, generation_options
+from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer
 from ptune.cli.streams import check_decoded
 from ptune.errors import ConfigError
 
@@ -41,15 +41,15 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from ptune.cli.session import open_session
+    from transformers import set_seed
 
-    session = open_session(args)
-    ids = session.encode(text, args.input, system=args.system)
-    options = {**generation_options(args), "max_new_tokens": session.new_tokens(ids, args.max_new_tokens)}
+    answerer = open_answerer(args)
+    options = {**generation_options(args), "max_new_tokens": args.max_new_tokens, "system": args.system}
     answers = {}
     for name in ["base"] if args.no_prompt else ["tuned", "base"] if args.compare else ["tuned"]:
-        session.seed(args.seed)
-        answers[name] = session.answer(ids, with_prompt=name == "tuned", **options)
+        if args.seed is not None:
+            set_seed(args.seed)
+        answers[name] = answerer.answer(text, args.input, with_prompt=name == "tuned", **options)
     if args.json:
         print(json.dumps({"text": text, "input": args.input, **answers}, ensure_ascii=False))
     elif args.compare and sys.stdout.isatty():

@@ -12,7 +12,7 @@ from ptune.cli.flags import Parser
 from ptune.errors import ConfigError, PromptError, printable
 
 if TYPE_CHECKING:
-    from ptune.checkpoint.format import SavedPrompt
+    from ptune.saved.format import SavedPrompt
     from ptune.training.output import OutputFolder
 
 _MORE = """\
@@ -49,8 +49,8 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import json_line, quiet_libraries
 
     quiet_libraries()
-    from ptune.checkpoint.format import read_prompt, write_prompt
-    from ptune.model.hub import prompt_folder
+    from ptune.saved.format import read_prompt, write_prompt
+    from ptune.saved.hub import prompt_folder
     from ptune.training.output import OutputFolder
 
     folder = prompt_folder(args.folder, revision=args.prompt_revision)
@@ -86,8 +86,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _origin(folder: Path) -> dict[str, str]:
     """What the adapter says of its making."""
-    from ptune.checkpoint.files import read_json
-    from ptune.checkpoint.peft import ADAPTER_CONFIG
+    from ptune.saved.files import read_json
+    from ptune.saved.peft import ADAPTER_CONFIG
 
     adapter = read_json(folder, ADAPTER_CONFIG)
     names = ("peft_type", "encoder_reparameterization_type", "peft_version")
@@ -97,8 +97,8 @@ def _origin(folder: Path) -> dict[str, str]:
 def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
     """The prompt as ptune keeps one, without a look at its model."""
     from ptune import __version__
-    from ptune.checkpoint.format import SavedPrompt
     from ptune.config import PromptTuningConfig
+    from ptune.saved.format import SavedPrompt
 
     config = PromptTuningConfig(
         num_virtual_tokens=saved.vectors.shape[0],
@@ -123,9 +123,9 @@ def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
 def _write_checked(args: argparse.Namespace, folder: Path, origin: dict[str, str], output: OutputFolder) -> None:
     """Write the prompt with its model: the sizes are compared, the fingerprint is noted."""
     from ptune.data.template import get_template
-    from ptune.model.backbone import load_model, load_tokenizer
-    from ptune.model.fingerprint import tokenizer_fingerprint
-    from ptune.model.persistence import load_prompt, save_prompt
+    from ptune.frozen.fingerprint import tokenizer_fingerprint
+    from ptune.loading.load import load_model, load_tokenizer
+    from ptune.saved.prompt_io import load_prompt, save_prompt
 
     options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
     noted: dict[str, Any] = {"imported_from": origin}

@@ -17,8 +17,8 @@ from ptune.errors import ModelError, PromptError, PTuneError, printable, shown
 if TYPE_CHECKING:
     import torch
 
-    from ptune.checkpoint.format import SavedPrompt
     from ptune.evaluation.prompt_geometry import Geometry, Nearest
+    from ptune.saved.format import SavedPrompt
 
 _MORE = """\
 The nearest tokens of the vocabulary need the base model's input embeddings, and nothing else of it: they are read by
@@ -64,10 +64,10 @@ class _Vocabulary:
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse(argv)
-    from ptune.checkpoint.format import read_prompt
     from ptune.cli.quiet import json_line
     from ptune.evaluation.prompt_geometry import geometry
-    from ptune.model.hub import prompt_folder
+    from ptune.saved.format import read_prompt
+    from ptune.saved.hub import prompt_folder
 
     folder = prompt_folder(args.folder, revision=args.prompt_revision)
     saved = read_prompt(folder)
@@ -84,8 +84,8 @@ def run(argv: Sequence[str]) -> int:
 
 def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     """The facts of a prompt folder, as plain values. Losses are nats per answer token."""
-    from ptune.checkpoint.format import ENCODER_WEIGHTS
-    from ptune.checkpoint.peft import ADAPTER_WEIGHTS
+    from ptune.saved.format import ENCODER_WEIGHTS
+    from ptune.saved.peft import ADAPTER_WEIGHTS
 
     details = saved.details
     recipe: Mapping[str, Any] = details.get("recipe") or {}
@@ -126,7 +126,7 @@ def _look_up(args: argparse.Namespace, folder: Path, saved: SavedPrompt) -> tupl
         return None, None
     if not args.model and not saved.config.base_model_name_or_path:
         return None, "the folder does not name its base model; name it with --model"
-    from ptune.model.persistence import base_name
+    from ptune.saved.prompt_io import base_name
 
     try:
         return _vocabulary(args, saved.vectors, args.model or base_name(folder)), None
@@ -141,8 +141,8 @@ def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str) -> 
 
     quiet_libraries(data=False)
     from ptune.evaluation.prompt_geometry import nearest_tokens
-    from ptune.model.backbone import load_tokenizer
-    from ptune.model.embedding_table import load_embedding_table
+    from ptune.loading.embedding_table import load_embedding_table
+    from ptune.loading.load import load_tokenizer
 
     options = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
     options["local_files_only"] = not args.model

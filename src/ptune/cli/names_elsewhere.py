@@ -13,7 +13,7 @@ ELSEWHERE = {
     "num_virtual_tokens": "pre_seq_len prefix_length prefix_len prompt_length prompt_tokens soft_prompt_length "
     "n_tokens num_prompt_tokens virtual_tokens num_tokens prompt_len",
     "encoder mlp": "prefix_projection",
-    "encoder": "encoder_type encoder_reparameterization_type reparameterization reparam_type peft_type method",
+    "encoder": "encoder_type encoder_reparameterization_type reparameterization reparam_type peft_type method methods",
     "encoder_hidden_size": "prefix_hidden_size mlp_hidden_size lstm_hidden_size hidden_size bottleneck_size",
     "encoder_num_layers": "num_layers lstm_layers mlp_layers",
     "encoder_dropout": "hidden_dropout_prob lstm_dropout dropout",

@@ -14,8 +14,8 @@ from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
 from ptune.recipe import DTYPE_NAMES
 
 if TYPE_CHECKING:
-    from ptune.memory.clock import MachineRates
-    from ptune.memory.forecast import Forecast, Forecaster
+    from ptune.planning.clock import MachineRates
+    from ptune.planning.forecast import Forecast, Forecaster
 
 _UNITS = {"gib": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 _MORE = """\
@@ -37,10 +37,11 @@ def build_parser() -> Parser:
     parser.add_argument("--model", required=True, help="hub id, folder with a config.json, .gguf file, or builtin:NAME")
     parser.add_argument(
         "--methods",
+        "--encoder",
         type=_methods,
         default=DEFAULT_METHODS,
         metavar="A,B",
-        help=f"of {', '.join(METHODS)} (default: {','.join(DEFAULT_METHODS)})",
+        help=f"of {', '.join(METHODS)}",
     )
     parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it will train")
@@ -81,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
     quiet_libraries(data=False)
     forecaster = _forecaster(args)
-    from ptune.memory.forecast import forecast_all
+    from ptune.planning.forecast import forecast_all
 
     found = forecast_all(forecaster, args.methods, args.per_device_train_batch_size, args.max_length)
     largest = _largest(forecaster, args) if args.memory else {}
@@ -97,9 +98,9 @@ def run(argv: Sequence[str]) -> int:
 def _forecaster(args: argparse.Namespace) -> Forecaster:
     import torch
 
-    from ptune.memory.forecast import Forecaster
+    from ptune.loading.load import load_config
     from ptune.methods.apply import MethodSettings
-    from ptune.model.backbone import load_config
+    from ptune.planning.forecast import Forecaster
 
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
@@ -132,8 +133,8 @@ def _rates(forecaster: Forecaster, args: argparse.Namespace) -> MachineRates | N
 
     if not args.calibrate or (forecaster.device == "cuda" and not torch.cuda.is_available()):
         return None
-    from ptune.memory.clock import calibrate
-    from ptune.model.backbone import DTYPES
+    from ptune.loading.load import DTYPES
+    from ptune.planning.clock import calibrate
 
     text = forecaster.config.get_text_config(decoder=True)
     tokens = args.per_device_train_batch_size[0] * args.max_length[0]

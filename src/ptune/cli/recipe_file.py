@@ -106,7 +106,7 @@ def _plain_yaml(text: str, path: Path) -> Any:
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(
             f"{place}: the recipe is not YAML that can be used: {error.problem or error.context}.",
-            hint="Mend that line.",
+            hint="Fix that line.",
         ) from error
     except RecursionError as error:
         raise ConfigError(f"the recipe {path} is nested too deeply.", hint="Write one flag a line.") from error

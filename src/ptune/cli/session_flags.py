@@ -1,15 +1,15 @@
-"""The flags that `ptune generate` and `ptune chat` share. Needs no library, so that their help is quick."""
+"""What `ptune generate` and `ptune chat` share. Needs no library until a prompt is opened, so that help is quick."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
-from ptune.recipe import DTYPE_NAMES, QUANTIZATION_NAMES
+from ptune.recipe import DTYPE_NAMES, NEW_TOKENS, QUANTIZATION_NAMES
 
-NEW_TOKENS = 128
-"""Longest answer where none is asked for."""
+if TYPE_CHECKING:
+    from ptune.answering import Answerer
 
 
 def add_prompt_flags(parser: Parser) -> None:
@@ -50,7 +50,7 @@ def add_session_flags(parser: Parser) -> None:
     model.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
     model.add_argument("--template", help="template; by default the one the prompt was trained with")
     model.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
-    model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="load the frozen model in fewer bits")
+    model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="quantize the frozen model")
     model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")
     model.add_argument("--force", action="store_true", help="accept a model or tokenizer the prompt was not made for")
     model.add_argument(
@@ -68,3 +68,21 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.temperature > 0:
         return {**options, "do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     return {**options, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+
+
+def open_answerer(args: argparse.Namespace) -> Answerer:
+    """What the flags name, loaded; errors as for `Answerer.open`."""
+    from ptune.answering import Answerer
+
+    return Answerer.open(
+        args.folder,
+        model=args.model,
+        template=args.template,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device=args.device,
+        revision=args.prompt_revision,
+        force=args.force,
+        self_check=not args.no_self_check,
+        trust_remote_code=args.trust_remote_code,
+    )

@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import console, quiet_libraries
 
     quiet_libraries()
-    from ptune.training.run import train
+    from ptune.training.train import train
 
     args = make_arguments(recipe, trainer or trainer_parser(), rest, foreign, recipe_file)
     result = train(recipe, args, console(), given=given_names(rest, foreign))

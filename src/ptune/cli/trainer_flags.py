@@ -52,7 +52,7 @@ _AT_LEAST = {
 def training_help() -> str:
     """The section on training of `ptune train --help`."""
     width = max(len(flag) for flag, _ in COMMON)
-    lines = ["training (every option of transformers.TrainingArguments is a flag; these are the common ones):"]
+    lines = ["training (every training option of transformers is a flag; these are the common ones):"]
     lines += [f"  {flag:<{width}}  {text}" for flag, text in COMMON]
     return "\n".join(
         [

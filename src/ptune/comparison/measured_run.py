@@ -31,20 +31,20 @@ from transformers import (
 )
 from typing_extensions import override
 
-from ptune.checkpoint.format import ENCODER_WEIGHTS
-from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 from ptune.comparison.job import BASE, OK, Job, JobResult
 from ptune.data.collate import PackingCollator, PaddingCollator
+from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
-from ptune.evaluation.loss import HeldOutLoss, LossSum, held_out_loss
+from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
+from ptune.frozen.parameters import count_parameters
+from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
-from ptune.model.backbone import check_tokenizer, load_model, load_tokenizer
-from ptune.model.loss import IGNORE_INDEX
-from ptune.model.parameters import count_parameters
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
+from ptune.saved.format import ENCODER_WEIGHTS
+from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.result import prompt_details
 from ptune.training.rows import Rows, check_context, load_rows
 from ptune.training.trainer import PTuneTrainer
@@ -57,7 +57,7 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     """Carry a job out.
 
     Raises:
-        PTuneError: Anything the user can mend.
+        PTuneError: Anything the user can fix.
     """
     recipe = job.train_recipe()
     args = training_arguments(job, recipe)
@@ -243,7 +243,7 @@ def _train(
 
 
 def _context(model: Any) -> int | None:
-    from ptune.model.capability import context_length
+    from ptune.frozen.capability import context_length
 
     return context_length(model)
 

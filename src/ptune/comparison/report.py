@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ptune.checkpoint.files import write_atomic
 from ptune.comparison.plots import DARK, LIGHT, as_svg, pictures, save_plots
+from ptune.comparison.result_tables import facts, markdown, tables
 from ptune.comparison.summary import Comparison
-from ptune.comparison.tables import facts, markdown, tables
+from ptune.saved.files import write_atomic
 
 MARKDOWN, PAGE = "report.md", "report.html"
 TITLE = "ptune compare"

@@ -24,7 +24,9 @@ class CompareSettings:
         ConfigError: Values that cannot be used; all of them at once.
     """
 
-    methods: str = _flag(",".join(DEFAULT_METHODS), f"names with commas between them, of {', '.join(METHODS)}")
+    methods: str = _flag(
+        ",".join(DEFAULT_METHODS), f"names with commas between them, of {', '.join(METHODS)}", aliases=("encoder",)
+    )
     peft: bool = _flag(False, "add PEFT's own P-tuning, peft-mlp")
     seeds: int = _flag(1, "runs of each method, from --seed upwards")
     learning_rates: Mapping[str, float] | None = _flag(

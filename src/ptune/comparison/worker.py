@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ptune.checkpoint.files import make_folder, write_json
 from ptune.comparison.job import OUT_OF_MEMORY, Job, JobResult
 from ptune.errors import PTuneError, one_line
+from ptune.saved.files import make_folder, write_json
 
 
 def tell(progress: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptune.data.batching import TokenBudgetBatchSampler
     from ptune.data.collate import PackingCollator, PaddingCollator
+    from ptune.data.data_report import DataReport
     from ptune.data.records import Example, Examples, load_examples
-    from ptune.data.report import DataReport
     from ptune.data.segments import Segments
     from ptune.data.template import Template, get_template
     from ptune.data.token_cache import Tokenized
@@ -23,7 +23,7 @@ _HOMES = {
     "TokenBudgetBatchSampler": "ptune.data.batching",
     "PackingCollator": "ptune.data.collate",
     "PaddingCollator": "ptune.data.collate",
-    "DataReport": "ptune.data.report",
+    "DataReport": "ptune.data.data_report",
     "Example": "ptune.data.records",
     "Examples": "ptune.data.records",
     "load_examples": "ptune.data.records",

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, DataError, unknown
-
-IGNORED = -100
-"""Label of a position that is not learned, as PyTorch's cross-entropy has it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class PaddingCollator:
         Raises:
             DataError: No rows, a row whose columns differ in length, or labels in some rows only.
         """
-        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
         rows = _columns(features)
         lengths = [len(row["input_ids"]) for row in rows]
         step = self.pad_to_multiple_of or 1

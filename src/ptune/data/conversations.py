@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptune.data.data_report import DataReport
 from ptune.data.example import Example
-from ptune.data.report import DataReport
 from ptune.data.values import Texts, check_text, described
 from ptune.errors import DataError, shown, unknown
 

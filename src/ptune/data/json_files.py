@@ -28,7 +28,7 @@ _TOO_LONG = f"it has a number of more than {sys.get_int_max_str_digits():,} digi
 
 
 def _broken_json(path: Path, line: int, what: str, found: str) -> DataError:
-    return DataError(f"{path}:{line}: {what} is not valid JSON: {found}.", hint="Mend that line.")
+    return DataError(f"{path}:{line}: {what} is not valid JSON: {found}.", hint="Fix that line.")
 
 
 def _complaint(error: json.JSONDecodeError) -> str:
@@ -79,7 +79,7 @@ class _JsonText:
 
     def expected(self, what: str, where: str) -> DataError:
         found = repr(self.peek()) if self.peek() else "the end of the file"
-        return DataError(f"{self.path}:{self.line}: expected {what} {where}, found {found}.", hint="Mend that line.")
+        return DataError(f"{self.path}:{self.line}: expected {what} {where}, found {found}.", hint="Fix that line.")
 
 
 def _as_row(value: Any, place: str) -> Row:

@@ -171,7 +171,7 @@ def _decode(data: bytes, path: Path, offset: int, *, mixed: bool = False) -> str
         found, start = f"byte 0x{data[error.start]:02x} at byte offset {offset + error.start}", error.start
     message = f"{path} is not UTF-8: {found}."
     if mixed or not data[:start].isascii():
-        raise DataError(message, hint="What stands before is UTF-8: mend that place, or write the file again.")
+        raise DataError(message, hint="What stands before is UTF-8: fix that place, or write the file again.")
     likely = likely_encodings(data[max(0, start - 200) : start + _SAMPLE])
     if not likely:
         raise DataError(message, hint="Say its encoding with --encoding, or convert it to UTF-8.")

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
+from ptune.data.data_report import DataReport
 from ptune.data.example import Example
 from ptune.data.layouts import check_columns, no_such_column
 from ptune.data.opened import ReadOptions
-from ptune.data.report import DataReport
 from ptune.data.row_parser import RowReader
 from ptune.data.sources import find_rows
 from ptune.errors import ConfigError, DataError

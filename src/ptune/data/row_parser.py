@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.data.conversations import ConversationReader, marks
+from ptune.data.data_report import DataReport
 from ptune.data.example import Example
 from ptune.data.layouts import (
     CONVERSATIONS,
@@ -21,7 +22,6 @@ from ptune.data.layouts import (
     no_such_column,
     unknown_layout,
 )
-from ptune.data.report import DataReport
 from ptune.data.sources import Table
 from ptune.data.squad import first_answer, flat_rows
 from ptune.data.values import Texts

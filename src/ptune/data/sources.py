@@ -116,7 +116,7 @@ def _file(path: Path, options: ReadOptions) -> Table:
     if reader is None:
         raise DataError(f"{path} is of no kind that can be read.", hint=f"Known kinds: {_SUFFIXES}.")
     if not path.is_file():
-        raise DataError(f"{path} is no ordinary file.", hint="Write the rows into a file, and give that.")
+        raise DataError(f"{path} is not a regular file.", hint="Write the rows into a file, and give that.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty.", hint="Give a file with at least one row.")
     return Table(str(path), partial(reader, path, options))

@@ -17,7 +17,7 @@ Row = tuple[str, dict[str, Any]]
 
 
 def flat_rows(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, those that hold paragraphs with questions taken apart: a row a question."""
+    """The rows, those that hold paragraphs with questions taken apart: one row per question."""
     for place, row in rows:
         if "paragraphs" in row and isinstance(row["paragraphs"], list):
             yield from _questions(row, place)

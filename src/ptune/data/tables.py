@@ -1,6 +1,6 @@
 """Parquet files, Arrow files and folders, and hub data sets as rows, through pyarrow and `datasets`.
 
-Files are read as if a stranger had sent them: every Arrow batch is validated before it is looked into, sizes that a
+Files are read as untrusted input: every Arrow batch is validated before it is looked into, sizes that a
 file claims are not allocated, and an Arrow folder's JSON can name no file outside it. `datasets` itself is asked for
 hub ids alone; what it writes into a schema is taken for one thing only, the names of class labels. An unlabelled row
 (-1) has no answer.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.data.json_files import Row
 from ptune.data.opened import ReadOptions
-from ptune.errors import DataError, PTuneError, one_line, shown, unknown
+from ptune.errors import DataError, PTuneError, first_line, one_line, shown, unknown
 
 if TYPE_CHECKING:
     import datasets
@@ -135,7 +135,14 @@ def load_hub(name: str, split: str) -> datasets.Dataset:
     """
     import datasets
 
+    from ptune.reach import no_connection
+
     repository, _, configuration = name.partition(":")
+    if (fault := no_connection(repository, "README.md", kind="dataset")) is not None:
+        raise DataError(
+            f"there is no file or folder {shown(name)}, and the hub cannot be reached: {first_line(fault)}.",
+            hint="Check the spelling and the connection; HF_HUB_OFFLINE=1 takes what is in the hub's cache.",
+        )
     try:
         return datasets.load_dataset(repository, configuration or None, split=split)
     except Exception as error:  # network, hub, cache and the data's own format: each has its own kind of error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "get_template"]
 
-NAMES = ("tutorial", "alpaca", "chat")
+NAMES = ("tutorial", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
 
@@ -73,7 +73,7 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
     """The template of that name, or made from that text.
 
     Args:
-        name_or_text: `tutorial` (alias `alpaca`), `chat`, a text with `{output}` and `{instruction}` and/or `{input}`
+        name_or_text: `tutorial`, `chat`, a text with `{output}` and `{instruction}` and/or `{input}`
             (also `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
         tokenizer: Gives the end-of-sequence token and the chat template.
         files: False for what a prompt folder says: it may name no file, and a text may begin with `@`.
@@ -85,7 +85,7 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
     """
     if name_or_text == "chat":
         return chat_template(tokenizer)
-    if name_or_text in NAMES:
+    if name_or_text == "tutorial":
         return TutorialTemplate(end_token(tokenizer))
     if files and name_or_text.startswith("@"):
         path = Path(name_or_text[1:])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.data.example import Example
 from ptune.data.template import Template
-from ptune.data.token_ids import leading_special_ids
+from ptune.data.text_ids import leading_special_ids
 from ptune.data.token_report import TokenizeReport
 from ptune.errors import OutputError
 from ptune.recipe import LAST_TURN

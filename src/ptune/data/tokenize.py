@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptune.data.example import Example, learned_turns
+from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import Segments, Template, end_token
+from ptune.data.text_ids import ids_of, leading_special_ids
 from ptune.data.token_cache import Tokenized, fingerprint, from_cache, in_memory, to_cache
-from ptune.data.token_ids import ids_of, leading_special_ids
 from ptune.data.token_report import TokenizeReport
 from ptune.errors import ConfigError, DataError, unknown
 from ptune.recipe import ALL_TURNS, LAST_TURN, TRAIN_ON_NAMES
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 ROWS_PER_BATCH = 1000
 _NAMED_DROPS = 3
 
@@ -98,7 +98,7 @@ def _join(pairs: Pairs, max_length: int) -> Encoded | None:
     cut = 0
     for given, learned in pairs:
         ids += given
-        labels += [IGNORED] * len(given)
+        labels += [IGNORE_INDEX] * len(given)
         room = max(max_length - len(ids), 0)
         cut += room < len(learned)
         if room and learned:
@@ -258,7 +258,7 @@ class _Rows:
             self.kept += len(rows)
         self.tokens += len(ids)
         label_ids = np.frombuffer(labels, dtype=np.int32)
-        self.supervised += int((label_ids != IGNORED).sum())
+        self.supervised += int((label_ids != IGNORE_INDEX).sum())
         offsets = np.frombuffer(ends, dtype=np.int32)
         columns = {
             "input_ids": np.frombuffer(ids, dtype=np.int32),

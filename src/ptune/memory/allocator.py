@@ -1,6 +1,6 @@
 """glibc's allocator during training on the CPU: what one step frees, the next one takes again.
 
-By default glibc hands large freed blocks back to the kernel, which clears them before the next step gets them anew. In
+By default glibc hands large freed blocks back to the kernel, which clears them before the next step gets them again. In
 a training step that is some 100 MiB on two cores, and a few percent of its time (`benchmarks/results/floor.json`).
 """
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-import psutil
 import torch
 
 GIB = 2**30
@@ -58,7 +57,7 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._was_reset = _reset_high_water()
-        self._start = psutil.Process().memory_info().rss
+        self._start = _resident()
         return self
 
     def __exit__(
@@ -91,25 +90,43 @@ def memory_now() -> dict[str, float]:
             "memory_reserved_gib": torch.cuda.memory_reserved() / GIB,
             "memory_device_gib": (total - free) / GIB,
         }
-    now = psutil.Process().memory_info().rss
+    now = _resident()
     peak = _high_water() if Path("/proc/self/status").exists() else _lifetime_peak()
     return {"memory_gib": now / GIB, "memory_peak_gib": max(now, peak) / GIB}
 
 
 def _reset_high_water() -> bool:
-    """Ask Linux to count the peak of this process anew; False where that cannot be done."""
+    """Ask Linux to reset the peak of this process; False where that cannot be done."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
     return False
 
 
+def _resident() -> int:
+    """Resident size of this process now, in bytes; its peak where nothing tells."""
+    if (found := _status("VmRSS")) is not None:
+        return found
+    try:
+        import psutil
+    except ImportError:
+        return _lifetime_peak()
+    return int(psutil.Process().memory_info().rss)
+
+
 def _high_water() -> int:
     """Linux's peak resident size since the last reset, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return _lifetime_peak()
+    found = _status("VmHWM")
+    return _lifetime_peak() if found is None else found
+
+
+def _status(name: str) -> int | None:
+    """A size that Linux tells of this process, in bytes; None where it does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _lifetime_peak() -> int:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
-from ptune.model.prompts import PromptConfig
+from ptune.prompt.build import PromptConfig
 
 
 class AdapterNames(nn.Module):

@@ -14,13 +14,13 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.checkpoint.format import read_config
-from ptune.checkpoint.peft import CONFIG_CLASSES
 from ptune.config import PeftType, PromptEncoderConfig, PromptLearningConfig, PromptTuningConfig
 from ptune.errors import ConfigError, shown
-from ptune.model.hub import prompt_folder
-from ptune.model.prompts import PromptConfig, encoder_kind
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.prompt.build import PromptConfig, encoder_kind
+from ptune.saved.format import read_config
+from ptune.saved.hub import prompt_folder
+from ptune.saved.peft import CONFIG_CLASSES
 
 _KINDS: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
     "PromptEncoderConfig": PromptEncoderConfig,

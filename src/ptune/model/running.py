@@ -1,7 +1,7 @@
 """How text runs behind its prompts: forward, hidden states, answers.
 
-A batch goes through the frozen model packed in one sequence (see `packed_forward`), behind the prompt's keys and
-values (the prompt runs through the model once a batch, see `prefix`), or concatenated with it (see `batch`). Logits
+A batch goes through the frozen model packed in one sequence, padded behind the prompt's keys and values, or
+concatenated with the prompt; `ptune.batch.path` decides. Logits
 line up with the labels: `logits[:, t]` predicts token `t + 1`, as in any causal model of transformers; virtual tokens
 are not among them.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,9 +20,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 
+from ptune.batch.path import Path, Way, choose_path
+from ptune.batch.row_prompts import BASE_MODEL, RowNames, RowPrompts, names_of_rows
+from ptune.batch.text import Text, check_ids, followed_by, take_flattened
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
-from ptune.model.batch import (
+from ptune.frozen.capability import Capability
+from ptune.frozen.parts import embedding_table, layers_of
+from ptune.frozen.view import ModelView
+from ptune.generation.behind_prompt import generate_behind, generator
+from ptune.generation.unconditional import last_token_apart
+from ptune.model.stand_in import StandsIn
+from ptune.packed.obstacle import exchanged_forward
+from ptune.packed.packed_forward import run_packed, through_the_layers
+from ptune.padded.padded_forward import (
     check_forward_arguments,
     concatenated_output,
     prefixed_output,
@@ -29,23 +41,17 @@ from ptune.model.batch import (
     run_prefixed,
     text_of,
 )
-from ptune.model.capability import Capability
-from ptune.model.generation import generate_behind, generator
-from ptune.model.given_prefix import given_prefix_obstacle
-from ptune.model.head import layers_of
-from ptune.model.packable import exchanged_forward
-from ptune.model.packed_forward import run_packed, through_the_layers
-from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompts import PromptConfig, embedding_table
-from ptune.model.rows import BASE_MODEL, RowNames, RowPrompts, names_of_rows, takes_prefix
-from ptune.model.shared_prefix import SharedPrefix
-from ptune.model.stand_in import StandsIn
-from ptune.model.text import Text, check_ids, followed_by, take_flattened
-from ptune.model.unconditional import last_token_apart
-from ptune.model.view import ModelView
+from ptune.prefix.across_calls import PrefixCache
+from ptune.prefix.across_micro_batches import SharedPrefix
+from ptune.prefix.given_prefix import given_prefix_obstacle
+from ptune.prompt.build import PromptConfig
 
 _OF_THE_HEAD = ("labels", "num_items_in_batch", "logits_to_keep", "output_router_logits", "return_logits")
 """Arguments that the layers have no use for."""
+
+
+DISABLED: ContextVar[frozenset[int]] = ContextVar("disabled", default=frozenset())
+"""The models whose prompts are turned off, by identity; each thread has its own."""
 
 
 class RunsPrompts(StandsIn):
@@ -61,7 +67,6 @@ class RunsPrompts(StandsIn):
     _base_obstacle: str | None
     _view: ModelView
     _answering: ModelView
-    _disabled: bool
 
     def _active(self, name: str | None) -> str:
         """The name given, or the active prompt's."""
@@ -70,6 +75,11 @@ class RunsPrompts(StandsIn):
     def _encoder(self, name: str) -> PromptEncoder:
         """The encoder of a prompt."""
         raise NotImplementedError
+
+    @property
+    def _disabled(self) -> bool:
+        """Whether this thread has turned the prompts off."""
+        return id(self) in DISABLED.get()
 
     @property
     def packing_obstacle(self) -> str | None:
@@ -116,8 +126,8 @@ class RunsPrompts(StandsIn):
             return_logits: False computes the LM head at supervised positions alone and returns no logits. None does
                 so too while training with labels, and computes the others when they are read.
             row_lengths: Of a packed batch (see `PackingCollator`): tokens of each row. The text is `(1, N)` then.
-            position_ids: `(B, T)`, from 0 to the end of each row; where they begin anew, another row begins, as in
-                the packed batches of other libraries. Nothing else is taken.
+            position_ids: `(B, T)`, from 0 to the end of each row; where they start at 0 again, another row begins, as
+                in the packed batches of other libraries. Nothing else is taken.
             kwargs: Passed to the frozen model (`output_hidden_states`, …). `adapter_names` is PEFT's `prompt_names`.
 
         Returns:
@@ -144,7 +154,8 @@ class RunsPrompts(StandsIn):
         form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids}
         text = Text.of(input_ids, inputs_embeds, attention_mask, labels, **form)
         prompts = self._prompts_of(text, prompt_names, kwargs)
-        if self._takes_packed(text, at_once=at_once, kwargs=kwargs):
+        chosen = self.path_of(text, prompts, at_once=at_once, kwargs=kwargs)
+        if chosen.way is Way.PACKED:
             view = self._view.current()
             return run_packed(view, text, prompts, num_items=num_items_in_batch, return_logits=return_logits)
         wanted: dict[str, Any] = {
@@ -153,7 +164,7 @@ class RunsPrompts(StandsIn):
             "narrow": return_logits is False and self.capability.narrow_head,
             "kwargs": kwargs,
         }
-        if takes_prefix(self.base, self.capability, prompts):
+        if chosen.way is Way.PREFIX:
             return run_prefixed(self.base, prompts.prefix(self.base), text, **wanted)
         return run_concatenated(self.base, prompts.each(), text, filler_id=self.capability.filler_id, **wanted)
 
@@ -183,12 +194,27 @@ class RunsPrompts(StandsIn):
                 hint=f"Call train_prompts({list(prompts.encoders)!r}).",
             )
 
-    def _takes_packed(self, text: Text, *, at_once: bool | None, kwargs: dict[str, Any]) -> bool:
-        """Whether the rows go through the model in one sequence."""
-        if kwargs or text.ids is None or not text.ids.numel():
-            return False
-        wanted = text.is_packed or (self.pack_batches and not at_once)
-        return wanted and self.packs and not torch.compiler.is_compiling()
+    def path_of(self, text: Text, prompts: RowPrompts, *, at_once: bool | None, kwargs: dict[str, Any]) -> Path:
+        """The way that a batch takes, and why.
+
+        Args:
+            text: Its rows.
+            prompts: The prompt of each row.
+            at_once: Whether all logits are wanted with the result, for which padded rows are as good.
+            kwargs: What is passed to the frozen model besides.
+        """
+        unpacked = None
+        if kwargs:
+            unpacked = f"{', '.join(kwargs)}: for the frozen model's own forward"
+        elif text.ids is None or not text.ids.numel():
+            unpacked = "the text is given as embeddings, or is empty"
+        elif not text.is_packed and at_once:
+            unpacked = "the logits of every position are wanted"
+        elif not text.is_packed and not self.pack_batches:
+            unpacked = "pack_batches is off"
+        elif torch.compiler.is_compiling():
+            unpacked = "torch.compile traces padded rows"
+        return choose_path(self.base, self.capability, prompts, unpacked=unpacked or self.packing_obstacle)
 
     def last_hidden_state(
         self,
@@ -215,9 +241,10 @@ class RunsPrompts(StandsIn):
         form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids}
         text = Text.of(input_ids, inputs_embeds, attention_mask, **form)
         prompts = self._prompts_of(text, prompt_names, kwargs)
-        if self._takes_packed(text, at_once=False, kwargs=kwargs):
+        chosen = self.path_of(text, prompts, at_once=False, kwargs=kwargs)
+        if chosen.way is Way.PACKED:
             hidden = through_the_layers(self._view.current(), text, prompts).of_the_text
-        elif takes_prefix(self.base, self.capability, prompts):
+        elif chosen.way is Way.PREFIX:
             hidden = text.flat(prefixed_output(layers, prompts.prefix(self.base), text, kwargs).last_hidden_state)
         else:
             each = prompts.each()

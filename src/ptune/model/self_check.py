@@ -28,21 +28,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from ptune.batch.row_prompts import RowPrompts
+from ptune.batch.text import Text
 from ptune.encoders import build_encoder
 from ptune.errors import ModelError, one_line
-from ptune.model.batch import run_prefixed
-from ptune.model.capability import Capability, not_causal
-from ptune.model.concat import positions
-from ptune.model.loss import output_head
-from ptune.model.packed_forward import run_packed
-from ptune.model.parameters import device_of
-from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompted_view import CACHE_NAMES, Forward, concat_forward, prefix_forward, prompted_view
-from ptune.model.rows import RowPrompts
-from ptune.model.shared_prefix import SharedPrefix
-from ptune.model.text import Text
-from ptune.model.token_ids import fed, filler_of
-from ptune.model.view import ModelView
+from ptune.frozen.capability import Capability, not_causal
+from ptune.frozen.filler_ids import fed, filler_of
+from ptune.frozen.parameters import device_of
+from ptune.frozen.parts import output_head
+from ptune.frozen.view import ModelView
+from ptune.generation.prompted_view import CACHE_NAMES, Forward, concat_forward, prefix_forward, prompted_view
+from ptune.packed.packed_forward import run_packed
+from ptune.padded.concatenation import positions
+from ptune.padded.padded_forward import run_prefixed
+from ptune.prefix.across_calls import PrefixCache
+from ptune.prefix.across_micro_batches import SharedPrefix
 
 VIRTUAL, TEXT, SHORT = 3, 6, 3
 """Virtual tokens, and tokens of the longer and the shorter row."""

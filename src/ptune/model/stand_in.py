@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptune.errors import ConfigError
-from ptune.model.loss import output_head
-from ptune.model.view import children_of
+from ptune.frozen.parts import output_head
+from ptune.internals import children_of
 
 
 class StandsIn(nn.Module):

@@ -18,22 +18,24 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ptune.checkpoint.files import write_atomic
 from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, PromptError, unknown
-from ptune.model import persistence
+from ptune.frozen.capability import context_length, prefix_capability
+from ptune.frozen.parameters import count_parameters, has_weights, parameters_line
+from ptune.frozen.view import ModelView
 from ptune.model.adapter_names import AdapterNames
-from ptune.model.capability import context_length, prefix_capability
-from ptune.model.fused import replacement
-from ptune.model.hub import PromptOnHub, prompt_folder
-from ptune.model.packable import exchanged_forward, packing_obstacle
-from ptune.model.parameters import count_parameters, has_weights, parameters_line
-from ptune.model.prefix_cache import PrefixCache
-from ptune.model.prompts import PromptConfig, build_prompt, check_base, check_new_name, check_room, unwrapped
-from ptune.model.running import RunsPrompts
+from ptune.model.on_hub import PromptOnHub
+from ptune.model.running import DISABLED, RunsPrompts
 from ptune.model.self_check import self_check as check_ways
-from ptune.model.shared_prefix import SharedPrefix
-from ptune.model.view import ModelView
+from ptune.packed.attention import PACKED
+from ptune.packed.fused import replacement
+from ptune.packed.obstacle import exchanged_forward, packing_obstacle
+from ptune.prefix.across_calls import PrefixCache
+from ptune.prefix.across_micro_batches import SharedPrefix
+from ptune.prompt.build import PromptConfig, build_prompt, check_base, check_new_name, check_room, unwrapped
+from ptune.saved import prompt_io
+from ptune.saved.files import write_atomic
+from ptune.saved.hub import prompt_folder
 
 DEFAULT_PROMPT = "default"
 
@@ -85,8 +87,8 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         self._base_obstacle = packing_obstacle(base, self.capability)
         self.pack_batches = True
         """Whether padded training batches are packed on the way where that can be done; False computes the padding."""
-        self._view = ModelView(base, replacement)
-        self._answering = ModelView(base, replacement, packed=False)
+        self._view = ModelView(base, replacement, attention=PACKED)
+        self._answering = ModelView(base, replacement)
         if self_check and has_weights(base):
             known = self._base_obstacle or exchanged_forward(base)
             self.capability, self._base_obstacle = check_ways(
@@ -95,10 +97,9 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         self.shared_prefix = SharedPrefix()
         self.prompts = nn.ModuleDict()
         self.prompt_configs: dict[str, PromptConfig] = {}
-        self._notes: dict[str, persistence.Notes | None] = {}
+        self._notes: dict[str, prompt_io.Notes | None] = {}
         self.prefixes = PrefixCache()
         self.active_prompt: str | None = None
-        self._disabled = False
         # Routers that draw at random in training (Phi-MoE, jitter): the prompt is to learn for the choice it will meet.
         self._drawing = [module for module in base.modules() if any("jitter" in name for name in vars(module))]
         if config is not None:
@@ -168,17 +169,17 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
             self.active_prompt = None
 
     def clear_prefixes(self) -> None:
-        """Forget the prefixes kept for later calls; `ptune.model.prefix_cache` says when that is needed."""
+        """Forget the prefixes kept for later calls; `ptune.prefix.across_calls` says when that is needed."""
         self.prefixes.clear()
 
     @contextmanager
     def disable_prompt(self) -> Iterator[None]:
-        """Inside the `with`, the bare frozen model answers."""
-        before, self._disabled = self._disabled, True
+        """Inside the `with`, the bare frozen model answers, to the thread that entered it."""
+        token = DISABLED.set(DISABLED.get() | {id(self)})
         try:
             yield
         finally:
-            self._disabled = before
+            DISABLED.reset(token)
 
     # PEFT's names
     set_adapter = set_prompt
@@ -221,12 +222,12 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave. The frozen model's own tensors are neither expected nor touched."""
-        return persistence.load_state(self.prompts, state_dict, strict=strict, assign=assign)
+        return prompt_io.load_state(self.prompts, state_dict, strict=strict, assign=assign)
 
     def _save_prompt(self, folder: Path, prompt_name: str | None, metadata: Mapping[str, Any]) -> None:
         name = self._active(prompt_name)
         encoder, config, notes = self._encoder(name), self.prompt_configs[name], self._notes.get(name)
-        persistence.save_prompt(self.base, encoder, config, folder, metadata, notes=notes)
+        prompt_io.save_prompt(self.base, encoder, config, folder, metadata, notes=notes)
 
     def _save_state(self, folder: Path) -> None:
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
@@ -261,12 +262,12 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         """
         folder = prompt_folder(directory, revision=revision, token=token)
         if tokenizer is not None:
-            persistence.check_prompt_tokenizer(folder, tokenizer, force=force)
-        encoder, config = persistence.load_prompt(self.base, folder, trainable=trainable, force=force)
+            prompt_io.check_prompt_tokenizer(folder, tokenizer, force=force)
+        encoder, config = prompt_io.load_prompt(self.base, folder, trainable=trainable, force=force)
         chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)
-        self._notes[chosen] = persistence.notes_of(folder, encoder)
+        self._notes[chosen] = prompt_io.notes_of(folder, encoder)
         return chosen
 
     @classmethod

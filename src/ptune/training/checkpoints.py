@@ -2,7 +2,7 @@
 
 | file | what |
 | --- | --- |
-| the prompt folder's | the prompt as it was after step N, with its encoder (`ptune.checkpoint.format`) |
+| the prompt folder's | the prompt as it was after step N, with its encoder (`ptune.saved.format`) |
 | `training_state.safetensors` | optimizer, schedule, gradient scaler, and where in the run it was written |
 | `process_K.safetensors` | of each process: its random generators, sums of the log, tokens seen |
 | `trainer_state.json` | what transformers.Trainer keeps: step, epoch, log, best metric |
@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ptune.checkpoint.files import flush_folder, json_bytes, open_inside, read_json, write_flushed
 from ptune.errors import ConfigError, PromptError, PTuneError
+from ptune.saved.files import flush_folder, json_bytes, open_inside, read_json, write_flushed
 
 MANIFEST, TRAINER_STATE, TRAINING_STATE = "checkpoint.json", "trainer_state.json", "training_state.safetensors"
 CHECKPOINT_FORMAT = 1

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ptune.checkpoint.files import make_folder, write_atomic
-from ptune.checkpoint.format import CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
-from ptune.checkpoint.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ptune.errors import OutputError
+from ptune.saved.files import make_folder, write_atomic
+from ptune.saved.format import CARD, ENCODER_WEIGHTS, PTUNE_CONFIG
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ptune.training.checkpoints import CHECKPOINT_NAME, log_history, remove_leftovers
 from ptune.training.progress import metrics_line
 

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from ptune.checkpoint.format import read_details
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
+from ptune.saved.format import read_details
 
 _NOT_RECORDED = ("overwrite", "resume", "force", "trust_remote_code", "init_from", "output")
-"""Of the recipe: what must be asked for anew, or was for the beginning of a run."""
+"""Of the recipe: what must be asked for again, or was for the beginning of a run."""
 _TABLES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
 _PLACES = (
     "output_dir",

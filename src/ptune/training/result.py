@@ -11,16 +11,16 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ptune.checkpoint.peft import ADAPTER_WEIGHTS
 from ptune.data.records import Examples
 from ptune.data.template import Template
 from ptune.errors import TrainingError
-from ptune.evaluation.loss import HeldOutLoss
+from ptune.evaluation.held_out_loss import HeldOutLoss
+from ptune.frozen.fingerprint import tokenizer_fingerprint
+from ptune.frozen.parameters import parameters_line
 from ptune.memory.measure import MemoryReport
-from ptune.model.fingerprint import tokenizer_fingerprint
-from ptune.model.parameters import parameters_line
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
+from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.output import OutputFolder
 from ptune.training.plot import plot_loss
 from ptune.training.progress import clock, read_metrics
@@ -101,7 +101,7 @@ def prompt_details(
 
 
 def check_finite(model: PTunedModel) -> None:
-    """Raise `TrainingError` when training has left numbers in the prompt that are none."""
+    """Raise `TrainingError` when training has left values in the prompt that are not finite."""
     with torch.no_grad():
         if bool(torch.isfinite(model.encode()).all()):
             return

@@ -27,11 +27,11 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ExportableState
 
-from ptune.checkpoint.files import read_bytes, write_flushed
-from ptune.checkpoint.format import read_prompt
-from ptune.checkpoint.state import state_bytes, state_of
 from ptune.errors import OutputError, PromptError, RunStoppedError, TrainingError
 from ptune.model.wrapper import PTunedModel
+from ptune.saved.files import read_bytes, write_flushed
+from ptune.saved.format import read_prompt
+from ptune.saved.state import state_bytes, state_of
 from ptune.training.checkpoints import (
     MANIFEST,
     MAX_STATE_BYTES,
@@ -228,7 +228,7 @@ class ResumableTrainer(Trainer):
             reason = error.message if isinstance(error, OutputError) else f"cannot write {output}: {error.strerror}."
             raise OutputError(
                 f"the checkpoint of step {step} could not be written: {reason.rstrip('.')}; {self.last_good()}.",
-                hint="Free some space or mend the folder, then go on with --resume.",
+                hint="Free some space or make the folder writable, then go on with --resume.",
             ) from error
         self._saved_step = step
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.data.data_report import DataReport
 from ptune.data.records import Examples, load_examples
-from ptune.data.report import DataReport
 from ptune.data.template import Template, get_template
 from ptune.data.token_cache import Tokenized
 from ptune.data.tokenize import encode_rows, tokenize_examples
 from ptune.errors import ConfigError, ModelError, OutputError
-from ptune.model.converted import cache_root
+from ptune.loading.gguf import cache_root
 from ptune.recipe import TrainRecipe
 
 TOKEN_CACHE = "tokens"

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ptune.checkpoint.format import SavedPrompt, read_prompt
 from ptune.encoders import ENCODERS
 from ptune.errors import ConfigError
-from ptune.model.hub import prompt_folder
-from ptune.model.prompts import PromptConfig, encoder_kind
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.prompt.build import PromptConfig, encoder_kind
 from ptune.recipe import TrainRecipe
+from ptune.saved.format import SavedPrompt, read_prompt
+from ptune.saved.hub import prompt_folder
 
 ENCODER_FIELDS = (
     "encoder",

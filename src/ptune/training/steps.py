@@ -1,11 +1,11 @@
 """One optimizer step of a prompt, from micro-batches to a gradient that may be used.
 
-With gradient accumulation the micro-batches of a step share one prefix (see `ptune.model.shared_prefix`), and so one
-dropout mask of the prompt encoder, as the rows of one big batch would.
+With gradient accumulation the micro-batches of a step share one prefix (see `ptune.prefix.across_micro_batches`), and
+so one dropout mask of the prompt encoder, as the rows of one big batch would.
 
 Where the memory is not enough for a micro-batch, its rows are taken in parts, and the step's gradient stays the same:
-the loss is a sum over labels divided by the labels of the whole step. The first loss or gradient that is no number ends
-the run before the optimizer takes it, and the rows it came from are named.
+the loss is a sum over labels divided by the labels of the whole step. The first loss or gradient that is not finite
+ends the run before the optimizer takes it, and the rows it came from are named.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class StepTrainer(ResumableTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self._in_hand = []
-        # Trainer would put the mean of earlier losses in the place of one that is no number.
+        # Trainer would put the mean of earlier losses in the place of one that is not finite.
         self.args.logging_nan_inf_filter = False
         if isinstance(self.model, PTunedModel):
             self.model.shared_prefix.reset()  # an earlier run may have ended within an optimizer step
@@ -70,7 +70,7 @@ class StepTrainer(ResumableTrainer):
     ) -> torch.Tensor:
         """Trainer's step; the micro-batches of an optimizer step share one run of the prompt.
 
-        Where the memory is not enough, the whole optimizer step is begun anew with fewer rows at a time: what the
+        Where the memory is not enough, the whole optimizer step starts again with fewer rows at a time: what the
         failed backward has left in the gradients is not known.
         """
         self.tokens_seen += text_tokens(inputs)
@@ -142,7 +142,7 @@ class StepTrainer(ResumableTrainer):
         scope: AbstractContextManager[None] = prompted.prefix_scope(last=last)
         return scope
 
-    # ---- numbers that are none ---------------------------------------------------------------------------------
+    # ---- losses that are not finite ----------------------------------------------------------------------------
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's own, which comes before every optimizer step; raises where a loss or the gradient is not finite."""

@@ -4,7 +4,7 @@ All of Trainer's options keep their meaning. What is added: the LM head runs on 
 be packed and fill a budget of tokens, the prompt runs through encoder and model once an optimizer step, tokens a
 second and memory stand in the log, and the loss of an evaluation weighs every answer token the same. (Trainer's own
 averages the means of the batches, so that it depends on how the rows fall into batches.) Checkpoints and exact resume
-are `ResumableTrainer`'s; memory that is not enough and numbers that are none are `StepTrainer`'s.
+are `ResumableTrainer`'s; running out of memory and losses that are not finite are `StepTrainer`'s.
 
 Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
 """
@@ -26,11 +26,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
+from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, listed
-from ptune.evaluation.loss import LossSum
+from ptune.evaluation.held_out_loss import LossSum
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
-from ptune.model.loss import IGNORE_INDEX
 from ptune.training.batches import budget_loader, budget_sampler
 from ptune.training.steps import StepTrainer
 
@@ -246,7 +246,7 @@ class PTuneTrainer(StepTrainer):
 
 
 def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
-    """Every `(1, N, …)` tensor of a packed batch as `(B, T, …)`; what is none is left alone."""
+    """Every `(1, N, …)` tensor of a packed batch as `(B, T, …)`; other values are left alone."""
     if isinstance(value, (tuple, list)):
         return type(value)(_rows_apart(one, lengths) for one in value)
     if isinstance(value, torch.Tensor) and tuple(value.shape[:2]) == (1, sum(lengths)):

@@ -1,0 +1,167 @@
+"""A prompt opened for answering: frozen model, prompt, tokenizer and template together.
+
+`ptune generate` and `ptune chat` are this and a terminal.
+
+Shapes: `T` text tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ptune.data.template import History, Template, get_template
+from ptune.data.tokenize import encode_prompt
+from ptune.errors import ModelError
+from ptune.frozen.parameters import device_of
+from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
+from ptune.model.wrapper import PTunedModel
+from ptune.recipe import NEW_TOKENS
+from ptune.saved.format import read_details
+from ptune.saved.hub import prompt_folder
+from ptune.saved.prompt_io import base_name, base_revision, check_prompt_tokenizer
+
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+"""Options of `generate` that take the likeliest token, whatever the model's own defaults are."""
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """Answers texts with a trained prompt; `Answerer.open` makes one from a prompt folder."""
+
+    model: PTunedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        template: str | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        device: str | None = None,
+        revision: str | None = None,
+        force: bool = False,
+        self_check: bool = True,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Load what a prompt needs.
+
+        Args:
+            folder: The prompt folder, or its hub id.
+            model: The frozen model; by default the one that the prompt was trained on.
+            template: By default the one that the prompt was trained with.
+            dtype: Of the frozen model's weights, as for `load_model`; so are the next two.
+            quantization: `int8`, `8bit` or `4bit`.
+            device: `cpu`, `cuda`, …; by default CUDA where there is one.
+            revision: Branch, tag or commit of the prompt on the hub.
+            force: Accept a model or a tokenizer that the prompt was not made for.
+            self_check: As for `PTunedModel`.
+            trust_remote_code: Run model code that comes from the hub.
+
+        Raises:
+            PromptError: The folder is missing here and on the hub, damaged, or made for another model or tokenizer.
+            ModelError: The model cannot be loaded.
+            ConfigError: The template cannot be used.
+        """
+        where = prompt_folder(folder, revision=revision)
+        details = read_details(where)
+        name = model or base_name(where)
+        base_at = None if model else base_revision(where)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=base_at)
+        check_prompt_tokenizer(where, tokenizer, force=force)
+        base = load_model(
+            name,
+            dtype=dtype,
+            quantization=quantization,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            revision=base_at,
+        )
+        check_tokenizer(base, tokenizer)
+        prompted = PTunedModel(base, self_check=self_check)
+        prompted.load_prompt(where, trainable=False, force=force)
+        text = template or details.get("template") or "tutorial"
+        return cls(prompted.eval(), tokenizer, get_template(text, tokenizer, files=bool(template)))
+
+    def answer(
+        self,
+        text: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        *,
+        history: History = (),
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        with_prompt: bool = True,
+        **options: Any,
+    ) -> str:
+        """The answer to a text, greedy unless `options` say otherwise.
+
+        Args:
+            text: The instruction.
+            input: Its input, as in Alpaca data.
+            history: Earlier turns, `("user", text)` and `("assistant", text)`.
+            system: A system message, where the template has a place for one.
+            max_new_tokens: The longest answer; by default 128 tokens, or what the model's context has room for.
+            with_prompt: False asks the frozen model alone.
+            options: For `generate`, such as `do_sample=True`, `temperature` or `streamer`.
+
+        Raises:
+            ModelError: Prompt, text and answer exceed the model's context.
+            ConfigError: The template has no place for a part of it.
+        """
+        ids = self.encode(text, input, history, system)
+        limit = self.new_tokens(ids, max_new_tokens)
+        return self.answer_ids(ids, with_prompt=with_prompt, max_new_tokens=limit, **{**GREEDY, **options})
+
+    def encode(
+        self,
+        text: str,
+        input: str = "",  # noqa: A002 (the field name of the data)
+        history: History = (),
+        system: str | None = None,
+    ) -> torch.Tensor:
+        """`(1, T)` token ids of a text, as the template writes it."""
+        ids = encode_prompt(self.template.prompt(text, input, history, system), self.tokenizer)
+        return torch.tensor([ids], device=device_of(self.model.base))
+
+    def room(self, ids: torch.Tensor) -> int | None:
+        """Tokens that prompt and text leave of the model's context, below 0 when they exceed it; None: no limit."""
+        limit = self.model.context_length
+        width = max(config.num_virtual_tokens for config in self.model.prompt_configs.values())
+        return None if limit is None else limit - width - ids.shape[1]
+
+    def new_tokens(self, ids: torch.Tensor, asked: int | None) -> int:
+        """How long an answer to `(1, T)` token ids may be: what was asked, or what the model's context has room for.
+
+        Raises:
+            ModelError: There is no room for it.
+        """
+        room = self.room(ids)
+        if room is None:
+            return asked or NEW_TOKENS
+        if room < (asked or 1):
+            raise ModelError(
+                f"the prompt and the {ids.shape[1]} tokens of the text leave {max(room, 0)} of the model's context of "
+                f"{self.model.context_length} tokens for the answer.",
+                hint="Shorten the text." if room < 1 else f"Lower --max-new-tokens to {room}, or shorten the text.",
+            )
+        return asked or min(NEW_TOKENS, room)
+
+    def answer_ids(self, ids: torch.Tensor, *, with_prompt: bool = True, **options: Any) -> str:
+        """The answer to `(1, T)` token ids; options as for `generate`."""
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            prompt_names=None if with_prompt else [None],
+            pad_token_id=self.tokenizer.pad_token_id,
+            **options,
+        )
+        return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))

@@ -1,0 +1,168 @@
+"""Which soft prompt stands before which row of a batch, and whether prompt and text fit the model's context.
+
+Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from transformers import PreTrainedModel
+
+from ptune.encoders import PromptEncoder
+from ptune.errors import ConfigError, ModelError
+from ptune.internals import checkpoints_activations
+from ptune.prefix.across_calls import PrefixCache
+from ptune.prefix.across_micro_batches import SharedPrefix
+from ptune.prefix.given_prefix import GivenPrefix
+from ptune.prefix.keys_values import Prefix, RowPrefix, encode_prefix, mixed_prefix, same_prefix
+
+RowNames = str | Sequence[str | None] | None
+"""A prompt's name for all rows, or one a row (None: no prompt); None for the active prompt."""
+
+
+BASE_MODEL = "__base__"
+"""PEFT's name for no adapter."""
+
+
+def names_of_rows(names: RowNames, rows: int, active: Callable[[str | None], str]) -> list[str | None]:
+    """The name of the prompt of each row.
+
+    Args:
+        names: What the caller said.
+        rows: `B`.
+        active: Fills in the active prompt's name for None.
+
+    Raises:
+        ConfigError: There are more or fewer names than rows.
+    """
+    if names is None or isinstance(names, str):
+        return [active(names)] * rows
+    if len(names) != rows:
+        raise ConfigError(
+            f"prompt_names has {len(names)} names for {rows} rows.", hint="Give one name (or None) a row."
+        )
+    return list(names)
+
+
+@dataclass(frozen=True)
+class RowPrompts:
+    """The prompt of each row; rows may share one, and may have none. Encoded once, when it is first needed."""
+
+    names: Sequence[str | None]
+    """For each of the `B` rows the name of its prompt, or None for no prompt."""
+    encoders: Mapping[str, PromptEncoder]
+    """Each prompt that a row names, once."""
+    dtype: torch.dtype
+    """Of the model's embeddings."""
+    shared: SharedPrefix
+    """What the micro-batches of an optimizer step share."""
+    kept: PrefixCache
+    """What is kept from one call to the next where no gradients are taken."""
+    filler_id: int | None = None
+    """The token id that virtual tokens go by; see `Capability`."""
+
+    @cached_property
+    def vectors(self) -> Mapping[str, torch.Tensor]:
+        """Each prompt that a row names, encoded: `(P, D)` in the dtype of the model's embeddings.
+
+        A prompt that is given as keys and values is not among them.
+        """
+        return {
+            name: self.shared.vectors(name, encoder, self.dtype)
+            for name, encoder in self.encoders.items()
+            if not isinstance(encoder, GivenPrefix)
+        }
+
+    @property
+    def width(self) -> int:
+        """Virtual tokens of the longest prompt; 0 when no row has one."""
+        return max((encoder.num_virtual_tokens for encoder in self.encoders.values()), default=0)
+
+    @cached_property
+    def differ(self) -> bool:
+        """Whether rows have prompts of different lengths, or some of them none."""
+        return None in self.names or len({one.num_virtual_tokens for one in self.encoders.values()}) > 1
+
+    def of(self, rows: Sequence[int]) -> RowPrompts:
+        """The prompts of some of the rows."""
+        names = [self.names[row] for row in rows]
+        return replace(self, names=names, encoders={name: self.encoders[name] for name in names if name is not None})
+
+    def sizes(self) -> list[int]:
+        """Virtual tokens of each row."""
+        return [0 if name is None else self.encoders[name].num_virtual_tokens for name in self.names]
+
+    def each(self) -> list[torch.Tensor | None]:
+        """The prompt of every row.
+
+        Raises:
+            PromptError: One is given as keys and values, and has no vectors.
+        """
+        for encoder in self.encoders.values():
+            if isinstance(encoder, GivenPrefix):
+                encoder()
+        vectors = self.vectors
+        self.shared.settle()
+        return [None if name is None else vectors[name] for name in self.names]
+
+    def prefix(self, base: PreTrainedModel) -> RowPrefix:
+        """The prefix of every row; each different prompt runs through the model once at most. Needs one prompt."""
+        prefixes = {name: self._prefix(base, name) for name in self.encoders}
+        if len(prefixes) == 1 and None not in self.names:
+            return same_prefix(next(iter(prefixes.values())), len(self.names))
+        order = list(prefixes)
+        return mixed_prefix(
+            list(prefixes.values()), [None if name is None else order.index(name) for name in self.names]
+        )
+
+    def _prefix(self, base: PreTrainedModel, name: str) -> Prefix:
+        """The prefix of one prompt."""
+        encoder = self.encoders[name]
+        if isinstance(encoder, GivenPrefix):
+            return encoder.prefix(base, self.dtype)
+
+        def make() -> Prefix:
+            encode = partial(encode_prefix, base, filler_id=self.filler_id)
+            return self.shared.prefix(name, self.vectors[name], encode)
+
+        return self.kept.prefix(name, base, encoder, make)
+
+    def shared_prefix(self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix]) -> RowPrefix | None:
+        """The batch's one prompt as keys and values, where micro-batches share them; None otherwise.
+
+        Activation checkpointing drops a filled cache, and so shares the vectors alone.
+
+        Args:
+            model: The model that the batch runs through.
+            encode: Runs it over a prompt's vectors.
+        """
+        if len(self.vectors) == 1 and not (checkpoints_activations(model) and model.training):
+            name, vectors = next(iter(self.vectors.items()))
+            if self.shared.holds(name):
+                return same_prefix(self.shared.prefix(name, vectors, encode), 1)
+        self.shared.settle()
+        return None
+
+    def check_length(self, limit: int | None, text_length: int, new_tokens: int = 0) -> None:
+        """Refuse what does not fit the context, before anything is computed.
+
+        Args:
+            limit: The model's context in tokens; None where it has no limit.
+            text_length: `T`.
+            new_tokens: The most tokens to generate.
+
+        Raises:
+            ModelError: Prompt, text and new tokens are more than the limit.
+        """
+        if limit is None or self.width + text_length + new_tokens <= limit:
+            return
+        new = f" and {new_tokens} new tokens" if new_tokens else ""
+        raise ModelError(
+            f"{self.width} virtual tokens and {text_length} text tokens{new} exceed the model's context of {limit} "
+            "tokens.",
+            hint=f"Shorten the text to {max(limit - self.width - new_tokens, 0)} tokens, or use fewer of the others.",
+        )

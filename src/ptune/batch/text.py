@@ -1,0 +1,230 @@
+"""The text of a batch, row after row without padding, and the way back to how it came.
+
+Callers give rows in one of three forms: padded on either side with an attention mask; packed, one after another in one
+sequence, told apart by `row_lengths`, by `cu_seq_lens_q`, or by position ids that start again at 0 (`PackingCollator`,
+transformers' `DataCollatorWithFlattening`, TRL's packing); or of one length. Here all are one: `N` tokens and the
+length of each row. The ways through the model take them packed or padded as they need them, and `as_it_came` puts what
+comes out where the tokens stood.
+
+Shapes: `B` rows, `N` tokens of all rows, `T` tokens of the longest row, `D` token dimension; `(A, C)` is the form in
+which the text came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ptune.data.labels import IGNORE_INDEX
+from ptune.errors import ConfigError, ModelError
+from ptune.internals import changes_output
+
+_FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""What flattening collators give beside the tokens; the first says where rows begin."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """The rows of a batch, before any prompt."""
+
+    ids: torch.Tensor | None
+    """`(N,)`."""
+    embeds: torch.Tensor | None
+    """`(N, D)`, in place of ids."""
+    labels: torch.Tensor | None
+    """`(N,)`, `IGNORE_INDEX` where not supervised."""
+    lengths: tuple[int, ...]
+    """Tokens of each of the `B` rows."""
+    came_as: tuple[int, int]
+    """`(A, C)`."""
+    places: torch.Tensor | None
+    """`(N,)`: where each token stood among the `A · C` of them; None where they stood in this order without a gap."""
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        row_lengths: Sequence[int] | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> Text:
+        """Check what a caller passed.
+
+        Args:
+            input_ids: `(A, C)`.
+            inputs_embeds: `(A, C, D)`, in place of ids.
+            attention_mask: `(A, C)`, 0 at padding.
+            labels: `(A, C)`.
+            row_lengths: Of rows in one sequence: `A` is 1.
+            position_ids: `(A, C)`, from 0 in each row; a row ends where they start again at 0.
+
+        Raises:
+            ConfigError: Neither or both of ids and embeddings, or shapes that do not fit.
+            ModelError: Position ids that say anything else than where rows begin.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ConfigError("pass exactly one of input_ids and inputs_embeds.")
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        assert text is not None
+        form = (int(text.shape[0]), int(text.shape[1]))
+        if row_lengths is not None and form != (1, sum(row_lengths)):
+            raise ConfigError(
+                f"the text has shape {form}, but row_lengths add up to {sum(row_lengths)}.",
+                hint="Pass a packed batch as PackingCollator makes it: (1, N) tokens and the rows' lengths.",
+            )
+        if position_ids is not None and tuple(position_ids.shape) == (1, form[1]):
+            position_ids = position_ids.expand(form)
+        named = (("attention_mask", attention_mask), ("labels", labels), ("position_ids", position_ids))
+        for name, value in named:
+            if value is not None and tuple(value.shape) != form:
+                raise ConfigError(f"{name} has shape {tuple(value.shape)}, the text {form}.")
+        places, lengths = None, [form[1]] * form[0]
+        if attention_mask is not None and not bool(attention_mask.all()):
+            if row_lengths is not None:
+                raise ConfigError("row_lengths and padding exclude each other.", hint="Leave attention_mask out.")
+            places = attention_mask.reshape(-1).nonzero().squeeze(1)
+            lengths = attention_mask.bool().sum(dim=1).tolist()
+
+        def flat(value: torch.Tensor | None) -> torch.Tensor | None:
+            if value is None:
+                return None
+            every = value.reshape(form[0] * form[1], *value.shape[2:])
+            return every if places is None else every[places]
+
+        if position_ids is not None:
+            lengths = _rows_of(flat(position_ids), lengths)
+        elif row_lengths is not None:
+            lengths = list(row_lengths)
+        return cls(flat(input_ids), flat(inputs_embeds), flat(labels), tuple(lengths), form, places)
+
+    @property
+    def rows(self) -> int:
+        """`B`."""
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """`T`; at least 1."""
+        return max((1, *self.lengths))
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it came with several rows in one sequence."""
+        return self.rows != self.came_as[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the text is."""
+        text = self.ids if self.embeds is None else self.embeds
+        assert text is not None
+        return text.device
+
+    def embeddings(self, model: PreTrainedModel) -> torch.Tensor:
+        """`(N, D)`, as the model embeds them."""
+        if self.embeds is not None:
+            return self.embeds
+        assert self.ids is not None
+        layer = model.get_input_embeddings()
+        if changes_output(layer):
+            # Noise on embeddings (NEFTune) goes by the length of the padded rows.
+            rows: torch.Tensor = layer(self.padded(self.ids))
+            return self.flat(rows)
+        embeds: torch.Tensor = layer(self.ids[None])[0]
+        return embeds
+
+    @cached_property
+    def real(self) -> torch.Tensor | None:
+        """`(B, T)`, true where a padded row has a token; None where all rows are of one length."""
+        if len(set(self.lengths)) == 1 and self.lengths[0]:
+            return None
+        return torch.arange(self.longest, device=self.device) < self.row_lengths[:, None]
+
+    @cached_property
+    def row_lengths(self) -> torch.Tensor:
+        """`(B,)`."""
+        return torch.tensor(self.lengths, device=self.device)
+
+    def padded(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
+        """`(B, T, …)` of `(N, …)`: every row at the left, `fill` behind the shorter ones."""
+        if self.real is None:
+            return values.view(self.rows, self.longest, *values.shape[1:])
+        made = values.new_full((self.rows, self.longest, *values.shape[1:]), fill)
+        return made.index_put((self.real,), values)
+
+    def padded_labels(self) -> torch.Tensor | None:
+        """`(B, T)`."""
+        return None if self.labels is None else self.padded(self.labels, IGNORE_INDEX)
+
+    def flat(self, rows: torch.Tensor) -> torch.Tensor:
+        """`(N, …)` of `(B, T, …)`."""
+        return rows.reshape(-1, *rows.shape[2:]) if self.real is None else rows[self.real]
+
+    def as_it_came(self, values: torch.Tensor) -> torch.Tensor:
+        """`(A, C, …)` of `(N, …)`, zeros where there was no token."""
+        if self.places is not None:
+            empty = values.new_zeros(self.came_as[0] * self.came_as[1], *values.shape[1:])
+            values = empty.index_put((self.places,), values)
+        return values.reshape(*self.came_as, *values.shape[1:])
+
+
+def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Raise `ModelError` for a token that the model has no embedding for."""
+    table: Any = model.get_input_embeddings().weight
+    rows = int(table.shape[0])
+    if not ids.numel() or type(ids) is not torch.Tensor:  # tensors without data are kinds of their own
+        return
+    least, most = (int(one) for one in torch.aminmax(ids))
+    if least < 0 or most >= rows:
+        raise ModelError(
+            f"the text holds token {least if least < 0 else most}, but the model's embedding has {rows} rows.",
+            hint="Use the model's own tokenizer, and give padding a token of the vocabulary.",
+        )
+
+
+def followed_by(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text `(B, T)` with labels `(B, A)` that are its answers: ids, mask and labels `(B, T + A)`.
+
+    It is how `Seq2SeqTrainer` measures what it generates: prompts alone, and the answers beside them.
+    """
+    known = labels != IGNORE_INDEX
+    before = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    return (
+        torch.cat([input_ids, labels.masked_fill(~known, 0)], dim=1),
+        torch.cat([before, known.to(before.dtype)], dim=1),
+        torch.cat([torch.full_like(input_ids, IGNORE_INDEX), labels], dim=1),
+    )
+
+
+def take_flattened(kwargs: dict[str, Any]) -> list[int] | None:
+    """Row lengths from what a flattening collator adds to a batch, which is taken out of `kwargs`; None without it."""
+    found = {name: kwargs.pop(name) for name in _FLATTENED if name in kwargs}
+    starts = found.get("cu_seq_lens_q")
+    return None if starts is None else starts.diff().tolist()
+
+
+def _rows_of(position_ids: torch.Tensor | None, lengths: Sequence[int]) -> list[int]:
+    """The lengths of rows that begin wherever position ids are 0, within rows of the lengths given."""
+    assert position_ids is not None
+    count = len(position_ids)
+    at = torch.arange(count, device=position_ids.device)
+    starts = (position_ids == 0).nonzero().squeeze(1)
+    begun = torch.searchsorted(starts, at, right=True) - 1
+    counted = bool((begun >= 0).all()) and torch.equal(at - starts[begun.clamp_min(0)], position_ids)
+    firsts = torch.tensor([0, *lengths], device=at.device).cumsum(0)[:-1]
+    if not counted or not bool(torch.isin(firsts[firsts < count], starts).all()):
+        raise ModelError(
+            "forward takes position_ids behind a soft prompt only to tell rows apart: from 0 to the end of each row.",
+            hint="Leave them out; positions count on behind the prompt.",
+        )
+    edges = torch.cat([starts, starts.new_tensor([count])])
+    return edges.diff().tolist()

@@ -1,0 +1,104 @@
+"""Held-out loss of a prompt, and of the frozen model without one, over the same tokens.
+
+Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ptune.data.labels import IGNORE_INDEX
+from ptune.frozen.parameters import device_of
+from ptune.model.wrapper import PTunedModel
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Mean cross-entropy over supervised tokens, in nats."""
+
+    loss: float
+    tokens: int
+
+
+@dataclass
+class LossSum:
+    """Summed cross-entropy of batches, so that each supervised token weighs the same whatever the batches."""
+
+    total: float = 0.0
+    tokens: int = 0
+
+    def add(self, total: float, tokens: int) -> None:
+        """Count a batch in, by its summed loss; one without supervised tokens adds nothing."""
+        if tokens:
+            self.total += total
+            self.tokens += tokens
+
+    def mean(self, processes: int = 1, device: torch.device | str = "cpu") -> HeldOutLoss:
+        """The mean over everything added, in all processes. Every process must call it."""
+        total, tokens = self.total, self.tokens
+        if processes > 1:
+            sums = torch.tensor([total, tokens], dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(sums)
+            total, tokens = float(sums[0]), int(sums[1])
+        return HeldOutLoss(loss=total / max(tokens, 1), tokens=tokens)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: PTunedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+    *,
+    batch_size: int = 8,
+    with_prompt: bool = True,
+    processes: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> HeldOutLoss:
+    """The loss over a tokenized data set, each supervised token weighing the same whatever the batches.
+
+    Args:
+        model: The model; its mode (train or eval) is left as it was.
+        dataset: Columns `input_ids`, `attention_mask`, `labels`: this process's share.
+        collate: Makes a batch of rows, padded or packed.
+        batch_size: Rows a batch; rows of similar length are put together.
+        with_prompt: False measures the frozen model alone.
+        processes: Processes that measure a share each; every one gets the loss over all of them.
+        progress: Called with the number of rows done.
+    """
+    was_training = model.training
+    model.eval()
+    summed, done = LossSum(), 0
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        rows = [dataset[row] for row in order[start : start + batch_size]]
+        batch = {
+            key: value.to(device_of(model.base)) if isinstance(value, torch.Tensor) else value
+            for key, value in collate(rows).items()
+        }
+        names = None if with_prompt else [None] * len(rows)
+        if not with_prompt:
+            # Nothing predicts the first token of a row then.
+            batch["labels"][_first_positions(batch)] = IGNORE_INDEX
+        output = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False)
+        summed.add(float(output.loss), int((batch["labels"] != IGNORE_INDEX).sum()))
+        done += len(rows)
+        if progress is not None:
+            progress(done)
+    model.train(was_training)
+    return summed.mean(processes, device_of(model.base))
+
+
+def _first_positions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column of each row's first token, in a padded `(B, T)` or a packed `(1, N)` batch."""
+    if "row_lengths" in batch:
+        starts = torch.tensor([0, *accumulate(batch["row_lengths"])][:-1], device=batch["labels"].device)
+        return torch.zeros_like(starts), starts
+    first = batch["attention_mask"].to(torch.int8).argmax(dim=1)
+    return torch.arange(len(first), device=first.device), first

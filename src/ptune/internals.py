@@ -1,0 +1,139 @@
+"""Every name of torch and transformers that is not public and that ptune uses: looked up here, and nowhere else.
+
+A name that a version does not have costs speed where there is a public way (the kernels below are None then, and their
+callers take PyTorch's own path), and is an error in one line where there is none (`TRAINER_HOOKS`). What is looked up
+when a function is called has existed since before the oldest version that ptune supports; `tests/test_internals.py`
+tries each on the installed ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+Kernel = Callable[..., Any]
+
+
+def _kernel(library: str, name: str) -> Kernel | None:
+    """An operator of PyTorch's that has no function of its own; None where this build has none of that name."""
+    found: Kernel | None = getattr(getattr(torch.ops, library), name, None)
+    return found
+
+
+# ---- kernels -------------------------------------------------------------------------------------------------------
+
+ONEDNN_LINEAR = _kernel("mkldnn", "_linear_pointwise")
+"""A product by oneDNN, as PyTorch's compiler calls it. Without it: `F.linear`."""
+CPU_FLASH = _kernel("aten", "_scaled_dot_product_flash_attention_for_cpu")
+"""What `F.scaled_dot_product_attention` calls on the CPU, with the log-sum-exp that it drops. Without it: that."""
+CPU_FLASH_BACKWARD = _kernel("aten", "_scaled_dot_product_flash_attention_for_cpu_backward")
+GROUPED_PRODUCT = getattr(_kernel("aten", "_grouped_mm"), "default", None)
+"""The product of a mixture of experts, as a forecast of memory sees it."""
+SCALAR = torch.ops.aten._local_scalar_dense.default
+"""`tensor.item()`, as a forecast sees it."""
+
+# ---- modules and tensors -------------------------------------------------------------------------------------------
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """A module's own children by name, absent ones too; its attributes may resolve to other things."""
+    return module._modules
+
+
+def tensors_of(module: nn.Module) -> tuple[dict[str, torch.Tensor | None], ...]:
+    """A module's own parameters and buffers, to be exchanged: `setattr` would add a name."""
+    return module._parameters, module._buffers  # type: ignore[return-value]  # a parameter is a tensor
+
+
+def forward_hooks(module: nn.Module) -> Iterator[int]:
+    """Keys of a module's forward hooks, which torch never gives twice."""
+    return chain(module._forward_hooks, module._forward_pre_hooks)
+
+
+def changes_output(module: nn.Module) -> bool:
+    """Whether hooks run on what a module gives."""
+    return bool(module._forward_hooks)
+
+
+def rename_weights(module: nn.RNNBase) -> None:
+    """Have a recurrent module take up tensors that were exchanged."""
+    module._init_flat_weights()
+
+
+def writes_to(tensor: torch.Tensor) -> int:
+    """How many writes to a tensor torch has counted; -1 for an inference tensor, which counts none."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def viewed(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that a view looks at; the tensor itself where it is no view."""
+    return tensor if tensor._base is None else tensor._base
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """What tells one storage from another, with data and without."""
+    return int(storage._cdata)
+
+
+def packet_of(operator: Any) -> Any:
+    """The operator without its overload."""
+    return operator._overloadpacket
+
+
+# ---- transformers --------------------------------------------------------------------------------------------------
+
+
+def set_attention(config: Any, name: str) -> None:
+    """Name the attention function of one configuration; the public property writes to those inside it too."""
+    config._attn_implementation_internal = name
+
+
+def set_model_name(model: Any, name: str) -> None:
+    """Note the name that a model was asked for by; transformers keeps it in the configuration."""
+    model.name_or_path = model.config._name_or_path = name
+
+
+def set_backend(tokenizer: Any, backend: Any) -> None:
+    """Exchange the tokenizer of the Rust library inside one of transformers."""
+    tokenizer._tokenizer = backend
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Keep Trainer from spreading a batch over several GPUs in threads (DataParallel)."""
+    arguments._n_gpu = 1
+
+
+def checkpoints_activations(model: Any) -> bool:
+    """Whether a model computes activations again in the backward; called gradient checkpointing before 5.23."""
+    found = getattr(model, "is_activation_checkpointing", None)
+    return bool(model.is_gradient_checkpointing if found is None else found)
+
+
+def keeps_state(model: Any) -> bool:
+    """Whether a model's class says that it keeps a running state rather than keys and values."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
+TRAINER_HOOKS = {
+    "_get_grad_norm": "the last place before the optimizer takes a gradient: NaN is found there",
+    "_get_train_sampler": "rows grouped by length must come in the same order in a resumed run",
+    "_init_training_state": "early stopping and the best checkpoint are taken up again",
+    "_run_epoch": "a run that is resumed at the end of an epoch does what follows it, and no step",
+    "_finalize_training": "the same at the end of the last epoch, and the time of earlier runs counts",
+    "_inner_training_loop": "nothing is measured again at the start of a resumed run",
+    "_maybe_log_save_evaluate": "a signal ends the run behind the step at hand, saved",
+    "_save": "`save_model` writes a prompt folder",
+    "_save_checkpoint": "a checkpoint is whole or not there, and holds no pickle",
+    "_load_from_checkpoint": "the prompt encoder comes from a prompt folder",
+    "_load_best_model": "the same for the best checkpoint",
+    "_load_optimizer_and_scheduler": "the optimizer's state is read without a pickle",
+    "_load_rng_state": "so are the random generators'",
+    "_remove_unused_columns": "batches that fill a budget of tokens take the same columns",
+    "_get_collator_with_removed_columns": "the same for rows that are no data set of `datasets`",
+}
+"""Methods of `transformers.Trainer` that ptune overrides or calls, and why: none of them has a public callback that can
+change what happens."""

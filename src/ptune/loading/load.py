@@ -1,0 +1,366 @@
+"""The frozen model and its tokenizer: load by name, freeze, and check that they fit together.
+
+A name is a hub id, a folder, a `.gguf` file, or `builtin:smollm2-135m`. Whatever is wrong with it ends in one
+`ModelError` that says what was found and what to do. Code from a repository runs only with `trust_remote_code=True`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ptune.errors import ConfigError, ModelError, PTuneError, first_line, nearest, unknown
+from ptune.frozen.capability import check_causal
+from ptune.frozen.product import is_plain
+from ptune.frozen.quantized import check_quantized, quantization_options
+from ptune.internals import set_model_name
+from ptune.loading.builtin import BUILTINS, PREFIX, builtin_path
+from ptune.loading.gguf import LOAD_FAULTS, converted_model, converted_tokenizer
+from ptune.reach import no_connection
+
+_log = logging.getLogger("ptune")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a model's name stands for: one of the two is set."""
+
+    gguf: Path | None = None
+    pretrained: str | None = None
+    """A folder or a hub id, as `from_pretrained` takes it."""
+    folder: Path | None = None
+    """The folder, when `pretrained` is one."""
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    quantization: str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, frozen and in eval mode.
+
+    Args:
+        name: Hub id, folder, `.gguf` file, or `builtin:smollm2-135m`. It becomes the model's `name_or_path`.
+        dtype: float32, bfloat16 or float16; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        quantization: int8, 8bit or 4bit packs the linear layers' weights as they are loaded; see
+            `ptune.frozen.quantized`. What is not packed has `dtype`.
+        device: As torch spells it; None is this process's CUDA device where there is one, else the CPU.
+        trust_remote_code: True runs code from the model's repository.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: The model is not there, is damaged, is not a causal language model, or cannot be quantized.
+        ConfigError: An unknown dtype, quantization or device.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    place = _device(device)
+    number = _dtype(dtype, place)
+    packed = {} if quantization is None else quantization_options(quantization, number, place)
+    source = _source(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    options |= _cached_alone("model", source, revision)
+    if source.gguf is not None:
+        options = {}
+    origin = pretrained_source(name, number)
+    try:
+        config = AutoConfig.from_pretrained(origin, **options)
+        _check_config(name, config, trust_remote_code=trust_remote_code)
+        options |= {"dtype": number, "output_loading_info": True, **packed}
+        found: Any = AutoModelForCausalLM.from_pretrained(origin, **options)
+        model: PreTrainedModel = found[0]
+        _check_loaded(name, model, found[1])
+        if quantization is None:
+            model.to(place)  # type: ignore[arg-type]
+        else:
+            check_quantized(model, quantization)
+            for weight in model.parameters():
+                # A single weight that is still mapped from its file keeps the whole file in memory.
+                if is_plain(weight):
+                    weight.data = weight.data.clone()
+    except PTuneError:
+        raise
+    except LOAD_FAULTS as fault:
+        raise _not_loaded("model", name, source, fault) from fault
+    model.requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]
+    set_model_name(model, name)
+    return model
+
+
+def pretrained_source(name: str, dtype: torch.dtype = torch.float32) -> str:
+    """What `from_pretrained` takes for a model's name: a hub id, or a folder, made for a GGUF file when it must be.
+
+    Args:
+        name: As `load_model` takes it.
+        dtype: Of the copy that is made of a GGUF file.
+
+    Raises:
+        ModelError: There is no such model.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    source = _source(name)
+    if source.gguf is not None:
+        return str(converted_model(source.gguf, dtype))
+    _check_folder(source.folder)
+    return str(source.pretrained)
+
+
+def load_config(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
+) -> PretrainedConfig:
+    """The configuration of a causal language model; no weights are read, and only `config.json` is downloaded.
+
+    Args:
+        name: Hub id, folder (a `config.json` is all it needs), `.gguf` file, or `builtin:smollm2-135m`.
+        trust_remote_code: True runs code from the model's repository.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Take what lies on this machine, and download nothing.
+
+    Raises:
+        ModelError: There is none, it is damaged, or it is no causal language model's.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    source, origin = _source(name), pretrained_source(name)
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+        "local_files_only": local_files_only,
+    }
+    if not local_files_only:
+        options |= _cached_alone("configuration", source, revision)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(origin, **({} if source.gguf else options))
+        _check_config(name, config, trust_remote_code=trust_remote_code)
+    except PTuneError:
+        raise
+    except LOAD_FAULTS as fault:
+        raise _not_loaded("configuration", name, source, fault) from fault
+    return config
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model. Where it has no padding token, the end-of-text token is that too.
+
+    Arguments as for `load_config`.
+
+    Raises:
+        ModelError: There is no tokenizer, it is damaged, or it has neither of the two tokens.
+        OutputError: A GGUF file's converted copy cannot be written.
+    """
+    source = _source(name)
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "revision": revision,
+        "local_files_only": local_files_only,
+    }
+    if not local_files_only:
+        options |= _cached_alone("tokenizer", source, revision)
+    if source.gguf is not None:
+        options = {}
+        origin = str(converted_tokenizer(source.gguf))
+    else:
+        _check_tokenizer_files(source.folder)
+        origin = str(source.pretrained)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(origin, **options)
+    except LOAD_FAULTS as fault:
+        raise _not_loaded("tokenizer", name, source, fault) from fault
+    except Exception as fault:
+        if type(fault) is not Exception:  # tokenizers, written in Rust, has no kind of its own
+            raise
+        raise _not_loaded("tokenizer", name, source, fault) from fault
+    if len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise ModelError(
+            f"the tokenizer of {name} has no vocabulary.", hint="Copy all tokenizer files of the model into it."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"the tokenizer of {name} has neither a padding token nor an end-of-text token.",
+                hint="Set eos_token in its tokenizer_config.json.",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ModelError` when the tokenizer can give an id that the model has no embedding for."""
+    embeddings: Any = model.get_input_embeddings()
+    rows: int = embeddings.weight.shape[0]
+    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if needed > rows:
+        raise ModelError(
+            f"the tokenizer has {needed} tokens, but the model's embedding has {rows} rows.",
+            hint="Use the model's own tokenizer; tokens that were added to it need a model trained with them.",
+        )
+
+
+def _device(device: str | None) -> torch.device:
+    """The device by name; by default this process's own GPU."""
+    if device is None and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device is None:
+        return torch.device("cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as fault:
+        raise ConfigError(f"unknown device {device!r}.", hint="Known: cpu, cuda, cuda:0, cuda:1, …, mps.") from fault
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not there: torch finds no CUDA GPU.", hint="Use the device cpu.")
+    return place
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype by name; "auto" depends on the device."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, ["auto", *DTYPES])
+    return DTYPES[dtype]
+
+
+def _source(name: str) -> _Source:
+    """What `name` stands for. Nothing is read from a hub here."""
+    if not name.strip():
+        raise ModelError(
+            f"the model's name is empty: {name!r}.", hint=f"Name a hub id, a folder, a file or a {PREFIX} model."
+        )
+    if name.startswith(PREFIX):
+        return _Source(gguf=builtin_path(name))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return _Source(gguf=path)
+    if path.is_dir():
+        return _Source(pretrained=str(path), folder=path)
+    if path.is_file():
+        raise ModelError(f"{name} is a file.", hint="A model is a folder, a .gguf file, a hub id, or builtin:NAME.")
+    if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"there is no model folder {name!r}.", hint="Check the path.")
+    return _Source(pretrained=name)
+
+
+def _cached_alone(kind: str, source: _Source, revision: str | None) -> dict[str, Any]:
+    """Options that take the copy in the hub's cache, where there is one and no connection; nothing otherwise.
+
+    Raises:
+        ModelError: There is no connection and no copy.
+    """
+    if source.gguf is not None or source.folder is not None:
+        return {}
+    name = str(source.pretrained)
+    fault = no_connection(name, "config.json", revision=revision)
+    if fault is None:
+        return {}
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        _log.warning("the hub cannot be reached (%s): %s is taken from the cache", first_line(fault), name)
+        return {"local_files_only": True}
+    raise _not_loaded(kind, name, source, fault)
+
+
+def _check_folder(folder: Path | None) -> None:
+    """Raise `ModelError` when a folder cannot be a model's."""
+    if folder is None or (folder / "config.json").is_file():
+        return
+    packed = sorted(folder.glob("*.gguf"))
+    if packed:
+        raise ModelError(
+            f"the folder {folder} holds GGUF files and no config.json.", hint=f"Name the file: {packed[0]}."
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"the folder {folder} holds a prompt or an adapter, not a model.", hint="Name the model it was trained on."
+        )
+    raise ModelError(
+        f"the folder {folder} holds no model: config.json is missing.", hint="Name a folder written by save_pretrained."
+    )
+
+
+def _check_tokenizer_files(folder: Path | None) -> None:
+    """Raise `ModelError` when a folder has nothing that could be a tokenizer."""
+    if folder is not None and not any(True for pattern in _TOKENIZER_FILES for _ in folder.glob(pattern)):
+        raise ModelError(
+            f"the folder {folder} holds no tokenizer: there is no tokenizer.json, vocabulary or tokenizer.model.",
+            hint="Write one there with tokenizer.save_pretrained, or copy the tokenizer files of the model.",
+        )
+
+
+def _check_config(name: str, config: Any, *, trust_remote_code: bool) -> None:
+    """Raise `ModelError` unless the configuration is a causal language model's."""
+    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+        raise ModelError(
+            f"{name} is not a causal language model: its type is {config.model_type!r}.",
+            hint="Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM.",
+        )
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{name} is an encoder-decoder ({config.model_type}), not a causal language model.",
+            hint="Choose a decoder.",
+        )
+
+
+def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Raise `ModelError` when weights were made up, or when no attention is causal (BERT as it comes)."""
+    parameters = {key for key, _ in model.named_parameters()}
+    missing = sorted(parameters & set(info["missing_keys"]))
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}: {shown}.",
+            hint="Choose a checkpoint saved with its language-model head.",
+        )
+    check_causal(model)
+
+
+def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> ModelError:
+    """The error for what transformers could not load, with the way out that fits the name."""
+    cause = first_line(fault)
+    if source.gguf is not None:
+        return ModelError(
+            f"cannot load the {kind} of {name}: {cause}", hint="Remove its converted copy from the cache and try again."
+        )
+    cause = cause.rstrip(" .")
+    if "custom code" in cause:
+        return ModelError(
+            f"{name} needs code of its own to be loaded, which is not run.",
+            hint="Read that code; if you trust it, pass --trust-remote-code (trust_remote_code=True).",
+        )
+    if isinstance(fault, UnpicklingError):
+        return ModelError(
+            f"the weights of {name} are a pickle that holds more than tensors, and is not opened.",
+            hint="Save the model again as safetensors, where you trust it.",
+        )
+    if source.folder is not None:
+        return ModelError(f"cannot load the {kind} in the folder {name}: {cause}.", hint="Is the folder complete?")
+    guess = nearest(name.lower(), BUILTINS)
+    builtin = f" Or did you mean {PREFIX}{guess}?" if guess else ""
+    return ModelError(
+        f"cannot load the {kind} {name!r} from the hub: {cause}.",
+        hint=f"Check the id and the connection, or name a folder, a .gguf file or a {PREFIX} model.{builtin}",
+    )

@@ -1,0 +1,1 @@
+"""Rows in one sequence without padding: layout, attention, LM head, loss."""

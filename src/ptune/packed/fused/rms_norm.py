@@ -1,0 +1,52 @@
+"""Root mean square normalisation (Zhang & Sennrich 2019) with frozen weights, in the form Llama has it.
+
+Saved for the backward are the input and one number a position; transformers' own, written in single steps, keeps the
+normalised values and their squares too.
+
+Shapes: `N` positions, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from ptune.frozen.product import suits
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, rstd)
+        ctx.weight = weight
+        normed: torch.Tensor = (x * rstd).mul_(weight)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        x, rstd = ctx.saved_tensors
+        scaled = grad * ctx.weight
+        # d y / d x = rstd · (g − x · rstd² · mean(g · x))
+        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(rstd.square()).div_(x.shape[-1])
+        return scaled.addcmul_(x, along, value=-1).mul_(rstd), None, None
+
+
+class FrozenRMSNorm(nn.Module):
+    """Stands in for Llama's norm and those like it; built by `ptune.packed.fused.replacements` from one of them."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    @override
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(…, D)` of `(…, D)`."""
+        if suits(hidden_states, self.weight):
+            result: torch.Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
+            return result
+        original: torch.Tensor = super().forward(hidden_states)
+        return original

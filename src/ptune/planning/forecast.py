@@ -1,0 +1,293 @@
+"""What a method will take, before anything is loaded: parameters, memory by kind, and the largest batch that fits.
+
+All of it from the model's configuration: parameters are counted on a model without weights, activations and logits come
+from a simulated step (see `simulate`), AdamW keeps two float32 numbers for each one that trains. GiB are 2^30 bytes.
+
+What is forecast is what `ptune compare` measures: on the CPU the process's resident memory above what it held before
+the model, on CUDA what tensors take. Beside tensors a process holds scratch space and what its allocator has not given
+back: `OVERHEAD_GIB` and the two slacks, from the measured runs in `benchmarks/results/forecast.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from ptune.errors import ConfigError
+from ptune.frozen.capability import context_length
+from ptune.frozen.parameters import count_parameters
+from ptune.loading.load import DTYPES, load_config
+from ptune.loading.skeleton import skeleton
+from ptune.memory.measure import GIB
+from ptune.methods.apply import MethodSettings, apply_method
+from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
+from ptune.planning.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, step_cost
+
+OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
+"""What comes with the first step: threads, kernels, scratch space."""
+OWN_SLACK, TRAINER_SLACK = {"cpu": 0.11, "cuda": 0.0}, {"cpu": 0.25, "cuda": 0.0}
+"""Share of what a step makes that the allocator holds besides, in fragments: ptune's packed steps, and others.
+
+It differs with the sizes a model asks for. On a BLOOM of 123M parameters LoRA's step of 8 x 256 tokens takes 3.6 GiB
+with glibc's allocator as it is, and 2.6 GiB with `MALLOC_MMAP_THRESHOLD_=4194304`, several times slower."""
+ADAM_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySplit:
+    """Memory at the fullest moment of training, in GiB."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(asdict(self).values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one method will take."""
+
+    method: str
+    title: str
+    dtype: str
+    device: str
+    rows: int
+    length: int
+    accumulation: int
+    base_parameters: int
+    trainable_parameters: int
+    all_parameters: int
+    loaded_gib: float
+    memory: MemorySplit
+    flops: float
+    """Floating-point operations of an optimizer step."""
+    moved_bytes: float
+    operations: float
+    packed: bool
+
+    @property
+    def trainable_percent(self) -> float:
+        """Of all parameters."""
+        return 100 * self.trainable_parameters / self.all_parameters
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens of an optimizer step."""
+        return self.rows * self.length * self.accumulation
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        found = asdict(self)
+        found["memory"]["total"] = self.memory.total
+        return {**found, "trainable_percent": self.trainable_percent, "tokens": self.tokens}
+
+
+class Forecaster:
+    """Forecasts for one model.
+
+    Args:
+        config: The model's.
+        settings: Sizes of what the methods add.
+        dtype: Of the frozen weights: float32, bfloat16 or float16.
+        device: cpu or cuda.
+        accumulation: Batches an optimizer step.
+        checkpointing: Activations are computed again in the backward.
+        supervised_share: Of a row's tokens, those that have labels.
+
+    Raises:
+        ModelError: No model can be made of the configuration.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        settings: MethodSettings | None = None,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        accumulation: int = 1,
+        checkpointing: bool = False,
+        supervised_share: float = 0.6,
+    ) -> None:
+        self.config, self.settings = config, settings or MethodSettings()
+        self.dtype, self.device, self.accumulation, self.checkpointing = dtype, device, accumulation, checkpointing
+        self.supervised_share = supervised_share
+        base = skeleton(config, DTYPES[dtype])
+        self.base_parameters = count_parameters(base)[1]
+        self.context_length = context_length(base)
+        self._step = lru_cache(maxsize=None)(self._simulated)
+        self._encoder = lru_cache(maxsize=None)(lambda method: encoder_cost(self.config, method, self.settings))
+        self._adapted = lru_cache(maxsize=None)(self._counted)
+
+    def forecast(self, method: str, rows: int, length: int) -> Forecast:
+        """One method with batches of `rows` rows of `length` tokens.
+
+        Raises:
+            ConfigError: Rows and prompt exceed the model's context.
+            ModelError: The architecture cannot be simulated, or not adapted.
+        """
+        self._check_length(method, length)
+        counts = self._adapted(method)
+        cost = self._cost(method, rows, length)
+        optimizer = ADAM_BYTES * counts.trainable
+        late = cost.late.total > cost.early.total
+        moment = cost.late if late else cost.early
+        slack = (OWN_SLACK if cost.packed else TRAINER_SLACK)[self.device] * moment.total
+        memory = MemorySplit(
+            weights=counts.weight_bytes / GIB,
+            gradients=moment.gradients / GIB,
+            optimizer=optimizer / GIB,
+            activations=(moment.total - moment.gradients - moment.logits) / GIB,
+            logits=moment.logits / GIB,
+            overhead=OVERHEAD_GIB[self.device] + slack / GIB,
+        )
+        chosen = METHODS[method]
+        return Forecast(
+            method=method,
+            title=chosen.title,
+            dtype=self.dtype,
+            device=self.device,
+            rows=rows,
+            length=length,
+            accumulation=self.accumulation,
+            base_parameters=self.base_parameters,
+            trainable_parameters=counts.trainable,
+            all_parameters=counts.total,
+            loaded_gib=counts.weight_bytes / GIB,
+            memory=memory,
+            flops=cost.flops * self._batches,
+            moved_bytes=cost.moved * self._batches,
+            operations=cost.operations * self._batches,
+            packed=cost.packed,
+        )
+
+    def largest_batch(self, method: str, length: int, memory_gib: float, *, most: int = 65536) -> int:
+        """The most rows of `length` tokens that fit into `memory_gib`, up to `most`; 0 when not even one does.
+
+        Memory is nearly affine in the rows, so the search starts where a line through two forecasts meets it.
+        """
+
+        def fits(rows: int) -> bool:
+            return self.forecast(method, rows, length).memory.total <= memory_gib
+
+        if not fits(1):
+            return 0
+        few, many = ROWS_SIMULATED - ROWS_APART, ROWS_SIMULATED
+        one, two = (self.forecast(method, rows, length).memory.total for rows in (few, many))
+        guess = few + (memory_gib - one) / max((two - one) / (many - few), 1e-9)
+        low, reach = min(max(int(guess), 1), most), 1
+        while not fits(low):
+            low, reach = max(low - reach, 1), 2 * reach
+        reach, high = 1, low + 1
+        while high <= most and fits(high):
+            low, high, reach = high, high + reach, 2 * reach
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if middle <= most and fits(middle) else (low, middle)
+        return low
+
+    def _cost(self, method: str, rows: int, length: int) -> StepCost:
+        """A step of one batch; ptune's methods share the body of it."""
+        if METHODS[method].is_ptune and method != BODY:
+            return self._encoder(method).added_to(self._step(BODY, rows, length))
+        return self._step(method, rows, length)
+
+    @property
+    def _batches(self) -> float:
+        """Forward and backward passes of a step, over those simulated."""
+        return self.accumulation / min(self.accumulation, 2)
+
+    def _simulated(self, method: str, rows: int, length: int) -> StepCost:
+        return step_cost(
+            self.config,
+            method,
+            self.settings,
+            Shape(rows, length, self.supervised_share),
+            dtype=DTYPES[self.dtype],
+            accumulation=self.accumulation,
+            checkpointing=self.checkpointing,
+        )
+
+    def _counted(self, method: str) -> _Counts:
+        with torch.device("meta"):
+            model: Any = apply_method(method, skeleton(self.config, DTYPES[self.dtype]), self.settings)
+        trainable, total = count_parameters(model)
+        return _Counts(trainable, total, _bytes(model))
+
+    def _check_length(self, method: str, length: int) -> None:
+        virtual = self.settings.num_virtual_tokens if METHODS[method].encoder else 0
+        if self.context_length is not None and virtual + length > self.context_length:
+            raise ConfigError(
+                f"{virtual} virtual tokens and rows of {length} tokens exceed the model's context of "
+                f"{self.context_length} tokens.",
+                hint=f"Use a max_length of at most {self.context_length - virtual}.",
+            )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    trainable: int
+    total: int
+    weight_bytes: int
+
+
+def _bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones once."""
+    return sum(part.numel() * part.element_size() for part in {*model.parameters(), *model.buffers()})
+
+
+def forecast_all(
+    forecaster: Forecaster, methods: Sequence[str], batches: Sequence[int], lengths: Sequence[int]
+) -> list[Forecast]:
+    """Every method with every batch and length."""
+    return [forecaster.forecast(method, rows, length) for method in methods for rows in batches for length in lengths]
+
+
+def plan(
+    model: str,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    batch_sizes: Sequence[int] = (8,),
+    max_lengths: Sequence[int] = (256,),
+    settings: MethodSettings | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> list[Forecast]:
+    """What each method will take, from a model's configuration alone.
+
+    Args:
+        model: Hub id, folder with a config.json, .gguf file, or `builtin:NAME`.
+        methods: Names, as for `ptune plan --methods`.
+        batch_sizes: Rows a forward pass.
+        max_lengths: Tokens a row.
+        settings: Sizes of what the methods add.
+        dtype: Of the frozen weights.
+        device: cpu or cuda.
+        trust_remote_code: Run model code that comes from the hub.
+        revision: Of the model on the hub.
+
+    Returns:
+        A forecast for every method, batch size and length, in this order.
+
+    Raises:
+        ModelError: No such model, or it cannot be simulated.
+        ConfigError: An unknown method, or rows and prompt that exceed the model's context.
+    """
+    config = load_config(model, trust_remote_code=trust_remote_code, revision=revision)
+    names = [find_method(name).name for name in methods]
+    return forecast_all(Forecaster(config, settings, dtype=dtype, device=device), names, batch_sizes, max_lengths)

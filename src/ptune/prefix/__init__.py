@@ -1,0 +1,1 @@
+"""A soft prompt as keys and values: per row, across calls, across micro-batches."""

@@ -1,0 +1,1 @@
+"""From a configuration to an initialised prompt encoder for a frozen model."""

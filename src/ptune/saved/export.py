@@ -1,0 +1,168 @@
+"""A saved prompt in the forms that other programs take: a PEFT adapter, plain embeddings, a folder for vLLM.
+
+Only the baked vectors go along; whoever takes them needs no prompt encoder. Everything is written under temporary names
+and renamed. What stands in the place is replaced when that was asked for and it is an earlier export, and never else:
+an export says in its README, or in its file's metadata, what it is.
+
+Shapes: `P` virtual tokens, `D` token dimension.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_safetensors
+
+from ptune.errors import ConfigError, OutputError, shown
+from ptune.saved.files import json_bytes, make_folder, write_atomic, write_set
+from ptune.saved.format import CARD, SavedPrompt
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
+from ptune.saved.vllm_files import Question, vllm_files
+
+EMBEDS_KEY = "prompt_embeds"
+PAYLOAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_WRITER = "ptune export"
+_SUFFIX = ".safetensors"
+
+
+def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write a folder that `PeftModel.from_pretrained` loads; gives back its files.
+
+    Raises:
+        OutputError: The folder holds something else, or cannot be written.
+    """
+    config = replace(prompt.config, token_dim=prompt.vectors.shape[1])
+    return _write_folder(
+        output,
+        {
+            ADAPTER_CONFIG: json_bytes(peft_config(config)),
+            ADAPTER_WEIGHTS: save_safetensors({PEFT_KEY: prompt.vectors.contiguous()}, metadata={"format": "pt"}),
+            CARD: _peft_card(prompt).encode(),
+        },
+        kind="peft",
+        overwrite=overwrite,
+    )
+
+
+def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write one safetensors file: the tensor `prompt_embeds`, `(P, D)` in float32, and what it belongs to as metadata.
+
+    Raises:
+        ConfigError: The file's name does not end in `.safetensors`.
+        OutputError: Something else stands in its place, or it cannot be written.
+    """
+    if output.suffix != _SUFFIX:
+        raise ConfigError(
+            f"--to embeds writes one file, and {output.name!r} does not end in {_SUFFIX}.", hint="Name it so."
+        )
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise OutputError(f"there is a file {output} already.", hint="Choose another name, or pass --overwrite.")
+        if not _is_own_file(output):
+            raise _foreign(output)
+    length, dim = prompt.vectors.shape
+    facts = {
+        "format": "pt",
+        "written_by": _WRITER,
+        "base_model": prompt.config.base_model_name_or_path,
+        "base_fingerprint": prompt.details.get("base_fingerprint"),
+        "template": prompt.details.get("template"),
+        "virtual_tokens": length,
+        "token_dim": dim,
+    }
+    metadata = {name: str(value) for name, value in facts.items() if value is not None}
+    make_folder(output.parent)
+    write_atomic(output, save_safetensors({EMBEDS_KEY: prompt.vectors.contiguous()}, metadata=metadata))
+    return [output]
+
+
+def export_vllm(
+    prompt: SavedPrompt, output: Path, question: Question, *, dtype: str = "float32", overwrite: bool = False
+) -> list[Path]:
+    """Write a folder for a vLLM server: the payload, a request, a template, a program that asks, and a README.
+
+    Args:
+        prompt: The prompt.
+        output: The folder.
+        question: What the example asks, as the prompt's template writes it.
+        dtype: Of the payload, a name of `PAYLOAD_DTYPES`; vLLM casts it to the model's own.
+        overwrite: Replace an earlier export.
+
+    Raises:
+        OutputError: The folder holds something else, or cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(prompt.vectors.to(PAYLOAD_DTYPES[dtype]).clone(), buffer)
+    payload = base64.b64encode(buffer.getvalue()).decode("ascii")
+    files = vllm_files(payload, question, virtual_tokens=prompt.vectors.shape[0])
+    contents = {name: text.encode() for name, text in files.items()}
+    return _write_folder(output, contents, kind="vllm", overwrite=overwrite)
+
+
+def _write_folder(output: Path, contents: Mapping[str, bytes], *, kind: str, overwrite: bool) -> list[Path]:
+    """Write a set of files with a README among them, which is marked as an export's."""
+    mark = f"<!-- {_WRITER} --to {kind} -->\n"
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"the output {output} is a file.", hint="Choose another name.")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise OutputError(
+                f"the output folder {output} is not empty.", hint="Choose another one, or pass --overwrite."
+            )
+        there = [name for name in contents if (output / name).exists() or (output / name).is_symlink()]
+        if there and not _is_marked(output / CARD, mark):
+            raise _foreign(output / there[0])
+    write_set(output, {**contents, CARD: contents[CARD] + b"\n" + mark.encode()})
+    return [output / name for name in contents]
+
+
+def _is_marked(card: Path, mark: str) -> bool:
+    return card.is_file() and card.read_bytes().endswith(mark.encode())
+
+
+def _is_own_file(path: Path) -> bool:
+    """Whether a file is one that `export_embeds` wrote."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return (stored.metadata() or {}).get("written_by") == _WRITER
+    except (SafetensorError, OSError):
+        return False
+
+
+def _foreign(path: Path) -> OutputError:
+    return OutputError(f"{path} is no export of ptune's, and would be replaced.", hint="Choose another output.")
+
+
+def _peft_card(prompt: SavedPrompt) -> str:
+    """The README of a PEFT adapter. What a folder says stands in a code block, on a line each."""
+    length, dim = prompt.vectors.shape
+    return "\n".join(
+        [
+            "---",
+            "library_name: peft",
+            "tags: [p-tuning, soft-prompt]",
+            "---",
+            "",
+            f"# A soft prompt of {length} virtual tokens of dimension {dim}, as a PEFT adapter",
+            "",
+            "```text",
+            f"frozen model: {shown(prompt.config.base_model_name_or_path)}",
+            f"template: {shown(prompt.details.get('template'))}",
+            "```",
+            "",
+            "```python",
+            "from peft import PeftModel",
+            "",
+            'model = PeftModel.from_pretrained(base_model, "this-folder")',
+            "```",
+            "",
+            "PEFT 0.21 drops the position ids of left-padded batches: generate row by row with it, or use ptune.",
+            "",
+        ]
+    )

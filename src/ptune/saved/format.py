@@ -1,0 +1,294 @@
+"""A saved prompt: a folder that ptune trains on from and that PEFT loads as an adapter.
+
+| file | what |
+| --- | --- |
+| `adapter_config.json`, `adapter_model.safetensors` | the baked `(P, D)` vectors, as PEFT 0.21 writes them |
+| `encoder.safetensors` | the prompt encoder's tensors, to train on |
+| `ptune.json` | configuration, base model and its fingerprint, template, versions, metrics, checksums of the others |
+| `README.md` | a model card |
+
+They are written as one set (see `ptune.saved.files`): a folder holds the old prompt or the new one. Nothing in a
+folder is ever unpickled or run, and nothing that a file says leads to another file.
+
+Format 2 has a checksum of `adapter_config.json` too. Format 1 is read as well; see `_upgraded`.
+
+Shapes: `P` virtual tokens, `D` token dimension.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from ptune.config import PromptEncoderConfig, PromptTuningConfig
+from ptune.errors import ConfigError, PromptError, one_line, shown
+from ptune.saved.card import model_card
+from ptune.saved.details import check_config, check_details
+from ptune.saved.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, read_json, sha256, write_set
+from ptune.saved.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG_CLASSES,
+    PEFT_KEY,
+    PREFIX_TUNING,
+    not_a_soft_prompt,
+    peft_config,
+    plain_values,
+)
+
+FORMAT_VERSION = 2
+ENCODER_WEIGHTS, PTUNE_CONFIG, CARD = "encoder.safetensors", "ptune.json", "README.md"
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD)
+"""Every file of a prompt folder."""
+MAX_WEIGHT_BYTES = 8 * 2**30
+MAX_TENSORS = 1024
+"""An LSTM has eight a layer. Every layer that a configuration asks for must have its tensors, and so is bounded too."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PICKLES = ("adapter_model.bin", "pytorch_model.bin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPrompt:
+    """What a prompt folder holds."""
+
+    config: PromptEncoderConfig | PromptTuningConfig
+    vectors: torch.Tensor
+    """`(P, D)` float32, the encoder's output."""
+    encoder: Mapping[str, torch.Tensor] | None
+    """The encoder's tensors; None in a folder that PEFT wrote."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """The rest of `ptune.json`: base model, fingerprint, template, metrics, …"""
+
+
+def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
+    """Write a prompt folder; other files in the folder are left alone.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    assert prompt.encoder is not None
+    contents = {
+        ADAPTER_CONFIG: json_bytes(peft_config(prompt.config)),
+        ADAPTER_WEIGHTS: save_safetensors({PEFT_KEY: _plain(prompt.vectors)}, metadata={"format": "pt"}),
+        ENCODER_WEIGHTS: save_safetensors(
+            {key: _plain(value) for key, value in prompt.encoder.items()}, {"format": "pt"}
+        ),
+    }
+    details = {
+        "format_version": FORMAT_VERSION,
+        "config_class": type(prompt.config).__name__,
+        "config": prompt.config.to_dict(),
+        **prompt.details,
+        "sha256": {name: sha256(content) for name, content in contents.items()},
+    }
+    write_set(
+        folder,
+        {**contents, CARD: model_card(details).encode("utf-8", "backslashreplace"), PTUNE_CONFIG: json_bytes(details)},
+    )
+    return folder
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(device="cpu", dtype=torch.float32).clone().contiguous()
+
+
+def read_details(folder: Path) -> dict[str, Any]:
+    """`ptune.json` of a prompt folder, or what a PEFT adapter's configuration says, without touching any tensor.
+
+    Raises:
+        PromptError: There is no such folder, or the file is damaged.
+    """
+    if not folder.is_dir():
+        raise PromptError(
+            f"there is no prompt folder {folder}.", hint="Give the folder that `ptune train --output` wrote."
+        )
+    # A link or a pipe of that name is refused by name: without it the folder would pass for PEFT's, with no checksums.
+    if holds(folder, PTUNE_CONFIG) or os.path.lexists(folder / PTUNE_CONFIG):
+        return _upgraded(folder, read_json(folder, PTUNE_CONFIG))
+    if not holds(folder, ADAPTER_CONFIG):
+        # PEFT saves an adapter of another name than "default" into a folder of that name.
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        raise PromptError(
+            f"{folder} is not a prompt folder: it has neither {PTUNE_CONFIG} nor {ADAPTER_CONFIG}.",
+            hint=f"Name the folder {shown(inside[0])} in it."
+            if inside
+            else "Give the folder that `ptune train --output` wrote.",
+        )
+    adapter = read_json(folder, ADAPTER_CONFIG)
+    check_config(folder / ADAPTER_CONFIG, adapter)
+    kind = adapter.get("peft_type")
+    if kind == PREFIX_TUNING:
+        return {"config_class": PREFIX_TUNING, "config": adapter}
+    if not isinstance(kind, str) or kind not in CONFIG_CLASSES:
+        raise not_a_soft_prompt(folder, kind)
+    return {"config_class": CONFIG_CLASSES[kind], "config": plain_values(adapter)}
+
+
+def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
+    """`ptune.json` as today's format has it.
+
+    Format 1 has checksums of the tensors alone; what is not listed is not compared.
+    """
+    version = details.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise PromptError(
+            f"{folder / PTUNE_CONFIG} has format version {shown(version)}; this ptune reads up to {FORMAT_VERSION}.",
+            hint="Upgrade ptune.",
+        )
+    check_config(folder / PTUNE_CONFIG, details.get("config"))
+    check_details(folder / PTUNE_CONFIG, details)
+    return {**details, "format_version": FORMAT_VERSION}
+
+
+def read_prompt(folder: Path) -> SavedPrompt:
+    """Read a prompt folder, or a PEFT prompt-tuning or P-tuning adapter.
+
+    Raises:
+        PromptError: Missing, damaged, or not finite; the message names the file.
+    """
+    details = read_details(folder)
+    if details.get("config_class") == PREFIX_TUNING:
+        raise PromptError(
+            f"{folder} holds a PEFT adapter of type {PREFIX_TUNING!r}: keys and values of every layer, which no "
+            "virtual-token embeddings can stand for.",
+            hint="It answers as it is: ptune generate, ptune chat, PTunedModel.from_pretrained.",
+        )
+    config = _read_config(folder, details)
+    sums = details.get("sha256") or {}
+    if ADAPTER_CONFIG in sums:
+        _check_sum(folder, ADAPTER_CONFIG, read_bytes(folder, ADAPTER_CONFIG, limit=MAX_JSON_BYTES), sums)
+    weights = read_tensors(folder, ADAPTER_WEIGHTS, sums)
+    check_alone(folder, weights)
+    vectors = weights.get(PEFT_KEY)
+    if vectors is None or vectors.ndim != 2 or tuple(vectors.shape) != _shape(config, vectors):
+        found = "no tensor" if vectors is None else f"shape {tuple(vectors.shape)}"
+        dim = "token_dim" if config.token_dim is None else config.token_dim
+        raise PromptError(
+            f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} has {found}, expected "
+            f"({shown(config.num_virtual_tokens)}, {shown(dim)}).",
+            hint="Its files do not belong together; download or copy the folder again.",
+        )
+    vectors = vectors.float()
+    if not vectors.numel() or not bool(torch.isfinite(vectors.norm(dim=1)).all()):
+        what = "no numbers" if not vectors.numel() else "numbers so large that the length of a vector is not finite"
+        raise PromptError(
+            f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} holds {what}.", hint="Download or copy the folder again."
+        )
+    encoder = None
+    if "format_version" in details:
+        encoder = read_tensors(folder, ENCODER_WEIGHTS, sums)
+    return SavedPrompt(config=config, vectors=vectors, encoder=encoder, details=details)
+
+
+def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise `PromptError` when an adapter holds more than a prompt.
+
+    PEFT saves the model's embeddings too where they were resized; the prompt would mean nothing without them.
+    """
+    more = sorted(key for key in weights if key != PEFT_KEY)
+    if more and PEFT_KEY in weights:
+        raise PromptError(
+            f"{folder / ADAPTER_WEIGHTS} holds {shown(more[0])} beside {PEFT_KEY}: a part of the model, which was "
+            "changed.",
+            hint="Save the changed model by itself, and the adapter with save_embedding_layers=False.",
+        )
+
+
+def _shape(config: PromptEncoderConfig | PromptTuningConfig, vectors: torch.Tensor) -> tuple[int, int]:
+    """The shape that a configuration gives its vectors; PEFT need not note the dimension."""
+    return config.num_virtual_tokens, vectors.shape[1] if config.token_dim is None else config.token_dim
+
+
+def read_config(folder: Path) -> PromptEncoderConfig | PromptTuningConfig:
+    """The configuration in a prompt folder, or of a soft prompt that PEFT saved; no tensor is touched.
+
+    Raises:
+        PromptError: It is missing or damaged.
+    """
+    return _read_config(folder, read_details(folder))
+
+
+def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfig | PromptTuningConfig:
+    kinds: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
+        "PromptEncoderConfig": PromptEncoderConfig,
+        "PromptTuningConfig": PromptTuningConfig,
+    }
+    kind = kinds.get(str(details.get("config_class")))
+    if kind is None:
+        raise PromptError(
+            f"{folder} is damaged: its configuration is of no known class, but {shown(details.get('config_class'))}.",
+            hint="Download or copy the folder again.",
+        )
+    known = {item.name for item in fields(kind)}
+    kept = {key: value for key, value in details["config"].items() if key in known and value is not None}
+    try:
+        config: PromptEncoderConfig | PromptTuningConfig = kind(**kept)
+    except (ConfigError, TypeError) as error:
+        raise PromptError(
+            f"{folder} is damaged: its configuration does not fit ({one_line(error)}).",
+            hint="Download or copy the folder again.",
+        ) from error
+    return config
+
+
+def read_tensors(folder: Path, name: str, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file of a folder.
+
+    Args:
+        folder: The folder.
+        name: The file.
+        sums: File name → SHA-256, where there is one to compare.
+
+    Raises:
+        PromptError: It is missing, damaged, or holds what is no finite floating-point number.
+    """
+    path = folder / name
+    pickled = [other for other in _PICKLES if holds(folder, other)]
+    if pickled and not holds(folder, name):
+        raise PromptError(
+            f"{folder / pickled[0]} is a pickle, which could run code; ptune opens safetensors alone.",
+            hint="Save the adapter again with safe_serialization=True, where you trust it.",
+        )
+    content = read_bytes(folder, name, limit=MAX_WEIGHT_BYTES)
+    _check_sum(folder, name, content, sums)
+    try:
+        tensors: dict[str, torch.Tensor] = load_safetensors(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise PromptError(
+            f"{path} is not a whole safetensors file: {one_line(error)}.",
+            hint="It was changed or cut; download or copy it again.",
+        ) from error
+    if len(tensors) > MAX_TENSORS:
+        raise PromptError(
+            f"{path} holds {len(tensors):,} tensors, more than the {MAX_TENSORS:,} that it may have.",
+            hint="It was changed; download or copy it again.",
+        )
+    for key, value in tensors.items():
+        if value.dtype not in _DTYPES:
+            raise PromptError(
+                f"{path}: {shown(key)} holds {value.dtype}, not floating-point numbers of 16, 32 or 64 bits.",
+                hint="Save it again in float32.",
+            )
+        if not bool(torch.isfinite(value.float()).all()):
+            raise PromptError(
+                f"{path}: {shown(key)} holds values that are not finite.",
+                hint="Train the prompt again, or download or copy it again.",
+            )
+    return tensors
+
+
+def _check_sum(folder: Path, name: str, content: bytes, sums: Mapping[str, Any]) -> None:
+    """Raise `PromptError` unless a file is what `ptune.json` says, where it says anything."""
+    if name in sums and sha256(content) != sums[name]:
+        raise PromptError(
+            f"{folder / name} does not match its checksum in {PTUNE_CONFIG}.",
+            hint="It was changed or cut; download or copy it again.",
+        )

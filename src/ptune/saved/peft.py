@@ -1,0 +1,88 @@
+"""A prompt as PEFT has it: the `adapter_config.json` that PEFT 0.21 loads, and what such a file says to ptune.
+
+PEFT keeps the baked `(P, D)` vectors under `prompt_embeddings`, whatever encoder made them. A residual encoder is
+`PROMPT_TUNING` to PEFT, which knows no residual; its baked vectors are the same. Prefix tuning is another thing under
+the same key, see `ptune.saved.prefix_tuning`; the other kinds of adapter are refused by name.
+
+Shapes: `P` virtual tokens, `D` token dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningConfig
+from ptune.errors import PromptError, shown
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_KEY = "prompt_embeddings"
+CONFIG_CLASSES = {"P_TUNING": "PromptEncoderConfig", "PROMPT_TUNING": "PromptTuningConfig"}
+"""PEFT's type → the class here."""
+PREFIX_TUNING = "PREFIX_TUNING"
+
+_PEFT_ENCODERS = (PromptEncoderReparameterizationType.MLP, PromptEncoderReparameterizationType.LSTM)
+_NOT_OURS = ("auto_mapping", "tokenizer_kwargs")
+"""Of PEFT's own file: what concerns its loading alone."""
+_OTHER_PROMPTS = {
+    "MULTITASK_PROMPT_TUNING": "a prompt shared by several tasks and a low-rank part for each",
+    "CPT": "token embeddings of examples with a bounded change",
+    "CARTRIDGE": "keys and values of a long text",
+    "ADAPTION_PROMPT": "prompts inside the layers, with gates",
+}
+"""Kinds of PEFT's that are prompts of some kind, and what they hold in place of `(P, D)` vectors."""
+
+
+def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, Any]:
+    """The `adapter_config.json` with which PEFT loads the baked vectors."""
+    common = {
+        "auto_mapping": None,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "inference_mode": True,
+        "modules_to_save": None,
+        # PEFT asks for both and uses neither here; a state-space model has no heads.
+        "num_attention_heads": config.num_attention_heads or 1,
+        "num_layers": config.num_layers or 1,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "revision": config.revision,
+        "task_type": "CAUSAL_LM",
+        "token_dim": config.token_dim,
+    }
+    if isinstance(config, PromptEncoderConfig) and config.encoder_reparameterization_type in _PEFT_ENCODERS:
+        kind = PromptEncoderReparameterizationType(config.encoder_reparameterization_type)
+        return {
+            **common,
+            "peft_type": "P_TUNING",
+            "encoder_reparameterization_type": kind.value,
+            "encoder_hidden_size": config.encoder_hidden_size,
+            "encoder_num_layers": config.encoder_num_layers,
+            "encoder_dropout": config.encoder_dropout,
+        }
+    return {**common, "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
+
+
+def plain_values(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an adapter that PEFT wrote, as ptune's configuration takes them.
+
+    An adapter's vectors are there already; how they were once initialised needs no tokenizer.
+    """
+    values = {key: value for key, value in adapter.items() if key not in _NOT_OURS} | {"inference_mode": False}
+    if adapter.get("peft_type") == "PROMPT_TUNING":
+        values |= {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+    return values
+
+
+def not_a_soft_prompt(folder: Path, kind: object) -> PromptError:
+    """The error for an adapter that no virtual tokens can stand for, with the way out."""
+    what = f"{folder} holds a PEFT adapter of type {shown(kind)}, not a soft prompt"
+    if str(kind) in _OTHER_PROMPTS:
+        return PromptError(
+            f"{what} of virtual tokens: it is {_OTHER_PROMPTS[str(kind)]}.",
+            hint="Use it with PEFT, or train a prompt on the same data: ptune train.",
+        )
+    return PromptError(
+        f"{what}: it changes the model.",
+        hint="Merge it with PEFT's merge_and_unload, save the merged model, and name that with --model.",
+    )

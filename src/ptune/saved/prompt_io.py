@@ -1,0 +1,220 @@
+"""Between a prompt encoder on a frozen model and a prompt folder: what saving notes, what loading checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ptune.config import PromptTuningConfig
+from ptune.encoders import PromptEncoder
+from ptune.errors import PromptError, one_line, shown
+from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint, unquantized_fingerprint
+from ptune.frozen.parameters import device_of
+from ptune.frozen.parts import token_dim
+from ptune.frozen.quantized import is_quantized
+from ptune.prompt.build import PromptConfig, empty_encoder, encoder_kind
+from ptune.saved.format import SavedPrompt, read_details, read_prompt, write_prompt
+from ptune.saved.given_prefix_file import load_given_prefix
+from ptune.saved.prefix_tuning import is_prefix_tuning
+
+_VERSIONS = ("ptune", "torch", "transformers")
+_FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerprint", unquantized_fingerprint))
+"""What names a model: all of it, or without what quantization changes."""
+_LAYERED = ("mlp", "lstm")
+"""The encoders whose size is a number of layers too."""
+_OF_THE_FORMAT = ("format_version", "config_class", "config", "sha256")
+_OF_USE = ("template", "template_fingerprint", "tokenizer_fingerprint")
+"""What a prompt folder notes that holds however the prompt is trained on: how a text must be written for it."""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a prompt's folder said when it was loaded, for the folder that it is saved in next."""
+
+    vectors: torch.Tensor
+    """`(P, D)`, as the encoder gave them then."""
+    details: Mapping[str, Any]
+
+    def of(self, vectors: torch.Tensor) -> dict[str, Any]:
+        """What still holds of a prompt with these `(P, D)` vectors: after training how to use it, but no metrics."""
+        same = torch.equal(self.vectors, vectors.cpu())
+        kept = [name for name in self.details if same or name in _OF_USE]
+        return {name: self.details[name] for name in kept if name not in _OF_THE_FORMAT}
+
+
+def notes_of(folder: Path, encoder: PromptEncoder) -> Notes | None:
+    """The notes of a prompt folder whose encoder has just been loaded; None in a folder that PEFT wrote."""
+    details = read_details(folder)
+    return Notes(encoder.baked().cpu(), details) if "format_version" in details else None
+
+
+def save_prompt(
+    base: PreTrainedModel,
+    encoder: PromptEncoder,
+    config: PromptConfig,
+    folder: Path,
+    metadata: Mapping[str, Any],
+    *,
+    notes: Notes | None = None,
+) -> Path:
+    """Write a prompt folder for an encoder that belongs to `base`; what `metadata` says goes before `notes`."""
+    vectors = encoder.baked()
+    details = {
+        **({} if notes is None else notes.of(vectors)),
+        "base_model": config.base_model_name_or_path,
+        "base_class": type(base).__name__,
+        # Of a quantized model only the part that has all of them can be named.
+        "base_fingerprint": None if is_quantized(base) else fingerprint(base),
+        "base_unquantized_fingerprint": unquantized_fingerprint(base),
+        "base_quantized": is_quantized(base),
+        "encoder": encoder_kind(config),
+        "trainable_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "versions": {name: version(name) for name in _VERSIONS},
+        **metadata,
+    }
+    text = base.config.get_text_config()
+    noted = replace(
+        config,
+        num_layers=getattr(text, "num_hidden_layers", None),
+        num_attention_heads=getattr(text, "num_attention_heads", None),
+    )
+    return write_prompt(
+        folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details)
+    )
+
+
+def base_name(folder: Path) -> str:
+    """The name of the frozen model a prompt folder belongs to.
+
+    Raises:
+        PromptError: The folder does not say, or says a path that leads upwards.
+    """
+    name = read_details(folder)["config"].get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise PromptError(f"{folder} does not name its base model.", hint="Load the model yourself, or pass --model.")
+    if ".." in Path(name).parts or not name.isprintable():
+        raise PromptError(
+            f"{folder} names the base model {name!r}, a path that is not followed.",
+            hint="If you know the model, name it yourself: --model, or base=….",
+        )
+    return name
+
+
+def base_revision(folder: Path) -> str | None:
+    """The revision of the frozen model that a prompt folder notes.
+
+    Raises:
+        PromptError: There is no such folder, or it is damaged.
+    """
+    noted = read_details(folder)["config"].get("revision")
+    return noted if isinstance(noted, str) and noted else None
+
+
+def check_prompt_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, *, force: bool) -> None:
+    """Raise `PromptError` when a prompt was trained with another tokenizer. A folder that does not say takes any."""
+    noted = read_details(folder).get("tokenizer_fingerprint")
+    if noted is not None and not force and noted != tokenizer_fingerprint(tokenizer):
+        raise PromptError(
+            f"{folder} was trained with another tokenizer than that of {tokenizer.name_or_path}.",
+            hint="Use the model it was trained on, with its own tokenizer, or --force (force=True).",
+        )
+
+
+def load_prompt(
+    base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool
+) -> tuple[PromptEncoder, PromptConfig]:
+    """A prompt encoder from a folder, checked against the model it is to stand in front of.
+
+    Args:
+        base: The frozen model.
+        folder: The prompt folder, or a PEFT adapter's.
+        trainable: The encoder itself, to train on; otherwise its baked vectors alone, which give the same prompt.
+        force: Accept a model whose fingerprint differs.
+
+    Raises:
+        PromptError: The folder is missing or damaged, or belongs to another model.
+    """
+    if is_prefix_tuning(folder):
+        return load_given_prefix(base, folder, trainable=trainable)
+    saved = read_prompt(folder)
+    dim = token_dim(base)
+    if saved.vectors.shape[1] != dim:
+        raise PromptError(
+            f"{folder} holds a prompt for embeddings of size {saved.vectors.shape[1]}; this model's have {dim}.",
+            hint=f"It was made for {saved.config.base_model_name_or_path}.",
+        )
+    whole = saved.details.get("base_fingerprint") is not None and not is_quantized(base)
+    name, own_of = _FINGERPRINTS[0 if whole else 1]
+    noted = saved.details.get(name)
+    if noted is not None and not force and noted != (own := own_of(base)):
+        raise PromptError(
+            f"{folder} was made for another model: {saved.config.base_model_name_or_path} with fingerprint {noted}, "
+            f"not {own}.",
+            hint="Use that model, or --force (force=True) to try the prompt on this one.",
+        )
+    if not trainable or saved.encoder is None:
+        config = PromptTuningConfig(
+            num_virtual_tokens=saved.config.num_virtual_tokens,
+            token_dim=dim,
+            base_model_name_or_path=saved.config.base_model_name_or_path,
+            revision=saved.config.revision,
+        )
+        encoder = empty_encoder(config, dim)
+        encoder.load_state_dict({"embedding.weight": saved.vectors})
+        return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
+    encoder = _filled(folder, saved.config, dim, saved.encoder)
+    return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
+
+
+def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, torch.Tensor]) -> PromptEncoder:
+    """The encoder that a configuration describes, with the tensors of a folder.
+
+    It takes no memory of its own: a configuration may ask for any size.
+    """
+    layers = getattr(config, "encoder_num_layers", 0) if encoder_kind(config) in _LAYERED else 0
+    if layers > len(tensors):
+        raise PromptError(
+            f"{folder}: {len(tensors)} tensors are too few for the {shown(layers)} layers of its encoder.",
+            hint="Download or copy the folder again.",
+        )
+    try:
+        with torch.device("meta"):
+            encoder = empty_encoder(config, dim)
+        encoder.load_state_dict(dict(tensors), assign=True)
+    except (RuntimeError, OverflowError, ValueError, TypeError) as error:
+        # PyTorch puts its own stack behind some messages.
+        reason = one_line(error).partition(" Exception raised from ")[0][:400]
+        raise PromptError(
+            f"{folder}: the encoder's tensors do not fit its configuration: {reason}.",
+            hint="Download or copy the folder again.",
+        ) from error
+    return encoder.to(torch.float32)
+
+
+def _placed(encoder: PromptEncoder, base: PreTrainedModel, trainable: bool) -> PromptEncoder:
+    return encoder.to(device_of(base)).requires_grad_(trainable)
+
+
+def load_state(prompts: nn.ModuleDict, state: Mapping[str, Any], *, strict: bool, assign: bool) -> _IncompatibleKeys:
+    """Load the prompt encoders' tensors from a state of `prompts.*` names; arguments as for `load_state_dict`.
+
+    Raises:
+        PromptError: The state holds anything else, and `strict` is set.
+    """
+    own = {key.removeprefix("prompts."): value for key, value in state.items() if key.startswith("prompts.")}
+    foreign = [key for key in state if not key.startswith("prompts.")]
+    if strict and foreign:
+        raise PromptError(f"the state holds {foreign[0]!r}, which is not part of a prompt encoder.")
+    result = prompts.load_state_dict(own, strict=strict, assign=assign)
+    return _IncompatibleKeys(
+        [f"prompts.{key}" for key in result.missing_keys],
+        [f"prompts.{key}" for key in result.unexpected_keys] + foreign,
+    )

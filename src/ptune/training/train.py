@@ -1,0 +1,307 @@
+"""A training run from files to prompt folder, top to bottom: load, check, measure, train, measure, save.
+
+`train` is what `ptune train` calls. Rows are packed where the model can, and padded otherwise (see `batches`). It
+works in one process or under `accelerate launch` and `torchrun`: every process reads the same data in the same order,
+and only the first one prints and writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+
+from ptune.data.template import get_template
+from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
+from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
+from ptune.internals import use_one_gpu
+from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
+from ptune.memory.measure import PeakMemory
+from ptune.model.wrapper import PTunedModel
+from ptune.recipe import TrainRecipe
+from ptune.saved.hub import upload_prompt
+from ptune.training.batches import Collator, batches_line, choose_collator
+from ptune.training.checkpoints import find_checkpoint
+from ptune.training.output import OutputFolder
+from ptune.training.progress import MetricsFile, ProgressReporter
+from ptune.training.recorded import check_same_run
+from ptune.training.result import (
+    TrainResult,
+    check_finite,
+    prompt_details,
+    save_result,
+    show_line,
+    show_parameters,
+    show_result,
+    show_rows,
+)
+from ptune.training.rows import Rows, check_context, load_rows, place_of
+from ptune.training.signals import StopRequest
+from ptune.training.start import start_from
+from ptune.training.trainer import PTuneTrainer
+
+__all__ = ["TrainResult", "train"]
+
+
+def train(
+    recipe: TrainRecipe,
+    arguments: TrainingArguments | Mapping[str, Any] | None = None,
+    console: Console | None = None,
+    *,
+    given: Collection[str] | None = None,
+) -> TrainResult:
+    """Train a prompt and write it to `recipe.output`.
+
+    Args:
+        recipe: Model, data and prompt encoder.
+        arguments: `TrainingArguments` by name (max_steps, learning_rate, …), the others being ptune's defaults; or all
+            of them, as an object whose `output_dir` is `recipe.output`.
+        console: Where to report; standard error by default. Quiet in every process but the first.
+        given: Names of the training arguments that somebody chose; those of `arguments` where they are a mapping.
+
+    Returns:
+        The model with its prompt, and what came out.
+
+    Raises:
+        PTuneError: Anything the user can fix; before anything is written, where it can be known by then.
+    """
+    if not isinstance(arguments, TrainingArguments):
+        given = set(arguments or {}) if given is None else given
+        arguments = training_arguments(recipe, arguments or {})
+    args, given = arguments, given or ()
+    first = args.process_index == 0
+    say = console or Console(stderr=True)
+    say.quiet = say.quiet or not first
+    resume = find_checkpoint(
+        recipe.resume or args.resume_from_checkpoint, Path(recipe.output), partial(show_line, console=say)
+    )
+    with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
+        tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+        asked = get_template(recipe.template, tokenizer)
+        rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
+        model = prompted_model(recipe, args, tokenizer)
+        check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
+        collate = choose_collator(recipe, args, model, tokenizer, given)
+        details = prompt_details(recipe, args, tokenizer, rows)
+        changed = [] if resume is None else check_same_run(resume, details)
+        trainer = build_trainer(
+            model, args, rows, collate, recipe,
+            details=details, console=say, metrics=folder.metrics, name_row=partial(place_of, rows, tokenizer, recipe),
+        )  # fmt: skip
+        if resume is not None:
+            trainer.check_resumable(resume)
+        # Whatever is wrong with the request has been said by now, in one line and with nothing written.
+        show_rows(rows, say)
+        show_parameters(model, say)
+        lines = [*model.capability.notes, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
+            show_line(line, say)
+        before = measure(model, rows, collate, args, say, with_prompt=False)
+        if first:
+            folder.claim()
+        with PeakMemory() as peak:
+            outcome = run_trainer(trainer, resume, say)
+        check_finite(model)
+        after = measure(model, rows, collate, args, say, with_prompt=True)
+        result = TrainResult(
+            folder=folder.path, model=model, tokenizer=tokenizer, template=rows.template,
+            train_loss=float(outcome.training_loss), before=before, after=after,
+            steps=int(outcome.global_step), tokens=trainer.total_tokens(),
+            seconds=float(outcome.metrics["train_runtime"]), memory=peak.report,
+            examples=rows.examples, held_out=rows.held_out_examples,
+        )  # fmt: skip
+        if first:
+            publish(result, recipe, args, folder, details=details, console=say)
+    return result
+
+
+def training_arguments(recipe: TrainRecipe, values: Mapping[str, Any]) -> TrainingArguments:
+    """`TrainingArguments` with ptune's defaults for a recipe, and these values in their place.
+
+    Raises:
+        ConfigError: A value that cannot be used.
+    """
+    try:
+        return TrainingArguments(**{**recipe.trainer_defaults(), "output_dir": recipe.output, **values})
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
+
+
+def publish(
+    result: TrainResult,
+    recipe: TrainRecipe,
+    args: TrainingArguments,
+    folder: OutputFolder,
+    *,
+    details: dict[str, Any],
+    console: Console,
+) -> None:
+    """Write the prompt, say what came out, and upload it where that was asked for."""
+    save_result(result, recipe, details, folder)
+    show_result(result, folder, console)
+    if args.push_to_hub:
+        show_line(f"on the hub: {push(folder.path, args)}", console)
+
+
+def push(folder: Path, args: TrainingArguments) -> str:
+    """Upload the finished prompt under `hub_model_id`, by default the folder's name; gives the commit's address.
+
+    Raises:
+        PromptError: The hub does not take it. The folder stays.
+    """
+    return upload_prompt(
+        folder,
+        args.hub_model_id or folder.absolute().name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        branch=args.hub_revision,
+    )
+
+
+def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
+    """The frozen model with a new prompt, the same in every process.
+
+    Raises:
+        ModelError: The model cannot be loaded, or does not go with the tokenizer.
+        ConfigError: The prompt does not fit the model.
+    """
+    base = load_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=str(args.device),
+        trust_remote_code=recipe.trust_remote_code,
+        revision=recipe.revision,
+    )
+    check_tokenizer(base, tokenizer)
+    set_seed(args.seed)
+    if recipe.init_from is None:
+        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)
+    else:
+        model = PTunedModel(base, self_check=recipe.self_check)
+        start_from(model, recipe, tokenizer)
+    # Otherwise the model packs padded batches by itself.
+    model.pack_batches = recipe.packing
+    return model
+
+
+def measure(
+    model: PTunedModel,
+    rows: Rows,
+    collate: Collator,
+    args: TrainingArguments,
+    console: Console,
+    *,
+    with_prompt: bool,
+) -> HeldOutLoss | None:
+    """The loss on the held-out rows, each process taking its share; None when there are none."""
+    if rows.held_out_tokens is None:
+        return None
+    dataset: Dataset = rows.held_out_tokens.dataset
+    share = dataset.select(range(args.process_index, len(dataset), args.world_size))
+    result = held_out_loss(
+        model,
+        share,
+        collate,
+        batch_size=args.per_device_eval_batch_size,
+        with_prompt=with_prompt,
+        processes=args.world_size,
+    )
+    whose = "with the prompt" if with_prompt else "of the frozen model alone"
+    console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
+    return result
+
+
+def build_trainer(
+    model: PTunedModel,
+    args: TrainingArguments,
+    rows: Rows,
+    collate: Collator,
+    recipe: TrainRecipe,
+    *,
+    details: dict[str, Any],
+    console: Console,
+    metrics: Path,
+    name_row: Callable[[list[int]], str],
+) -> PTuneTrainer:
+    """The trainer of a run, with ptune's progress and metrics in place of transformers' own.
+
+    Raises:
+        ConfigError: A training argument that cannot be used here.
+    """
+    quiet = copy.copy(args)
+    quiet.disable_tqdm = True
+    quiet.push_to_hub = False  # the finished prompt goes there, not every checkpoint with all it needs to go on
+    say = partial(show_line, console=console)
+    callbacks: list[Any] = [ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)]
+    if recipe.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold))
+    if args.n_gpu > 1:
+        # One process drives one GPU (Trainer would use DataParallel). For more: torchrun, accelerate launch.
+        use_one_gpu(quiet)
+    try:
+        trainer = PTuneTrainer(
+            model=model,
+            args=quiet,
+            train_dataset=rows.tokens.dataset,
+            eval_dataset=None if rows.held_out_tokens is None else rows.held_out_tokens.dataset,
+            data_collator=collate,
+            callbacks=callbacks,
+            prompt_details=details,
+            tokens_per_batch=recipe.tokens_per_batch,
+            stop=StopRequest(say),
+            say=say,
+            name_row=name_row,
+        )
+    except PTuneError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"the output folder {args.output_dir} cannot be made: {error.strerror or error}.",
+            hint="Choose another place.",
+        ) from error
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) -> Any:
+    """Train; whatever ends it, the progress bar is closed, and a stop by the user is said in one line.
+
+    Raises:
+        RunStoppedError: The user stopped it, and where it was is saved.
+        TrainingError: It cannot go on.
+        OutputError: A checkpoint cannot be written.
+        ConfigError: A training argument asks for a package that is not there.
+    """
+    go_on = f"Go on with: ptune train --resume --output {shlex.quote(str(trainer.args.output_dir))}"
+    try:
+        assert trainer.stop is not None
+        with trainer.stop:
+            return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    except RunStoppedError as error:
+        error.hint = go_on
+        raise
+    except KeyboardInterrupt:
+        _close_bars(trainer)
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        show_line(f"stopped after step {step} of {steps}; {trainer.last_good()}", console)
+        raise
+    except ImportError as error:
+        raise ConfigError(f"training arguments: {one_line(error)}") from error
+    finally:
+        _close_bars(trainer)
+
+
+def _close_bars(trainer: PTuneTrainer) -> None:
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressReporter):
+            callback.close()
