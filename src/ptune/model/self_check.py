@@ -104,7 +104,7 @@ class _Probe:
         ids = _ordinary_tokens(base, VIRTUAL + TEXT)
         self.text, hard = ids[VIRTUAL:], ids[:VIRTUAL]
         # As far as its third token the short row is the long one; then other text stands where padding would.
-        self.short = torch.cat([self.text[:SHORT], self.text[SHORT:].flip(0)])
+        self.short = torch.cat([self.text[:SHORT], hard[: TEXT - SHORT]])
         embeds = base.get_input_embeddings()(hard[None])[0]
         self.soft = (embeds + embeds.roll(1, dims=0)) / 2
         """`(P, D)`: no token of the vocabulary has these vectors."""
@@ -124,21 +124,23 @@ class _Probe:
     # ---- what is right -----------------------------------------------------------------------------------------
 
     def _concatenated(self, hard: torch.Tensor, plain: torch.Tensor) -> tuple[int | None, torch.Tensor, float]:
-        """The filler's id where embeddings alone are not enough, `(3, P + T, V)`, and what rounding makes of them.
+        """The filler's id where embeddings alone are not enough, `(4, P + T, V)`, and what rounding makes of them.
 
-        Prompt and both rows, and the first tokens as their embeddings, which must give what they give as ids.
+        Prompt and both rows; the first tokens as their embeddings, which must give what they give as ids; and another
+        prompt, which must not give the same.
         """
-        rows = torch.stack([self.text, self.short, self.text])
+        rows = torch.stack([self.text, self.short, self.text, self.text])
         embed = self.base.get_input_embeddings()
-        front = torch.stack([self.soft, self.soft, embed(hard[None])[0]])
+        front = torch.stack([self.soft, self.soft, embed(hard[None])[0], -self.soft])
         embeds = torch.cat([front, embed(rows)], dim=1)
         filler = filler_of(self.base)
         faults = []
         for filler_id in (None, filler):
             ids = None
             if filler_id is not None:
-                head = torch.full((2, VIRTUAL), filler_id, device=rows.device)
-                ids = torch.cat([torch.cat([head, hard[None]]), rows], dim=1)
+                head = torch.full((4, VIRTUAL), filler_id, device=rows.device)
+                head[2] = hard
+                ids = torch.cat([head, rows], dim=1)
             try:
                 model, inputs = fed(self.base, embeds.clone(), ids)
                 found = self._logits(model, **inputs)
@@ -146,6 +148,9 @@ class _Probe:
                 faults.append(one_line(fault))
                 continue
             difference = _error(found[2], plain)
+            if torch.equal(found[3], found[0]):
+                faults.append("another prompt gives the same logits")
+                continue
             if difference <= max(0.05, _ROUNDINGS * torch.finfo(found.dtype).eps):
                 return filler_id, found, difference
             faults.append(f"embeddings give logits {difference:.1%} off those of the tokens themselves")
