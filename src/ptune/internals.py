@@ -8,11 +8,14 @@ tries each on the installed ones.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 Kernel = Callable[..., Any]
@@ -85,6 +88,34 @@ def packet_of(operator: Any) -> Any:
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------
+
+
+def gguf_options() -> dict[str, Any]:
+    """What `from_pretrained` takes to load a GGUF file as full weights; before 5.18 it knew no other way."""
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def gguf_metadata(path: str) -> dict[str, Any]:
+    """A GGUF file's keys and values, an array's length in its place; before 5.18 by the package gguf."""
+    try:
+        from transformers.integrations.gguf.reader import read_gguf_metadata
+    except ImportError:
+        from gguf import GGUFReader
+
+        fields = GGUFReader(path).fields
+        return {key: len(field.data) if len(field.types) > 1 else field.contents() for key, field in fields.items()}
+    found: dict[str, Any] = read_gguf_metadata(path)[0]
+    return found
+
+
+def http_error() -> type[Exception]:
+    """The base of what the HTTP library of the installed huggingface_hub raises."""
+    for library in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            found: type[Exception] = importlib.import_module(library).HTTPError
+            return found
+    return OSError
 
 
 def set_attention(config: Any, name: str) -> None:

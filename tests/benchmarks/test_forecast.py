@@ -10,6 +10,7 @@ import pytest
 import forecast
 
 
+@pytest.mark.slow
 def test_a_run_stands_beside_its_forecast(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """In processes of its own: one that ran other tests may train in memory it has left, and peak at nothing above."""
     forecast.run(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from httpx2 import HTTPError
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (
@@ -23,13 +22,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
 
 from ptune.errors import PromptError, first_line, shown
+from ptune.internals import http_error
 from ptune.reach import no_connection
 from ptune.saved.files import holds
 from ptune.saved.format import FILES, PTUNE_CONFIG
 from ptune.saved.peft import ADAPTER_CONFIG
 
 COMMIT_MESSAGE = "A soft prompt, by ptune"
-_FAULTS = (HTTPError, OSError, ValueError)
+_FAULTS = (http_error(), OSError, ValueError)
 """What huggingface_hub raises when a repository cannot be read or written."""
 _LOG_IN = "log in with `hf auth login`, or pass token=…"
 
