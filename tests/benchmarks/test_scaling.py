@@ -18,6 +18,7 @@ from harness import Benchmark, command_line
 from workload import add_flags
 
 
+@pytest.mark.slow
 def test_both_sweeps_are_measured_and_drawn(
     words: list[str], tmp_path: Path, in_this_process: Callable[[Benchmark], None]
 ):

@@ -133,6 +133,7 @@ def test_the_memory_script_measures_peaks(
     assert all(entry["peak_gib"]["median"] >= 0 for entry in entries.values())
 
 
+@pytest.mark.slow
 def test_mixtures_of_experts_train_the_same_packed_and_padded(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):

@@ -62,6 +62,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     assert "Warning" not in two.err
 
 
+@pytest.mark.slow
 def test_accelerate_launch(tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path):
     command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "out", max_steps=2)
     launch = ["--cpu", "--num_processes", 1, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
