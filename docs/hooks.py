@@ -1,4 +1,4 @@
-"""For mkdocs: a link to a file of the repository outside `docs/` becomes the file's path, since the site has no such page."""
+"""For mkdocs: a link to a file outside `docs/` becomes the file's path, since the site has no such page."""
 
 from __future__ import annotations
 
