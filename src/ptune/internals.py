@@ -144,6 +144,15 @@ def checkpoints_activations(model: Any) -> bool:
     return bool(model.is_gradient_checkpointing if found is None else found)
 
 
+def checkpointing_argument() -> str:
+    """The training argument that asks for it."""
+    return (
+        "activation_checkpointing"
+        if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")
+        else ("gradient_checkpointing")
+    )
+
+
 def keeps_state(model: Any) -> bool:
     """Whether a model's class says that it keeps a running state rather than keys and values."""
     return bool(getattr(model, "_is_stateful", False))

@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from architectures import ARCHITECTURES, build
 from prompting import (
     add_tokens_as_prompt,
+    checkpoint_activations,
     draw,
     encoder_prompt,
     padded,
@@ -162,7 +163,7 @@ def test_activation_checkpointing(name: str) -> None:
     layers = [module for module in model.base.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         next(layer.children()).register_forward_pre_hook(lambda *_: runs.append(1))
-    model.base.activation_checkpointing_enable()
+    checkpoint_activations(model.base)
     loss, gradient = prompt_gradient(model, **_packed())
     assert len(runs) == 2 * len(layers), "every layer ran again in the backward"
     assert relative_error(loss, wanted_loss) < 1e-12

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from architectures import build
-from prompting import draw, encoder_prompt, padded, relative_error, supervised, texts
+from prompting import checkpoint_activations, draw, encoder_prompt, padded, relative_error, supervised, texts
 from ptune.data.collate import PackingCollator
 from ptune.encoders import PromptEncoder, build_encoder
 from ptune.model.wrapper import PTunedModel
@@ -81,7 +81,7 @@ def test_gradient_is_that_of_separate_runs(kind: str, way: str) -> None:
     model = moved(encoder_prompt(build("gpt2").double(), kind))
     model.pack_batches = False
     if way == "concatenated":
-        model.base.activation_checkpointing_enable()
+        checkpoint_activations(model.base)
     batches = micro_batches(None if way == "packed" else "right")
     wanted = gradients(model, batches, shared=False)
     runs = Runs(model.prompts["default"])
@@ -116,7 +116,7 @@ def test_ways_may_change_within_a_step(sides: str) -> None:
 def test_activation_checkpointing_keeps_the_prompt_before_packed_rows() -> None:
     model = encoder_prompt(build("llama"))
     wanted = gradients(model, micro_batches(), shared=False)
-    model.base.activation_checkpointing_enable()
+    checkpoint_activations(model.base)
     assert_same(gradients(model, micro_batches(), shared=True), wanted, 1e-5)
 
 

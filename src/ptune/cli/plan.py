@@ -156,7 +156,9 @@ def _command(args: argparse.Namespace, found: Sequence[Forecast], largest: dict[
     if args.gradient_accumulation_steps > 1:
         words.append(f"--gradient-accumulation-steps {args.gradient_accumulation_steps}")
     if args.activation_checkpointing:
-        words.append("--activation-checkpointing")
+        from ptune.internals import checkpointing_argument
+
+        words.append(f"--{checkpointing_argument().replace('_', '-')}")
     return " ".join(words)
 
 

@@ -23,7 +23,7 @@ from ptune.saved.format import read_details
 
 _NOT_RECORDED = ("overwrite", "resume", "force", "trust_remote_code", "init_from", "output")
 """Of the recipe: what must be asked for again, or was for the beginning of a run."""
-_TABLES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
+_TABLES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _PLACES = (
     "output_dir",
     "resume_from_checkpoint",
