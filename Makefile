@@ -47,10 +47,10 @@ test-slow: $(STAMP) ## the slow tests too, one after the other
 
 # The oldest versions that ptune declares, and the newest there are, each in an environment of its own.
 test-oldest: .venv-oldest/.installed ## the quick tests with the oldest versions of everything that ptune takes
-	@$(TEST_ENV) .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(TEST_ENV) PTUNE_OTHER_VERSIONS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-newest: .venv-newest/.installed ## the quick tests with the newest ones
-	@$(TEST_ENV) .venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(TEST_ENV) PTUNE_OTHER_VERSIONS=1 .venv-newest/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 .venv-%/.installed: pyproject.toml constraints-%.txt
 	@rm -rf .venv-$*

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 
+import architecture_sweep
 from decoders.small import IMPOSSIBLE, MODEL_TYPES, small_decoder
 from decoders.sweep import Finding, sweep
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.errors import ModelError
 
+TABLED = json.loads(architecture_sweep.RESULT.read_text(encoding="utf-8"))["versions"]["transformers"]
+"""The version that `docs/architectures.md` tells of."""
 QUICK = {
     # mixtures of experts
     "mixtral": {"prefix", "packed"},
@@ -57,9 +63,12 @@ def _assert_right_or_refused(found: Finding) -> None:
 
 @pytest.mark.parametrize("model_type", QUICK)
 def test_the_most_used_ones_are_right(model_type: str) -> None:
+    if model_type not in MODEL_TYPES:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
     found = sweep(model_type)
     _assert_right_or_refused(found)
-    assert set(found.paths) == QUICK[model_type]
+    if transformers.__version__ == TABLED:
+        assert set(found.paths) == QUICK[model_type]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from architectures import ARCHITECTURES, VOCABULARY, build
 from prompting import draw, encoder_prompt, padded, prompt_gradient, relative_error, supervised, texts, tokens_as_prompt
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.data.collate import PackingCollator
-from ptune.errors import ModelError, PromptError
+from ptune.errors import ConfigError, ModelError, PromptError
 
 PROMPT = draw(1, 6, seed=7)[0]
 LENGTHS = (9, 3, 12)
@@ -130,6 +130,27 @@ def test_position_ids_that_count_on_say_nothing() -> None:
     wanted = model(ids).logits
     assert torch.equal(model(ids, position_ids=torch.arange(5)[None]).logits, wanted)
     assert torch.equal(model(ids, position_ids=torch.arange(5).expand(2, -1)).logits, wanted)
+
+
+def test_what_else_is_given_with_row_lengths_is_honoured_or_refused() -> None:
+    model = encoder_prompt(build("llama")).eval()
+    batch = PackingCollator()([{"input_ids": row.tolist(), "labels": row.tolist()} for row in texts((7, 4))])
+    wanted = model(**batch).logits
+    found = model(**batch, output_hidden_states=True)
+    assert found.hidden_states[-1].shape[:2] == (1, 11)
+    assert relative_error(found.logits, wanted) < 1e-5
+    embeds = model.base.get_input_embeddings()(batch["input_ids"])
+    rest = {name: value for name, value in batch.items() if name != "input_ids"}
+    assert relative_error(model(**rest, inputs_embeds=embeds).logits, wanted) < 1e-5
+    assert torch.equal(model(**batch, position_ids=torch.tensor([[*range(7), *range(4)]])).logits, wanted)
+    refused = {
+        "attention_mask": torch.tensor([[1] * 10 + [0]]),
+        "position_ids": torch.arange(11)[None],
+        "past_key_values": object(),
+    }
+    for name, value in refused.items():
+        with pytest.raises((ConfigError, ModelError), match=name):
+            model(**batch, **{name: value})
 
 
 # ---- several prompts that train ------------------------------------------------------------------------------------

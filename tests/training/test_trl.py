@@ -11,10 +11,12 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from prompting import relative_error
 from ptune import PromptEncoderConfig, PTunedModel, get_peft_model
+
+trl = pytest.importorskip("trl", minversion="1.10")
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 
 TEXTS = [{"text": f"{'a b c ' * (number % 4 + 1)}{number}"} for number in range(12)]
 ANSWERS = [{"prompt": f"say {number} ", "completion": "yes it is" + "!" * (number % 4)} for number in range(12)]

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ptune.data.labels import IGNORE_INDEX
-from ptune.errors import ConfigError, ModelError
+from ptune.errors import ConfigError, ModelError, shown
 from ptune.internals import changes_output
 
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
@@ -100,7 +100,7 @@ class Text:
             return every if places is None else every[places]
 
         if position_ids is not None:
-            lengths = _rows_of(flat(position_ids), lengths)
+            lengths = _rows_of(flat(position_ids), lengths, row_lengths)
         elif row_lengths is not None:
             lengths = list(row_lengths)
         return cls(flat(input_ids), flat(inputs_embeds), flat(labels), tuple(lengths), form, places)
@@ -212,8 +212,13 @@ def take_flattened(kwargs: dict[str, Any]) -> list[int] | None:
     return None if starts is None else starts.diff().tolist()
 
 
-def _rows_of(position_ids: torch.Tensor | None, lengths: Sequence[int]) -> list[int]:
-    """The lengths of rows that begin wherever position ids are 0, within rows of the lengths given."""
+def _rows_of(position_ids: torch.Tensor | None, lengths: Sequence[int], told: Sequence[int] | None) -> list[int]:
+    """The lengths of rows that begin wherever position ids are 0, within rows of the lengths given.
+
+    Raises:
+        ConfigError: They are other rows than `row_lengths` has told.
+        ModelError: The position ids say anything else than where rows begin.
+    """
     assert position_ids is not None
     count = len(position_ids)
     at = torch.arange(count, device=position_ids.device)
@@ -226,5 +231,10 @@ def _rows_of(position_ids: torch.Tensor | None, lengths: Sequence[int]) -> list[
             "forward takes position_ids behind a soft prompt only to tell rows apart: from 0 to the end of each row.",
             hint="Leave them out; positions count on behind the prompt.",
         )
-    edges = torch.cat([starts, starts.new_tensor([count])])
-    return edges.diff().tolist()
+    found: list[int] = torch.cat([starts, starts.new_tensor([count])]).diff().tolist()
+    if told is not None and found != list(told):
+        raise ConfigError(
+            f"row_lengths tells rows of {shown(list(told))} tokens, position_ids rows of {shown(found)}.",
+            hint="Give one of them.",
+        )
+    return found

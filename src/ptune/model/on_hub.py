@@ -74,21 +74,23 @@ class PromptOnHub(ModelHubMixin):
             token: See there.
             branch: See there.
             create_pr: See there.
-            is_main_process: As `transformers.Trainer` says it: False writes nothing. Where it is said, the state that
-                Trainer resumes from (`model.safetensors`) is written too. Its other arguments have no meaning here.
+            is_main_process: As `transformers.Trainer` says it: False writes nothing. Where it is said (or `state_dict`,
+                by older versions), the state that Trainer resumes from (`model.safetensors`) is written too. Its other
+                arguments have no meaning here.
             metadata: Plain values for `ptune.json`: template, metrics, what it was trained on.
 
         Raises:
             OutputError: The folder cannot be written.
             PromptError: The hub does not take it.
         """
+        by_trainer = is_main_process is not None or "state_dict" in metadata
         check_transformers_arguments(metadata)
         _check_metadata(metadata)
         folder = Path(directory)
         if is_main_process is False:
             return folder
         self._save_prompt(folder, prompt_name, metadata)
-        if is_main_process:
+        if by_trainer:
             self._save_state(folder)
         if push_to_hub:
             upload_prompt(

@@ -272,7 +272,7 @@ class ResumableTrainer(Trainer):
             "over": self.control.should_training_stop and self.state.global_step < self.state.max_steps,
             "last_step": self._last_step,
             "last_logged": self._globalstep_last_logged,
-            "first_step": self._initial_global_step,
+            "first_step": getattr(self, "_initial_global_step", 0),
             "loss_total": self._total_loss_scalar,
             "seconds": self._seconds_before + time.time() - self._began,
         }
