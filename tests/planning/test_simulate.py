@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -76,6 +77,8 @@ def test_a_step_without_data_holds_what_a_real_one_holds(name: str, method: str)
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma3", "gpt_neox", "opt"])
 @pytest.mark.parametrize("method", ["full", "mlp"])
 def test_other_architectures(name: str, method: str):
+    if name == "opt" and "PTUNE_OTHER_VERSIONS" in os.environ:
+        pytest.skip("docs/versions.md: the forecast of OPT is off before transformers 5.23")
     config = config_of(name)
     assert max(simulate(config, method, SIZES, SHAPE).tracker.live) == pytest.approx(
         max(real_step(config, method).live), rel=0.03
@@ -98,6 +101,8 @@ def test_few_layers_tell_of_many(method: str, accumulation: int):
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "gemma3", "gemma4_text", "nemotron"])
 def test_the_architectures_people_ask_for(name: str, method: str):
     """Mixtures of experts, one part of a multimodal model, token ids beside embeddings, rows that cannot be packed."""
+    if name == "gemma4_text" and "PTUNE_OTHER_VERSIONS" in os.environ:
+        pytest.skip("docs/versions.md: the forecast of Gemma 4 is off before transformers 5.23")
     config = small_config(name)
     told = simulate(config, method, SIZES, SHAPE)
     real = real_step(config, method)

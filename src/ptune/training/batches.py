@@ -132,6 +132,6 @@ def budget_loader(
         persistent_workers=args.dataloader_persistent_workers,
         multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         prefetch_factor=args.dataloader_prefetch_factor,
-        in_order=args.dataloader_in_order,
+        in_order=getattr(args, "dataloader_in_order", True),
         worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )
