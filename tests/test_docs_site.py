@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,26 @@ def test_python_blocks_are_python_and_links_lead_somewhere(page: Path) -> None:
             heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
             assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_versions_page_tells_what_is_declared() -> None:
+    """The exact versions, the least ones, and that `pyproject.toml` asks for no less than what was tried."""
+    text = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    exact, least = (_pins(f"constraints{name}.txt") for name in ("", "-oldest"))
+    rows = re.findall(r"^\| (\w+)(?: \([^|]*)? \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == 12
+    for name, now, oldest in rows:
+        assert (exact[name.lower()], least[name.lower()]) == (now, oldest), name
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    for requirement in declared:
+        found = re.fullmatch(r"([\w-]+)>=([\d.]+)(,<\d+)?", requirement)
+        assert found is not None, requirement
+        name, floor, cap = found.groups()
+        assert least[name.lower().replace("-", "_")].startswith(floor), requirement
+        assert (cap is not None) is (name in ("torch", "transformers")), requirement
+
+
+def _pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    pins = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return {name.lower().replace("-", "_"): version for name, version in pins}
