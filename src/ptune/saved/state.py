@@ -7,6 +7,7 @@ every number comes back to the last bit. Keys of tables may be anything that is 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,6 +86,16 @@ def state_of(content: bytes, place: str) -> Any:
         ) from error
 
 
+def _array(values: Any, dtype: str) -> np.ndarray[Any, Any]:
+    """An array of these values. Integers that do not fit are an error: numpy before 2 would let them wrap around."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            return np.array(values, dtype=dtype)
+        except DeprecationWarning as warning:
+            raise ValueError(str(warning).splitlines()[0]) from warning
+
+
 def _restored(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
@@ -93,7 +104,7 @@ def _restored(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     if "array" in value:
         if value["array"] not in _ARRAYS:
             raise ValueError(f"an array of {shown(value['array'])}")
-        return np.array(value["values"], dtype=value["array"])
+        return _array(value["values"], value["array"])
     if "table" in value:
         return {_restored(key, tensors): _restored(one, tensors) for key, one in value["table"]}
     if "tuple" in value:
