@@ -74,9 +74,7 @@ def test_the_contributing_guide_names_files_that_exist():
     rooms = {
         path.name for path in (ROOT / "src" / "ptune").iterdir() if path.is_dir() and (path / "__init__.py").exists()
     }
-    picture = text.split("```")[
-        text.split("```").index(next(p for p in text.split("```") if "PTunedModel: prompts" in p))
-    ]
+    picture = next(part for part in text.split("```") if "PTunedModel: prompts" in part)
     assert rooms <= set(re.findall(r"(?<![a-z])[a-z]+(?![a-z])", picture))
 
 

@@ -20,13 +20,10 @@ from ptune.errors import ModelError
 from ptune.frozen.parameters import device_of
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import NEW_TOKENS
+from ptune.recipe import GREEDY, NEW_TOKENS
 from ptune.saved.format import read_details
 from ptune.saved.hub import prompt_folder
 from ptune.saved.prompt_io import base_name, base_revision, check_prompt_tokenizer
-
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-"""Options of `generate` that take the likeliest token, whatever the model's own defaults are."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Every name of torch and transformers that is not public and that ptune uses: looked up here, and nowhere else.
 
-A name that a version does not have costs speed where there is a public way (the kernels below are None then, and their
-callers take PyTorch's own path), and is an error in one line where there is none (`TRAINER_HOOKS`). What is looked up
-when a function is called has existed since before the oldest version that ptune supports; `tests/test_internals.py`
-tries each on the installed ones.
+A kernel that a build does not have is None here, and its callers take PyTorch's own path. The other names are there in
+every version that ptune declares: `tests/test_internals.py` looks for each, Trainer's methods (`TRAINER_HOOKS`) too,
+and `make test-oldest` runs it with the least versions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 Kernel = Callable[..., Any]
@@ -90,25 +88,6 @@ def packet_of(operator: Any) -> Any:
 # ---- transformers --------------------------------------------------------------------------------------------------
 
 
-def gguf_options() -> dict[str, Any]:
-    """What `from_pretrained` takes to load a GGUF file as full weights; before 5.18 it knew no other way."""
-    kind = getattr(transformers, "GgufConfig", None)
-    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
-
-
-def gguf_metadata(path: str) -> dict[str, Any]:
-    """A GGUF file's keys and values, an array's length in its place; before 5.18 by the package gguf."""
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError:
-        from gguf import GGUFReader
-
-        fields = GGUFReader(path).fields
-        return {key: len(field.data) if len(field.types) > 1 else field.contents() for key, field in fields.items()}
-    found: dict[str, Any] = read_gguf_metadata(path)[0]
-    return found
-
-
 def http_error() -> type[Exception]:
     """The base of what the HTTP library of the installed huggingface_hub raises."""
     for library in ("httpx2", "httpx"):
@@ -142,15 +121,6 @@ def checkpoints_activations(model: Any) -> bool:
     """Whether a model computes activations again in the backward; called gradient checkpointing before 5.23."""
     found = getattr(model, "is_activation_checkpointing", None)
     return bool(model.is_gradient_checkpointing if found is None else found)
-
-
-def checkpointing_argument() -> str:
-    """The training argument that asks for it."""
-    return (
-        "activation_checkpointing"
-        if hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable")
-        else ("gradient_checkpointing")
-    )
 
 
 def keeps_state(model: Any) -> bool:

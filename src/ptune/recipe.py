@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from typing import Any
 
 from ptune.config import PromptEncoderConfig, PromptTuningInit
@@ -23,6 +24,11 @@ TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
 MOST_WEIGHT = 1000
 NEW_TOKENS = 128
 """Tokens of the longest answer where no length is asked for."""
+GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+"""Options of `generate` that take the likeliest token, whatever the model's own defaults are."""
+_TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
+CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_checkpointing"
+"""The training argument that computes activations again in the backward; 5.23 gave it another name."""
 LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
 """Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
 

@@ -16,8 +16,7 @@ from ptune.cli.recipe_file import own_names
 from ptune.cli.train import build_parser, check_keys
 from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
 from ptune.errors import ConfigError
-from ptune.internals import checkpointing_argument
-from ptune.recipe import LEARNING_RATES, TrainRecipe
+from ptune.recipe import CHECKPOINTING, LEARNING_RATES, TrainRecipe
 
 NAME = "per_device_train_batch_size"
 NAMES = [item.name for item in fields(TrainingArguments) if item.init]
@@ -104,7 +103,7 @@ def test_recipe_value_that_does_not_fit(values: dict[str, object], fragment: str
 
 
 def test_bare_flag_means_true():
-    name = checkpointing_argument()
+    name = CHECKPOINTING
     args = arguments("--disable-tqdm", f"--{name}", "--ddp-static-graph")
     assert (args.disable_tqdm, getattr(args, name), args.ddp_static_graph) == (True, True, True)
     assert arguments().disable_tqdm is False

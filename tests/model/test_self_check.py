@@ -185,14 +185,14 @@ def test_it_leaves_no_trace() -> None:
 def test_training_says_what_is_done_in_another_way(
     tiny_model_dir: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load = training.load_model
+    load = training.load_base
 
     def changed(*args: Any, **options: Any) -> Any:
         model = load(*args, **options)
         model.__class__ = CountsPadding
         return model
 
-    monkeypatch.setattr(training, "load_model", changed)
+    monkeypatch.setattr(training, "load_base", changed)
     data = tmp_path / "rows.json"
     data.write_text('[{"instruction": "a", "output": "b"}]')
     recipe = training.TrainRecipe(model=str(tiny_model_dir), data=str(data), output=str(tmp_path / "out"))

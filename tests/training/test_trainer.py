@@ -19,7 +19,7 @@ from ptune import PromptEncoderConfig, PTunedModel, PTuneTrainer
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.errors import ConfigError
 from ptune.evaluation.held_out_loss import held_out_loss
-from ptune.internals import checkpointing_argument
+from ptune.recipe import CHECKPOINTING
 
 COLLATE = PaddingCollator(pad_token_id=PAD)
 PACK = PackingCollator()
@@ -223,7 +223,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path, architecture: 
         "max_steps": 1,
     }
     plain = trained(tmp_path / "a", model=prompted(architecture=architecture), **settings)
-    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, checkpointing_argument(): True}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, CHECKPOINTING: True}
     less = trained(tmp_path / "b", model=prompted(architecture=architecture), **settings)
     assert plain[0] == pytest.approx(less[0], abs=1e-5)
     assert_same(plain[1], less[1], atol=2e-5)

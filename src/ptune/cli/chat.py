@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptune.cli.flags import Parser
-from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer
+from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer, start_sampling
 from ptune.cli.streams import check_decoded
 from ptune.errors import PTuneError, one_line
 from ptune.recipe import NEW_TOKENS
@@ -36,11 +36,8 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from transformers import set_seed
-
     answerer = open_answerer(args)
-    if args.seed is not None:
-        set_seed(args.seed)
+    start_sampling(args)
     if sys.stdin.isatty():
         print(_HELP)
     Conversation(answerer, args).loop()

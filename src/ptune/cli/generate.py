@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ptune.cli.flags import Parser
-from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer
+from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer, start_sampling
 from ptune.cli.streams import check_decoded
 from ptune.errors import ConfigError
 
@@ -41,14 +41,11 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    from transformers import set_seed
-
     answerer = open_answerer(args)
     options = {**generation_options(args), "max_new_tokens": args.max_new_tokens, "system": args.system}
     answers = {}
     for name in ["base"] if args.no_prompt else ["tuned", "base"] if args.compare else ["tuned"]:
-        if args.seed is not None:
-            set_seed(args.seed)
+        start_sampling(args)
         answers[name] = answerer.answer(text, args.input, with_prompt=name == "tuned", **options)
     if args.json:
         print(json.dumps({"text": text, "input": args.input, **answers}, ensure_ascii=False))

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptune.cli.flags import Parser, number
+from ptune.cli.flags import Parser, flag, number
 from ptune.errors import ConfigError
 from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
-from ptune.recipe import DTYPE_NAMES
+from ptune.recipe import CHECKPOINTING, DTYPE_NAMES
 
 if TYPE_CHECKING:
     from ptune.planning.clock import MachineRates
@@ -156,9 +156,7 @@ def _command(args: argparse.Namespace, found: Sequence[Forecast], largest: dict[
     if args.gradient_accumulation_steps > 1:
         words.append(f"--gradient-accumulation-steps {args.gradient_accumulation_steps}")
     if args.activation_checkpointing:
-        from ptune.internals import checkpointing_argument
-
-        words.append(f"--{checkpointing_argument().replace('_', '-')}")
+        words.append(flag(CHECKPOINTING))
     return " ".join(words)
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser, number
-from ptune.recipe import DTYPE_NAMES, NEW_TOKENS, QUANTIZATION_NAMES
+from ptune.recipe import DTYPE_NAMES, GREEDY, NEW_TOKENS, QUANTIZATION_NAMES
 
 if TYPE_CHECKING:
     from ptune.answering import Answerer
@@ -67,7 +67,15 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.temperature > 0:
         return {**options, "do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
-    return {**options, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {**options, **GREEDY}
+
+
+def start_sampling(args: argparse.Namespace) -> None:
+    """Make the sampling that follows repeatable, where a seed is given."""
+    from transformers import set_seed
+
+    if args.seed is not None:
+        set_seed(args.seed)
 
 
 def open_answerer(args: argparse.Namespace) -> Answerer:

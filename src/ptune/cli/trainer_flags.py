@@ -6,17 +6,14 @@ import argparse
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ptune.cli.flags import Parser, argparse_message, dashed, flags_of, unknown_flags
+from ptune.cli.flags import Parser, argparse_message, dashed, flag, flags_of, unknown_flags
 from ptune.errors import ConfigError, one_line
-from ptune.recipe import LEARNING_RATES, TrainRecipe, allowed_types
+from ptune.recipe import CHECKPOINTING, LEARNING_RATES, TrainRecipe, allowed_types
 
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
-_VERSION = tuple(int(part) for part in version("transformers").split(".")[:2])
-_CHECKPOINTING = f"{'activation' if _VERSION >= (5, 23) else 'gradient'}-checkpointing"
 COMMON: tuple[tuple[str, str], ...] = (
     ("--num-train-epochs X", "times through the data (default: 3)"),
     ("--max-steps N", "optimizer steps instead"),
@@ -26,7 +23,7 @@ COMMON: tuple[tuple[str, str], ...] = (
     ("--per-device-train-batch-size N", "rows a forward pass (default: 8); or see --tokens-per-batch"),
     ("--gradient-accumulation-steps N", "forward passes an optimizer step (default: 1)"),
     ("--per-device-eval-batch-size N", "the same when measuring (default: 8)"),
-    (f"--{_CHECKPOINTING}", "less memory, more time"),
+    (flag(CHECKPOINTING), "less memory, more time"),
     ("--bf16, --fp16", "mixed precision; see --dtype for the frozen model"),
     ("--eval-strategy, --eval-steps", "when to measure held-out loss (default: after each epoch)"),
     ("--logging-steps N", "steps between reports (default: 10)"),

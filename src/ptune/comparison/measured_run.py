@@ -37,7 +37,7 @@ from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
-from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
+from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
@@ -108,15 +108,7 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
 
 def _load(job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The model as the method makes it, every weight in memory."""
-    base = load_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        quantization=recipe.quantization,
-        device=str(args.device),
-        trust_remote_code=recipe.trust_remote_code,
-        revision=recipe.revision,
-    )
-    check_tokenizer(base, tokenizer)
+    base = load_base(recipe, args.device, tokenizer)
     model: nn.Module = base
     if job.method != BASE:
         set_seed(job.seed)

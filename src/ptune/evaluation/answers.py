@@ -11,6 +11,7 @@ from ptune.data.template import Segments
 from ptune.data.tokenize import encode_prompt
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
+from ptune.recipe import GREEDY
 
 
 @torch.no_grad()
@@ -57,7 +58,7 @@ def generate_answers(
             prompt_names=None if with_prompt else [None] * len(rows),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options},
+            **{**GREEDY, **options},
         )
         for at, row in enumerate(rows):
             answers[row] = str(tokenizer.decode(output[at, width:], skip_special_tokens=True))

@@ -34,10 +34,11 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from ptune.errors import ModelError, OutputError, first_line
-from ptune.internals import gguf_metadata, gguf_options, set_backend
+from ptune.internals import set_backend
 
 # Raised when this module writes other copies than before, so that old ones are left alone.
 CONVERSION = 1
@@ -160,7 +161,7 @@ def _fill(folder: Path, path: Path, read: Callable[[], Any]) -> None:
 def _read_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a GGUF file, unpacked."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype=dtype, **gguf_options()
+        str(path.parent), gguf_file=path.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
     )
     return model
 
@@ -173,7 +174,7 @@ def _read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
       has not (Llama 3), the token would stand one row beyond the model's embedding.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    metadata = gguf_metadata(str(path))
+    metadata, _ = read_gguf_metadata(str(path))
     core = json.loads(tokenizer.backend_tokenizer.to_str())
     # The reader gives the length of an array in place of its content.
     core["added_tokens"] = [token for token in core["added_tokens"] if token["id"] < metadata["tokenizer.ggml.tokens"]]

@@ -34,6 +34,7 @@ from ptune.internals import set_model_name
 from ptune.loading.builtin import BUILTINS, PREFIX, builtin_path
 from ptune.loading.gguf import LOAD_FAULTS, converted_model, converted_tokenizer
 from ptune.reach import no_connection
+from ptune.recipe import TrainRecipe
 
 _log = logging.getLogger("ptune")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,6 +109,20 @@ def load_model(
     model.eval()  # type: ignore[no-untyped-call]
     set_model_name(model, name)
     return model
+
+
+def load_base(recipe: TrainRecipe, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The frozen model as a recipe asks for it, checked against its tokenizer; errors as for `load_model`."""
+    base = load_model(
+        recipe.model,
+        dtype=recipe.dtype,
+        quantization=recipe.quantization,
+        device=str(device),
+        trust_remote_code=recipe.trust_remote_code,
+        revision=recipe.revision,
+    )
+    check_tokenizer(base, tokenizer)
+    return base
 
 
 def pretrained_source(name: str, dtype: torch.dtype = torch.float32) -> str:

@@ -130,8 +130,8 @@ def budget_loader(
         num_workers=args.dataloader_num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+        multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
-        in_order=getattr(args, "dataloader_in_order", True),
+        in_order=args.dataloader_in_order,
         worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
     )

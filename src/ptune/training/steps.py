@@ -20,8 +20,8 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from ptune.errors import TrainingError
-from ptune.internals import checkpointing_argument
 from ptune.model.wrapper import PTunedModel
+from ptune.recipe import CHECKPOINTING
 from ptune.training.micro_batches import in_parts, row_slice, row_tokens, rows_of, text_tokens
 from ptune.training.resumable import WHOLE_MODEL, ResumableTrainer
 
@@ -125,7 +125,7 @@ class StepTrainer(ResumableTrainer):
                 f"the memory is not enough for {rows} row{'s' if rows > 1 else ''} at step {step} "
                 f"({str(error).splitlines()[0].rstrip('.')}); {self.last_good()}.",
                 hint="Lower per_device_train_batch_size or tokens_per_batch (and raise gradient_accumulation_steps) or "
-                f"max_length, or set {checkpointing_argument()}.",
+                f"max_length, or set {CHECKPOINTING}.",
             ) from error
         self.rows_at_once = rows // 2
         self.say(

@@ -22,7 +22,7 @@ from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.internals import use_one_gpu
-from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
+from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import PeakMemory
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
@@ -172,15 +172,7 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
         ModelError: The model cannot be loaded, or does not go with the tokenizer.
         ConfigError: The prompt does not fit the model.
     """
-    base = load_model(
-        recipe.model,
-        dtype=recipe.dtype,
-        quantization=recipe.quantization,
-        device=str(args.device),
-        trust_remote_code=recipe.trust_remote_code,
-        revision=recipe.revision,
-    )
-    check_tokenizer(base, tokenizer)
+    base = load_base(recipe, args.device, tokenizer)
     set_seed(args.seed)
     if recipe.init_from is None:
         model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)

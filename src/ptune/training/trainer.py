@@ -141,7 +141,8 @@ class PTuneTrainer(StepTrainer):
             return given
         if self.label_smoother is None or "labels" not in inputs:
             return None
-        return partial(_smoothed, self.label_smoother)
+        # Trainer knows by the class's name whether logits are one ahead of the labels, and does not know PTunedModel.
+        return partial(self.label_smoother, shift_labels=True)
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
@@ -242,17 +243,6 @@ class PTuneTrainer(StepTrainer):
             model.save_pretrained(folder, prompt_name=model.active_prompt, **self.prompt_details)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-
-
-def _smoothed(smoother: Any, outputs: Any, labels: Any, *, num_items_in_batch: torch.Tensor | int | None) -> Any:
-    """Label smoothing over the next token, summed and divided by the labels of the whole step.
-
-    Trainer asks a class's name whether to shift the labels, and older versions' smoother gives the mean of its batch.
-    """
-    loss = smoother(outputs, labels, shift_labels=True)
-    if num_items_in_batch is None:
-        return loss
-    return loss * (labels[..., 1:] != IGNORE_INDEX).sum() / num_items_in_batch
 
 
 def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
