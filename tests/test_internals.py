@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, Trainer
+from transformers import LlamaConfig, Trainer, TrainingArguments
 
 from architectures import build
-from ptune import internals
+from ptune import PackingCollator, PromptEncoderConfig, PTunedModel, internals
 from ptune.training.trainer import PTuneTrainer
 
 SOURCES = Path(internals.__file__).parent
@@ -59,16 +59,38 @@ def test_models_and_tokenizers(tiny_tokenizer: object) -> None:
     assert not internals.keeps_state(model)
 
 
-def test_every_hook_of_trainer_is_there_and_has_a_reason() -> None:
-    for name, why in internals.TRAINER_HOOKS.items():
-        assert callable(getattr(Trainer, name, None)), f"transformers.Trainer has no {name}: {why}"
+def test_every_method_of_trainer_that_is_hooked_into_is_there_and_has_a_reason() -> None:
+    assert internals.missing_trainer_names(Trainer) == ()
     overridden = {
         name
-        for kind in PTuneTrainer.__mro__[: PTuneTrainer.__mro__.index(Trainer)]
-        for name in vars(kind)
+        for name in vars(PTuneTrainer)
         if name.startswith("_") and not name.startswith("__") and hasattr(Trainer, name)
     }
-    assert overridden <= set(internals.TRAINER_HOOKS)
+    assert overridden == set(internals.TRAINER_HOOKS)
+    assert PTuneTrainer.__mro__[1] is Trainer
+
+
+def test_without_one_of_them_training_is_left_to_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(internals, "TRAINER_CALLS", (*internals.TRAINER_CALLS, "_gone"))
+    internals.missing_trainer_names.cache_clear()
+    try:
+        rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "attention_mask": [1, 1, 1]}] * 8
+        args = TrainingArguments(str(tmp_path), max_steps=4, save_steps=2, report_to="none", use_cpu=True)
+        for resume in (None, str(tmp_path / "checkpoint-2")):
+            torch.manual_seed(0)
+            model = PTunedModel(build("llama"), PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8))
+            trainer = PTuneTrainer(model=model, args=args, train_dataset=rows, data_collator=PackingCollator())
+            trainer.train(resume)
+            assert trainer.state.global_step == 4
+            assert "transformers has no Trainer._gone: checkpoints are as Trainer writes them" in caplog.text
+        assert not (tmp_path / "checkpoint-4" / "checkpoint.json").exists()
+        assert torch.isfinite(
+            PTunedModel.from_pretrained(tmp_path / "checkpoint-4", base=build("llama")).encode()
+        ).all()
+    finally:
+        internals.missing_trainer_names.cache_clear()
 
 
 def test_no_other_file_uses_a_name_that_is_not_public() -> None:

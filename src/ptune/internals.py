@@ -1,8 +1,8 @@
 """Every name of torch and transformers that is not public and that ptune uses: looked up here, and nowhere else.
 
-A kernel that a build does not have is None here, and its callers take PyTorch's own path. The other names are there in
-every version that ptune declares: `tests/test_internals.py` looks for each, Trainer's methods (`TRAINER_HOOKS`) too,
-and `make test-oldest` runs it with the least versions.
+A kernel that a build does not have is None here, and its callers take PyTorch's own path. Where Trainer lacks a method
+that is hooked into, training is left to it (`missing_trainer_names`). The other names are there in every version that
+ptune declares: `tests/test_internals.py` looks for each, and `make test-oldest` runs it with the least versions.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -128,22 +129,64 @@ def keeps_state(model: Any) -> bool:
     return bool(getattr(model, "_is_stateful", False))
 
 
+# ---- transformers.Trainer ------------------------------------------------------------------------------------------
+
 TRAINER_HOOKS = {
     "_get_grad_norm": "the last place before the optimizer takes a gradient: NaN is found there",
-    "_get_train_sampler": "rows grouped by length must come in the same order in a resumed run",
-    "_init_training_state": "early stopping and the best checkpoint are taken up again",
-    "_run_epoch": "a run that is resumed at the end of an epoch does what follows it, and no step",
-    "_finalize_training": "the same at the end of the last epoch, and the time of earlier runs counts",
-    "_inner_training_loop": "nothing is measured again at the start of a resumed run",
-    "_maybe_log_save_evaluate": "a signal ends the run behind the step at hand, saved",
-    "_save": "`save_model` writes a prompt folder",
+    "_run_epoch": "a run that was over does no step, and rows come in the same order in a resumed run",
     "_save_checkpoint": "a checkpoint is whole or not there, and holds no pickle",
     "_load_from_checkpoint": "the prompt encoder comes from a prompt folder",
     "_load_best_model": "the same for the best checkpoint",
     "_load_optimizer_and_scheduler": "the optimizer's state is read without a pickle",
     "_load_rng_state": "so are the random generators'",
-    "_remove_unused_columns": "batches that fill a budget of tokens take the same columns",
-    "_get_collator_with_removed_columns": "the same for rows that are no data set of `datasets`",
 }
-"""Methods of `transformers.Trainer` that ptune overrides or calls, and why: none of them has a public callback that can
-change what happens."""
+"""The methods that ptune's trainer overrides, and why no public one would do."""
+TRAINER_CALLS = ("_maybe_log_save_evaluate", "_remove_unused_columns", "_get_collator_with_removed_columns")
+"""Those that it calls."""
+
+
+@cache
+def missing_trainer_names(trainer: type) -> tuple[str, ...]:
+    """What this version's `Trainer` lacks of them; without one of them everything is left to it."""
+    return tuple(name for name in (*TRAINER_HOOKS, *TRAINER_CALLS) if not callable(getattr(trainer, name, None)))
+
+
+class LossSums(NamedTuple):
+    """The sums behind the next logged loss, and the one at the end."""
+
+    running: torch.Tensor
+    """Since the last log, on the device."""
+    total: float
+    last_logged: int
+    """The step of the last log."""
+    first_step: int
+
+
+def loss_sums(trainer: Any) -> LossSums:
+    """What a trainer has summed up."""
+    return LossSums(
+        trainer._tr_loss,
+        trainer._total_loss_scalar,
+        trainer._globalstep_last_logged,
+        getattr(trainer, "_initial_global_step", 0),
+    )
+
+
+def set_loss_sums(trainer: Any, sums: LossSums) -> None:
+    """Let a trainer go on with these sums."""
+    trainer._tr_loss, trainer._total_loss_scalar, trainer._globalstep_last_logged, trainer._initial_global_step = sums
+
+
+def finish_epoch(trainer: Any, *, grad_norm: float | None, learning_rate: float | None, began: float) -> None:
+    """Log, measure and save at the end of an epoch, as far as the trainer's `control` asks for it."""
+    epoch = int(trainer.state.epoch or 1) - 1
+    trainer._maybe_log_save_evaluate(
+        trainer._tr_loss, grad_norm, trainer.model_wrapped, None, epoch, None, began, learning_rate=learning_rate
+    )
+
+
+def training_columns(trainer: Any, dataset: Any, collate: Any) -> tuple[Any, Any]:
+    """A data set and its collator without the columns that the model does not take, as Trainer leaves them out."""
+    if hasattr(dataset, "column_names"):
+        return trainer._remove_unused_columns(dataset, description="training"), collate
+    return dataset, trainer._get_collator_with_removed_columns(collate, description="training")

@@ -17,14 +17,14 @@ import torch
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
-import ptune.training.resumable as resumable
+import ptune.training.checkpoint_store as checkpoint_store
 from ptune import PTunedModel
 from ptune.errors import ConfigError, OutputError, PromptError, RunStoppedError, TrainingError
 from ptune.model.wrapper import PTunedModel as Wrapper
 from ptune.recipe import TrainRecipe
+from ptune.training.checkpoint_store import CheckpointStore
 from ptune.training.checkpoints import check_whole, checkpoints
 from ptune.training.progress import read_metrics
-from ptune.training.steps import StepTrainer
 from ptune.training.train import TrainResult, train
 from ptune.training.trainer import PTuneTrainer
 
@@ -58,7 +58,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make the next run end right after, or in the middle of, its n-th checkpoint."""
-    write, finish = StepTrainer._write, resumable.finish_checkpoint
+    write, finish = CheckpointStore._write, checkpoint_store.finish_checkpoint
 
     def cut(after: int | None = None, within: int | None = None) -> None:
         count = iter(range(1, 1000))
@@ -66,7 +66,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def counted(self: Any, *args: Any) -> None:
             number = next(count)
             if number == within:
-                monkeypatch.setattr(resumable, "finish_checkpoint", stop)
+                monkeypatch.setattr(checkpoint_store, "finish_checkpoint", stop)
             write(self, *args)
             if number == after:
                 raise Killed
@@ -74,8 +74,8 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def stop(*_args: Any, **_kwargs: Any) -> None:
             raise Killed
 
-        monkeypatch.setattr(StepTrainer, "_write", counted)
-        monkeypatch.setattr(resumable, "finish_checkpoint", finish)
+        monkeypatch.setattr(CheckpointStore, "_write", counted)
+        monkeypatch.setattr(checkpoint_store, "finish_checkpoint", finish)
 
     return cut
 

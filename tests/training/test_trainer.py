@@ -339,7 +339,7 @@ def test_log_tells_speed_and_memory(tmp_path: Path):
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 and entry["memory_gib"] > 0 for entry in entries)
-    assert trainer.total_tokens() == trainer.tokens_seen == sum(len(row["input_ids"]) for row in rows)
+    assert trainer.total_tokens() == trainer.tokens.seen == sum(len(row["input_ids"]) for row in rows)
 
 
 def test_what_it_would_not_save_it_does_not_train(tmp_path: Path) -> None:

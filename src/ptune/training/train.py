@@ -96,7 +96,7 @@ def train(
             details=details, console=say, metrics=folder.metrics, name_row=partial(place_of, rows, tokenizer, recipe),
         )  # fmt: skip
         if resume is not None:
-            trainer.check_resumable(resume)
+            trainer.store.check_resumable(resume)
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
@@ -285,7 +285,7 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
     except KeyboardInterrupt:
         _close_bars(trainer)
         step, steps = trainer.state.global_step, trainer.state.max_steps
-        show_line(f"stopped after step {step} of {steps}; {trainer.last_good()}", console)
+        show_line(f"stopped after step {step} of {steps}; {trainer.store.last_good()}", console)
         raise
     except ImportError as error:
         raise ConfigError(f"training arguments: {one_line(error)}") from error

@@ -1,26 +1,32 @@
 """`PTuneTrainer`: a `transformers.Trainer` that knows a soft prompt.
 
 All of Trainer's options keep their meaning. What is added: the LM head runs on supervised positions only, batches may
-be packed and fill a budget of tokens, the prompt runs through encoder and model once an optimizer step, tokens a
-second and memory stand in the log, and the loss of an evaluation weighs every answer token the same. (Trainer's own
-averages the means of the batches, so that it depends on how the rows fall into batches.) Checkpoints and exact resume
-are `ResumableTrainer`'s; running out of memory and losses that are not finite are `StepTrainer`'s.
+be packed and fill a budget of tokens, tokens a second and memory stand in the log, and four collaborators do the rest:
+
+| what | who |
+| --- | --- |
+| one optimizer step: a prefix for all its micro-batches, too little memory, NaN | `optimizer_step.OptimizerStep` |
+| checkpoints: whole or not there, and without a pickle | `checkpoint_store.CheckpointStore` |
+| the place in a run, so that one that is cut off goes on as if nothing had happened | `run_state.RunState` |
+| the loss of an evaluation, every answer token weighing the same | `evaluation_loss.EvaluationLoss` |
+
+The private methods that are overridden here stand in `ptune.internals.TRAINER_HOOKS`, each with its reason.
 
 Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
 """
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
+from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -28,56 +34,162 @@ from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, listed
-from ptune.evaluation.held_out_loss import LossSum
+from ptune.internals import training_columns
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
 from ptune.training.batches import budget_loader, budget_sampler
-from ptune.training.steps import StepTrainer
+from ptune.training.checkpoint_store import CheckpointStore
+from ptune.training.checkpoints import find_checkpoint
+from ptune.training.evaluation_loss import EvaluationLoss
+from ptune.training.generators import set_generators
+from ptune.training.micro_batches import text_tokens
+from ptune.training.optimizer_step import OptimizerStep
+from ptune.training.run_state import RunState
+from ptune.training.signals import StopRequest
+from ptune.training.token_rate import TokenRate
+from ptune.training.trained import trained_prompt, warn_of_missing_names
+
+_log = logging.getLogger("ptune")
 
 
-class PTuneTrainer(StepTrainer):
-    """Trains the active prompt of a `PTunedModel`; arguments as for `transformers.Trainer` and `StepTrainer`.
+class PTuneTrainer(Trainer):
+    """Trains the active prompt of a `PTunedModel`; arguments as for `transformers.Trainer`.
 
     Args:
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
+        prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
+        stop: While it is entered, a signal ends the training after the step at hand, with a checkpoint.
+        name_row: What a row of these token ids is called in an error; its number in the data by default.
+        say: Takes a line for people when something is done differently than asked; a warning in the log by default.
 
     Raises:
         ConfigError: Rows or options that do not go with `tokens_per_batch`, or with packed batches; on training, other
             prompts are set to train than the active one, which alone is saved.
+        OutputError: A checkpoint cannot be written; the earlier ones are whole.
+        TrainingError: The prompt, a loss or a gradient is not finite, or one row alone needs more memory than there is.
+        RunStoppedError: A signal came; what had been done is saved.
     """
 
     def __init__(
         self,
         *args: Any,
         tokens_per_batch: int | None = None,
+        prompt_details: Mapping[str, Any] | None = None,
+        stop: StopRequest | None = None,
+        name_row: Callable[[list[int]], str] | None = None,
+        say: Callable[[str], None] = _log.warning,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        warn_of_missing_names()
+        self.stop = stop
+        self.store = CheckpointStore(self, prompt_details or {})
+        self.tokens = TokenRate()
+        self.run_state = RunState(self, self.store, self.tokens, stop)
+        self.optimizer_step = OptimizerStep(
+            self, super().training_step, name_row=name_row, say=say, last_good=self.store.last_good
+        )
+        self.evaluation_loss = EvaluationLoss(self)
         self.budget_sampler: TokenBudgetBatchSampler | None = None
         if tokens_per_batch is not None:
             self.budget_sampler = budget_sampler(self.train_dataset, tokens_per_batch, self.args)
         if isinstance(self.data_collator, PackingCollator) and "inputs" in self.args.include_for_metrics:
             raise ConfigError("include_for_metrics=inputs needs rows, not packed batches.", hint="Use PaddingCollator.")
         self._order = torch.Generator()
-        self._since = (time.perf_counter(), 0)
         self._reads_logits = True
-        self._evaluated = LossSum()
+
+    # ---- the run -----------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, from the start or from a checkpoint; True is the newest whole one in `output_dir`."""
+        ours = trained_prompt(self) is not None
+        if resume_from_checkpoint is True and ours:
+            resume_from_checkpoint = str(find_checkpoint(True, self.store.output, _log.warning))
+        self.run_state.forget()
+        for callback in (self.optimizer_step, self.run_state):  # behind those that were added since
+            self.pop_callback(callback)
+            self.add_callback(callback)
+        eval_on_start = self.args.eval_on_start
+        if resume_from_checkpoint and ours:
+            self.store.check_resumable(str(resume_from_checkpoint))
+            self.args.eval_on_start = False  # the first run has done it
+        try:
+            with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's own, once it is sure that it is the active prompt which trains."""
+        if (model := trained_prompt(self)) is not None:
+            trained = [name for name, one in model.prompts.items() if any(p.requires_grad for p in one.parameters())]
+            if not trained:
+                raise ConfigError("no prompt of the model trains.", hint="Add one, or load it with trainable=True.")
+            if trained != [model.active_prompt]:
+                raise ConfigError(
+                    f"{type(self).__name__} trains the active prompt alone, {model.active_prompt!r}; set to train: "
+                    f"{listed(trained)}.",
+                    hint="Call set_prompt(NAME). To train several at once use transformers.Trainer or a loop of your "
+                    "own, and save each: save_pretrained(DIR, prompt_name=NAME).",
+                )
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        return optimizer
+
+    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
+        if self.run_state.over:
+            self.control.should_training_stop = True
+            return
+        self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
+        # accelerate does not tell a sampler the epoch behind both a shard and the skipping of a resumed run.
+        if self.budget_sampler is not None:
+            self.budget_sampler.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One micro-batch of an optimizer step; see `OptimizerStep.run`."""
+        self.tokens.seen += text_tokens(inputs)
+        return self.optimizer_step.run(model, inputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        self.run_state.grad_norm = norm
+        self.optimizer_step.check_finite(norm)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add tokens a second (all processes) and memory to a log of training."""
+        if "loss" in logs:
+            rate = self.tokens.per_second() * self.args.world_size
+            memory = {name: round(size, 3) for name, size in memory_now().items()}
+            logs = {**logs, "tokens_per_second": round(rate, 1), **memory}
+        if "train_runtime" in logs:
+            self.run_state.count_earlier_time(logs)
+        super().log(logs, start_time)
+
+    def total_tokens(self) -> int:
+        """Text tokens trained on in all processes. Every process must call it."""
+        seen = torch.tensor(self.tokens.seen, device=self.args.device)
+        return int(self.accelerator.reduce(seen, reduction="sum"))
 
     # ---- training batches --------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Trainer's own, or one that fills the budget of tokens."""
         if self.budget_sampler is None:
-            return super().get_train_dataloader()
-        dataset, collate = self.train_dataset, self.data_collator
-        if isinstance(dataset, Dataset):
-            dataset = self._remove_unused_columns(dataset, description="training")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, description="training")
-        loader: DataLoader[Any] = self.accelerator.prepare(
+            loader = super().get_train_dataloader()
+            batches = getattr(loader, "batch_sampler", None)
+            sampler = getattr(getattr(batches, "batch_sampler", batches), "sampler", None)
+            if isinstance(sampler, LengthGroupedSampler):
+                # It would draw on torch's global generator, which a resumed run finds elsewhere, and every process too.
+                sampler.generator = self._order
+            return loader
+        dataset, collate = training_columns(self, self.train_dataset, self.data_collator)
+        filled: DataLoader[Any] = self.accelerator.prepare(
             budget_loader(dataset, self.budget_sampler, collate, self.args)
         )
-        return loader
+        return filled
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """Rows of an optimizer step, in the mean where batches fill a budget of tokens."""
@@ -85,25 +197,6 @@ class PTuneTrainer(StepTrainer):
             return int(super().get_total_train_batch_size(args))
         batches = int(args.gradient_accumulation_steps * args.world_size)
         return round(batches * self.budget_sampler.rows / len(self.budget_sampler))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        sampler: Sampler[Any] | None = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            # It would draw on torch's global generator, which a resumed run finds elsewhere, and every process too.
-            sampler.generator = self._order
-        return sampler
-
-    def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
-        self._order.manual_seed((self.args.seed if self.args.data_seed is None else self.args.data_seed) + epoch)
-        # accelerate does not tell a sampler the epoch behind both a shard and the skipping of a resumed run.
-        if self.budget_sampler is not None:
-            self.budget_sampler.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
-
-    def total_tokens(self) -> int:
-        """Text tokens trained on in all processes. Every process must call it."""
-        seen = torch.tensor(self.tokens_seen, device=self.args.device)
-        return int(self.accelerator.reduce(seen, reduction="sum"))
 
     # ---- the loss ----------------------------------------------------------------------------------------------
 
@@ -156,30 +249,13 @@ class PTuneTrainer(StepTrainer):
         """One evaluation batch, as in Trainer; its loss is summed on the way, and packed rows come back apart."""
         self._reads_logits = not prediction_loss_only
         if "labels" in inputs:
-            inputs = {**inputs, "labels": self._without_repeats(inputs)}
+            inputs = {**inputs, "labels": self.evaluation_loss.without_repeats(inputs)}
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None and "labels" in inputs:
-            tokens = int((inputs["labels"] != IGNORE_INDEX).sum())
-            self._evaluated.add(float(loss) * tokens, tokens)
+            self.evaluation_loss.add(loss, inputs["labels"])
         if "row_lengths" in inputs:
             logits, labels = (_rows_apart(value, inputs["row_lengths"]) for value in (logits, labels))
         return loss, logits, labels
-
-    def _without_repeats(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The labels, masked where several processes' last batches are filled up with rows that came before."""
-        labels: torch.Tensor = inputs["labels"]
-        lengths: Sequence[int] | None = inputs.get("row_lengths")
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
-            return labels
-        rows = len(labels) if lengths is None else len(lengths)
-        real = min(max(state.remainder - self.args.process_index * rows, 0), rows)
-        labels = labels.clone()
-        if lengths is None:
-            labels[real:] = IGNORE_INDEX
-        else:
-            labels[:, sum(lengths[:real]) :] = IGNORE_INDEX
-        return labels
 
     def evaluation_loop(
         self,
@@ -190,59 +266,63 @@ class PTuneTrainer(StepTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Trainer's loop, with the loss over all answer tokens of all processes; its time is not training time."""
-        start = time.perf_counter()
-        self._evaluated = LossSum()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        mean = self._evaluated.mean(self.args.world_size, self.args.device)
+        self.evaluation_loss.begin()
+        with self.tokens.paused():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        mean = self.evaluation_loss.mean()
         if mean.tokens and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = mean.loss
-        then, seen = self._since
-        self._since = (then + time.perf_counter() - start, seen)
         return output
 
-    # ---- log and checkpoints -----------------------------------------------------------------------------------
+    # ---- checkpoints -------------------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens a second (all processes) and memory to a log of training."""
-        if "loss" in logs:
-            then, tokens = self._since
-            now = time.perf_counter()
-            rate = (self.tokens_seen - tokens) / max(now - then, 1e-9) * self.args.world_size
-            self._since = (now, self.tokens_seen)
-            memory = {name: round(size, 3) for name, size in memory_now().items()}
-            logs = {**logs, "tokens_per_second": round(rate, 1), **memory}
-        super().log(logs, start_time)
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        self._check_active_trains()
-        self._since = (time.perf_counter(), self.tokens_seen)
-        with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
-            return super()._inner_training_loop(*args, **kwargs)
-
-    def _check_active_trains(self) -> None:
-        model = self.prompted
-        if model is None:
-            return
-        training = [name for name, one in model.prompts.items() if any(p.requires_grad for p in one.parameters())]
-        if not training:
-            raise ConfigError("no prompt of the model trains.", hint="Add one, or load it with trainable=True.")
-        if training != [model.active_prompt]:
-            raise ConfigError(
-                f"{type(self).__name__} trains the active prompt alone, {model.active_prompt!r}; set to train: "
-                f"{listed(training)}.",
-                hint="Call set_prompt(NAME). To train several at once use transformers.Trainer or a loop of your own, "
-                "and save each: save_pretrained(DIR, prompt_name=NAME).",
-            )
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """`save_model`: the prompt folder, and the tokenizer where the trainer was given one."""
-        model, folder = self.prompted, output_dir or self.args.output_dir
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The prompt folder, and the tokenizer where the trainer was given one."""
+        model, folder = trained_prompt(self), output_dir or self.args.output_dir
         if model is None or folder is None:
-            super()._save(output_dir, state_dict)
-        elif self.args.should_save:
-            model.save_pretrained(folder, prompt_name=model.active_prompt, **self.prompt_details)
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            self.store.save_prompt(model, folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        prompted = trained_prompt(self)
+        if prompted is None or trial is not None:
+            super()._save_checkpoint(model, trial)
+            return
+        self.store_flos()
+        self.store.write(prompted, self.run_state.shared(), self.run_state.own())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.store.holds(resume_from_checkpoint):
+            self.store.load_prompt(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and self.store.holds(best):
+            self.store.load_prompt(best)
+        else:
+            super()._load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.store.holds(checkpoint):
+            self.run_state.resume(self.store.load_optimizer(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.store.holds(checkpoint):
+            super()._load_rng_state(checkpoint)
+        elif not self.run_state.generators_set:
+            set_generators(self.store.process_state(checkpoint)["generators"], self.args.device)
 
 
 def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:
