@@ -21,9 +21,8 @@ from ptune.frozen.parameters import device_of
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import GREEDY, NEW_TOKENS
-from ptune.saved.format import read_details
 from ptune.saved.hub import prompt_folder
-from ptune.saved.prompt_io import base_name, base_revision, check_prompt_tokenizer
+from ptune.saved.opened_folder import open_folder
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,11 @@ class Answerer:
             ModelError: The model cannot be loaded.
             ConfigError: The template cannot be used.
         """
-        where = prompt_folder(folder, revision=revision)
-        details = read_details(where)
-        name = model or base_name(where)
-        base_at = None if model else base_revision(where)
+        opened = open_folder(prompt_folder(folder, revision=revision))
+        name = model or opened.base_name()
+        base_at = None if model else opened.base_revision()
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=base_at)
-        check_prompt_tokenizer(where, tokenizer, force=force)
+        opened.check_tokenizer(tokenizer, force=force)
         base = load_model(
             name,
             dtype=dtype,
@@ -84,8 +82,8 @@ class Answerer:
         )
         check_tokenizer(base, tokenizer)
         prompted = PTunedModel(base, self_check=self_check)
-        prompted.load_prompt(where, trainable=False, force=force)
-        text = template or details.get("template") or "tutorial"
+        prompted.load_prompt(opened, trainable=False, force=force)
+        text = template or opened.details.get("template") or "tutorial"
         return cls(prompted.eval(), tokenizer, get_template(text, tokenizer, files=bool(template)))
 
     def answer(

@@ -131,17 +131,18 @@ def read_folder(data: bytes, folder: Path) -> None:
     from ptune.data.template import get_template
     from ptune.evaluation.prompt_geometry import geometry
     from ptune.saved.card import model_card
-    from ptune.saved.format import read_details, read_prompt
-    from ptune.saved.prompt_io import base_name, load_prompt
+    from ptune.saved.format import read_prompt
+    from ptune.saved.opened_folder import open_folder
+    from ptune.saved.prompt_io import load_prompt
 
     flags = write_folder(folder, data)
     with watched(folder):
         if not flags & INSPECTED:
-            encoder, _ = load_prompt(_model(), folder, trainable=bool(flags & TRAINABLE), force=bool(flags & FORCED))
+            opened = open_folder(folder)
+            encoder, _ = load_prompt(_model(), opened, trainable=bool(flags & TRAINABLE), force=bool(flags & FORCED))
             encoder()
-            details = read_details(folder)
-            get_template(details.get("template") or "tutorial", _Tokenizer(), files=False)  # type: ignore[arg-type]
-            base_name(folder)
+            get_template(opened.details.get("template") or "tutorial", _Tokenizer(), files=False)  # type: ignore[arg-type]
+            opened.base_name()
             return
         saved = read_prompt(folder)
         model_card({**saved.details, "config": saved.config.to_dict()}).encode()

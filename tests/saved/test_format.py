@@ -12,14 +12,16 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from architectures import build
 from prompting import draw, relative_error
-from ptune import PromptEncoderConfig, PromptTuningConfig, PTunedModel
+from ptune import Answerer, PromptEncoderConfig, PromptTuningConfig, PTunedModel
 from ptune.errors import OutputError, PromptError
 from ptune.saved import files
 from ptune.saved import format as layout
-from ptune.saved.format import SavedPrompt, read_details, read_prompt, write_prompt
+from ptune.saved.format import SavedPrompt, read_prompt, write_prompt
+from ptune.saved.opened_folder import open_folder
 
 P, D = 3, 4
 FILES = {"adapter_config.json", "adapter_model.safetensors", "encoder.safetensors", "ptune.json", "README.md"}
@@ -79,7 +81,7 @@ def test_writing_again_replaces_and_leaves_other_files_alone(folder: Path) -> No
     before = {path.name for path in folder.iterdir()}
     write_prompt(folder, _prompt(template="chat"))
     assert {path.name for path in folder.iterdir()} == before
-    assert read_details(folder)["template"] == "chat"
+    assert open_folder(folder).details["template"] == "chat"
 
 
 def test_a_write_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def test_sizes_are_looked_at_before_reading(folder: Path, monkeypatch: pytest.Mo
         read_prompt(folder)
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
     with pytest.raises(PromptError, match=r"^\S*ptune\.json has .* bytes, more than the 10 that"):
-        read_details(folder)
+        open_folder(folder)
 
 
 def test_what_is_no_prompt_folder(tmp_path: Path) -> None:
@@ -267,3 +269,26 @@ def test_a_folder_of_format_1_loads_as_before() -> None:
     model = PTunedModel.from_pretrained(folder, base=build("llama"), trainable=True)
     assert relative_error(model.eval().encode(), saved.vectors) < 1e-6
     assert PTunedModel.from_pretrained(folder, base=build("llama")).encode().tolist() == saved.vectors.tolist()
+
+
+def test_what_a_folder_says_is_read_once(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = PTunedModel(base, PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8))
+    folder = model.save_pretrained(tmp_path / "p", template="{instruction}: {output}")
+    read, seen = files.read_bytes, []
+
+    def counted(where: Path, name: str, **options: Any) -> bytes:
+        seen.append(name)
+        return read(where, name, **options)
+
+    monkeypatch.setattr(files, "read_bytes", counted)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    for load in (
+        lambda: PTunedModel.from_pretrained(folder),
+        lambda: PTunedModel.from_pretrained(folder, trainable=True, tokenizer=tokenizer),
+        lambda: model.load_prompt(folder, name="second", replace=True, tokenizer=tokenizer),
+        lambda: Answerer.open(folder),
+    ):
+        seen.clear()
+        load()
+        assert seen.count("ptune.json") == 1

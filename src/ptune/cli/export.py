@@ -14,6 +14,7 @@ from ptune.errors import ConfigError
 if TYPE_CHECKING:
     from ptune.data.template import Segments, Template
     from ptune.saved.format import SavedPrompt
+    from ptune.saved.opened_folder import OpenedFolder
     from ptune.saved.vllm_files import Question
 
 _FORMS = ("peft", "embeds", "vllm")
@@ -59,11 +60,12 @@ def run(argv: Sequence[str]) -> int:
     from ptune.saved.export import export_embeds, export_peft, export_vllm
     from ptune.saved.format import read_prompt
     from ptune.saved.hub import prompt_folder
+    from ptune.saved.opened_folder import open_folder
 
-    folder = prompt_folder(args.folder, revision=args.prompt_revision)
-    prompt = read_prompt(folder)
+    opened = open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
+    prompt = read_prompt(opened)
     if args.to == "vllm":
-        question = _question(args, folder, prompt)
+        question = _question(args, opened, prompt)
         files = export_vllm(prompt, args.output, question, dtype=args.dtype or "float32", overwrite=args.overwrite)
     else:
         write = export_peft if args.to == "peft" else export_embeds
@@ -91,7 +93,7 @@ def describe(args: argparse.Namespace, prompt: SavedPrompt, files: Sequence[Path
     }
 
 
-def _question(args: argparse.Namespace, folder: Path, prompt: SavedPrompt) -> Question:
+def _question(args: argparse.Namespace, opened: OpenedFolder, prompt: SavedPrompt) -> Question:
     """What the example asks, as the prompt's template writes it. Of the model only the tokenizer is loaded."""
     from ptune.cli.quiet import quiet_libraries
 
@@ -99,10 +101,9 @@ def _question(args: argparse.Namespace, folder: Path, prompt: SavedPrompt) -> Qu
     from ptune.data.template import get_template
     from ptune.data.text_ids import leading_special_ids
     from ptune.loading.load import load_tokenizer
-    from ptune.saved.prompt_io import base_name
     from ptune.saved.vllm_files import Question
 
-    model = args.model or base_name(folder)
+    model = args.model or opened.base_name()
     tokenizer = load_tokenizer(model, revision=None if args.model else prompt.config.revision)
     named = args.template or prompt.details.get("template") or "tutorial"
     template = get_template(named, tokenizer, files=bool(args.template))

@@ -13,6 +13,7 @@ from ptune.errors import ConfigError, PromptError, printable
 
 if TYPE_CHECKING:
     from ptune.saved.format import SavedPrompt
+    from ptune.saved.opened_folder import OpenedFolder
     from ptune.training.output import OutputFolder
 
 _MORE = """\
@@ -51,22 +52,23 @@ def run(argv: Sequence[str]) -> int:
     quiet_libraries()
     from ptune.saved.format import read_prompt, write_prompt
     from ptune.saved.hub import prompt_folder
+    from ptune.saved.opened_folder import open_folder
     from ptune.training.output import OutputFolder
 
-    folder = prompt_folder(args.folder, revision=args.prompt_revision)
-    saved = read_prompt(folder)
-    if "format_version" in saved.details:
+    opened = open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
+    saved = read_prompt(opened)
+    if opened.by_ptune:
         raise PromptError(
             f"{args.folder} is a prompt folder of ptune's already.", hint="Use it as it is, or copy the folder."
         )
-    origin = _origin(folder)
+    origin = _origin(opened.path)
     with OutputFolder(args.output, overwrite=args.overwrite) as output:
         if args.model is None:
             prompt = _alone(saved, origin)
             output.claim()
             write_prompt(args.output, prompt)
         else:
-            _write_checked(args, folder, origin, output)
+            _write_checked(args, opened, origin, output)
     facts = {
         "output": str(args.output),
         "virtual_tokens": saved.vectors.shape[0],
@@ -120,7 +122,9 @@ def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
     )
 
 
-def _write_checked(args: argparse.Namespace, folder: Path, origin: dict[str, str], output: OutputFolder) -> None:
+def _write_checked(
+    args: argparse.Namespace, opened: OpenedFolder, origin: dict[str, str], output: OutputFolder
+) -> None:
     """Write the prompt with its model: the sizes are compared, the fingerprint is noted."""
     from ptune.data.template import get_template
     from ptune.frozen.fingerprint import tokenizer_fingerprint
@@ -135,7 +139,7 @@ def _write_checked(args: argparse.Namespace, folder: Path, origin: dict[str, str
         noted |= {"template": template.text, "template_fingerprint": template.fingerprint}
         noted["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer)
     base = load_model(args.model, device="cpu", **options)
-    encoder, config = load_prompt(base, folder, trainable=True, force=False)
+    encoder, config = load_prompt(base, opened, trainable=True, force=False)
     output.claim()
     save_prompt(
         base, encoder, replace(config, base_model_name_or_path=args.model, revision=args.revision), args.output, noted

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ptune.evaluation.prompt_geometry import Geometry, Nearest
     from ptune.saved.format import SavedPrompt
+    from ptune.saved.opened_folder import OpenedFolder
 
 _MORE = """\
 The nearest tokens of the vocabulary need the base model's input embeddings, and nothing else of it: they are read by
@@ -68,11 +69,12 @@ def run(argv: Sequence[str]) -> int:
     from ptune.evaluation.prompt_geometry import geometry
     from ptune.saved.format import read_prompt
     from ptune.saved.hub import prompt_folder
+    from ptune.saved.opened_folder import open_folder
 
-    folder = prompt_folder(args.folder, revision=args.prompt_revision)
-    saved = read_prompt(folder)
-    shape, facts = geometry(saved.vectors), describe(folder, saved)
-    vocabulary, missing = _look_up(args, folder, saved)
+    opened = open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
+    saved = read_prompt(opened)
+    shape, facts = geometry(saved.vectors), describe(opened.path, saved)
+    vocabulary, missing = _look_up(args, opened, saved)
     if args.plot is not None:
         _draw(args, shape, vocabulary)
     if args.json:
@@ -116,7 +118,9 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     }
 
 
-def _look_up(args: argparse.Namespace, folder: Path, saved: SavedPrompt) -> tuple[_Vocabulary | None, str | None]:
+def _look_up(
+    args: argparse.Namespace, opened: OpenedFolder, saved: SavedPrompt
+) -> tuple[_Vocabulary | None, str | None]:
     """The vocabulary around the prompt, or why it cannot be shown.
 
     Raises:
@@ -126,10 +130,8 @@ def _look_up(args: argparse.Namespace, folder: Path, saved: SavedPrompt) -> tupl
         return None, None
     if not args.model and not saved.config.base_model_name_or_path:
         return None, "the folder does not name its base model; name it with --model"
-    from ptune.saved.prompt_io import base_name
-
     try:
-        return _vocabulary(args, saved.vectors, args.model or base_name(folder)), None
+        return _vocabulary(args, saved.vectors, args.model or opened.base_name()), None
     except PTuneError as error:
         if args.model:
             raise

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ptune.errors import ConfigError, shown
 from ptune.loading.load import load_model
 from ptune.model.stand_in import check_transformers_arguments
-from ptune.saved import prompt_io
 from ptune.saved.format import CARD
 from ptune.saved.hub import COMMIT_MESSAGE, prompt_folder, upload_prompt
+from ptune.saved.opened_folder import OpenedFolder, open_folder
 
 _NO_METADATA = {
     "config": "the prompt's configuration is saved with it",
@@ -207,16 +207,16 @@ class PromptOnHub(ModelHubMixin):
             local_files_only=local_files_only,
             force_download=force_download,
         )
+        opened = open_folder(folder)
         if tokenizer is not None:  # before the model: loading that takes longer
-            prompt_io.check_prompt_tokenizer(folder, tokenizer, force=force)
+            opened.check_tokenizer(tokenizer, force=force)
         if base is None:
-            name = prompt_io.base_name(folder)
-            base = load_model(name, revision=base_revision or prompt_io.base_revision(folder), **load)
+            base = load_model(opened.base_name(), revision=base_revision or opened.base_revision(), **load)
         elif base_revision is not None or load:
             given = ", ".join(["base_revision"] * (base_revision is not None) + sorted(load))
             raise ConfigError(f"{given}: for loading the frozen model, which is given.", hint="Give one or the other.")
         options: dict[str, Any] = {"trainable": trainable, "force": force}
-        return cls._with_prompt(base, folder, self_check=self_check, name=prompt_name, **options)
+        return cls._with_prompt(base, opened, self_check=self_check, name=prompt_name, **options)
 
     def _save_prompt(self, folder: Path, prompt_name: str | None, metadata: Mapping[str, Any]) -> None:
         """Write the folder of a prompt, by default of the active one."""
@@ -227,7 +227,7 @@ class PromptOnHub(ModelHubMixin):
         raise NotImplementedError
 
     @classmethod
-    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, self_check: bool, **options: Any) -> Self:
+    def _with_prompt(cls, base: PreTrainedModel, opened: OpenedFolder, *, self_check: bool, **options: Any) -> Self:
         """The model with the prompt of a folder, ready to train or to answer."""
         raise NotImplementedError
 

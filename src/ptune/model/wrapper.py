@@ -36,6 +36,7 @@ from ptune.prompt.build import PromptConfig, build_prompt, check_base, check_new
 from ptune.saved import prompt_io
 from ptune.saved.files import write_atomic
 from ptune.saved.hub import prompt_folder
+from ptune.saved.opened_folder import OpenedFolder, open_folder
 
 DEFAULT_PROMPT = "default"
 
@@ -235,7 +236,7 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
 
     def load_prompt(  # type: ignore[override]  # with every option named
         self,
-        directory: str | Path,
+        directory: str | Path | OpenedFolder,
         *,
         name: str | None = None,
         replace: bool = False,
@@ -248,7 +249,7 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         """Read a prompt folder and add it under `name` (by default the folder's name, or `default` for the first).
 
         Args:
-            directory: The folder, or a hub id; this and the rest as for `from_pretrained`.
+            directory: The folder, or a hub id, or one that is open already; this and the rest as for `from_pretrained`.
             name: Its name here.
             replace: Let a prompt of that name give way.
             trainable: Load the prompt encoder, where the folder has it.
@@ -260,18 +261,22 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         Raises:
             PromptError: The prompt is missing or damaged, or made for another model or tokenizer.
         """
-        folder = prompt_folder(directory, revision=revision, token=token)
+        if isinstance(directory, OpenedFolder):
+            opened = directory
+        else:
+            opened = open_folder(prompt_folder(directory, revision=revision, token=token))
         if tokenizer is not None:
-            prompt_io.check_prompt_tokenizer(folder, tokenizer, force=force)
-        encoder, config = prompt_io.load_prompt(self.base, folder, trainable=trainable, force=force)
-        chosen = name or (Path(directory).name if self.prompts else DEFAULT_PROMPT)
+            opened.check_tokenizer(tokenizer, force=force)
+        encoder, config = prompt_io.load_prompt(self.base, opened, trainable=trainable, force=force)
+        asked = opened.path if isinstance(directory, OpenedFolder) else Path(directory)
+        chosen = name or (asked.name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)
-        self._notes[chosen] = prompt_io.notes_of(folder, encoder)
+        self._notes[chosen] = prompt_io.notes_of(opened, encoder)
         return chosen
 
     @classmethod
-    def _with_prompt(cls, base: PreTrainedModel, folder: Path, *, self_check: bool, **options: Any) -> Self:
+    def _with_prompt(cls, base: PreTrainedModel, opened: OpenedFolder, *, self_check: bool, **options: Any) -> Self:
         model = cls(base, self_check=self_check)
-        model.load_prompt(folder, **options)
+        model.load_prompt(opened, **options)
         return model.train(options["trainable"])

@@ -10,14 +10,13 @@
 They are written as one set (see `ptune.saved.files`): a folder holds the old prompt or the new one. Nothing in a
 folder is ever unpickled or run, and nothing that a file says leads to another file.
 
-Format 2 has a checksum of `adapter_config.json` too. Format 1 is read as well; see `_upgraded`.
+Format 2 has a checksum of `adapter_config.json` too. Format 1 is read as well; see `ptune.saved.opened_folder`.
 
 Shapes: `P` virtual tokens, `D` token dimension.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,21 +30,11 @@ from safetensors.torch import save as save_safetensors
 from ptune.config import PromptEncoderConfig, PromptTuningConfig
 from ptune.errors import ConfigError, PromptError, one_line, shown
 from ptune.saved.card import model_card
-from ptune.saved.details import check_config, check_details
-from ptune.saved.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, read_json, sha256, write_set
-from ptune.saved.peft import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CONFIG_CLASSES,
-    PEFT_KEY,
-    PREFIX_TUNING,
-    not_a_soft_prompt,
-    peft_config,
-    plain_values,
-)
+from ptune.saved.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, sha256, write_set
+from ptune.saved.opened_folder import FORMAT_VERSION, PTUNE_CONFIG, OpenedFolder, open_folder
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, PREFIX_TUNING, peft_config
 
-FORMAT_VERSION = 2
-ENCODER_WEIGHTS, PTUNE_CONFIG, CARD = "encoder.safetensors", "ptune.json", "README.md"
+ENCODER_WEIGHTS, CARD = "encoder.safetensors", "README.md"
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD)
 """Every file of a prompt folder."""
 MAX_WEIGHT_BYTES = 8 * 2**30
@@ -100,62 +89,15 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(device="cpu", dtype=torch.float32).clone().contiguous()
 
 
-def read_details(folder: Path) -> dict[str, Any]:
-    """`ptune.json` of a prompt folder, or what a PEFT adapter's configuration says, without touching any tensor.
-
-    Raises:
-        PromptError: There is no such folder, or the file is damaged.
-    """
-    if not folder.is_dir():
-        raise PromptError(
-            f"there is no prompt folder {folder}.", hint="Give the folder that `ptune train --output` wrote."
-        )
-    # A link or a pipe of that name is refused by name: without it the folder would pass for PEFT's, with no checksums.
-    if holds(folder, PTUNE_CONFIG) or os.path.lexists(folder / PTUNE_CONFIG):
-        return _upgraded(folder, read_json(folder, PTUNE_CONFIG))
-    if not holds(folder, ADAPTER_CONFIG):
-        # PEFT saves an adapter of another name than "default" into a folder of that name.
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
-        raise PromptError(
-            f"{folder} is not a prompt folder: it has neither {PTUNE_CONFIG} nor {ADAPTER_CONFIG}.",
-            hint=f"Name the folder {shown(inside[0])} in it."
-            if inside
-            else "Give the folder that `ptune train --output` wrote.",
-        )
-    adapter = read_json(folder, ADAPTER_CONFIG)
-    check_config(folder / ADAPTER_CONFIG, adapter)
-    kind = adapter.get("peft_type")
-    if kind == PREFIX_TUNING:
-        return {"config_class": PREFIX_TUNING, "config": adapter}
-    if not isinstance(kind, str) or kind not in CONFIG_CLASSES:
-        raise not_a_soft_prompt(folder, kind)
-    return {"config_class": CONFIG_CLASSES[kind], "config": plain_values(adapter)}
-
-
-def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
-    """`ptune.json` as today's format has it.
-
-    Format 1 has checksums of the tensors alone; what is not listed is not compared.
-    """
-    version = details.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise PromptError(
-            f"{folder / PTUNE_CONFIG} has format version {shown(version)}; this ptune reads up to {FORMAT_VERSION}.",
-            hint="Upgrade ptune.",
-        )
-    check_config(folder / PTUNE_CONFIG, details.get("config"))
-    check_details(folder / PTUNE_CONFIG, details)
-    return {**details, "format_version": FORMAT_VERSION}
-
-
-def read_prompt(folder: Path) -> SavedPrompt:
+def read_prompt(given: Path | OpenedFolder) -> SavedPrompt:
     """Read a prompt folder, or a PEFT prompt-tuning or P-tuning adapter.
 
     Raises:
         PromptError: Missing, damaged, or not finite; the message names the file.
     """
-    details = read_details(folder)
-    if details.get("config_class") == PREFIX_TUNING:
+    opened = open_folder(given)
+    folder, details = opened.path, opened.details
+    if opened.is_prefix_tuning:
         raise PromptError(
             f"{folder} holds a PEFT adapter of type {PREFIX_TUNING!r}: keys and values of every layer, which no "
             "virtual-token embeddings can stand for.",
@@ -213,7 +155,7 @@ def read_config(folder: Path) -> PromptEncoderConfig | PromptTuningConfig:
     Raises:
         PromptError: It is missing or damaged.
     """
-    return _read_config(folder, read_details(folder))
+    return _read_config(folder, open_folder(folder).details)
 
 
 def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfig | PromptTuningConfig:

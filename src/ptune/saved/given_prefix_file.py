@@ -14,11 +14,12 @@ from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import embedding_table, token_dim
 from ptune.prefix.given_prefix import GivenPrefix
 from ptune.prefix.keys_values import encode_prefix
+from ptune.saved.opened_folder import OpenedFolder
 from ptune.saved.prefix_tuning import SavedPrefix, read_prefix
 
 
 def load_given_prefix(
-    base: PreTrainedModel, folder: Path, *, trainable: bool
+    base: PreTrainedModel, opened: OpenedFolder, *, trainable: bool
 ) -> tuple[GivenPrefix, PromptTuningConfig]:
     """A prefix-tuning adapter, checked against the model it is to stand in front of.
 
@@ -27,7 +28,7 @@ def load_given_prefix(
         ModelError: The model takes no keys and values.
         PromptError: The folder is damaged, or its layers are not this model's.
     """
-    saved = read_prefix(folder)
+    folder, saved = opened.path, read_prefix(opened)
     if trainable:
         raise ConfigError(
             f"{folder} holds prefix tuning of PEFT's, which ptune answers with and does not train.",

@@ -25,7 +25,8 @@ from ptune.errors import PromptError, first_line, shown
 from ptune.internals import http_error
 from ptune.reach import no_connection
 from ptune.saved.files import holds
-from ptune.saved.format import FILES, PTUNE_CONFIG
+from ptune.saved.format import FILES
+from ptune.saved.opened_folder import PTUNE_CONFIG
 from ptune.saved.peft import ADAPTER_CONFIG
 
 COMMIT_MESSAGE = "A soft prompt, by ptune"

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from ptune.errors import PromptError
-from ptune.saved.format import check_alone, read_details, read_tensors
-from ptune.saved.peft import ADAPTER_WEIGHTS, PEFT_KEY, PREFIX_TUNING
+from ptune.saved.format import check_alone, read_tensors
+from ptune.saved.opened_folder import OpenedFolder
+from ptune.saved.peft import ADAPTER_WEIGHTS, PEFT_KEY
 
 _SIZES = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
 
@@ -40,22 +41,13 @@ class SavedPrefix:
     """Its revision on the hub."""
 
 
-def is_prefix_tuning(folder: Path) -> bool:
-    """Whether a folder holds a prefix-tuning adapter.
-
-    Raises:
-        PromptError: It is no prompt folder, or is damaged.
-    """
-    return read_details(folder).get("config_class") == PREFIX_TUNING
-
-
-def read_prefix(folder: Path) -> SavedPrefix:
+def read_prefix(opened: OpenedFolder) -> SavedPrefix:
     """Read a prefix-tuning adapter.
 
     Raises:
         PromptError: Missing, damaged, not finite, or for an encoder-decoder; the message names the file.
     """
-    config = read_details(folder)["config"]
+    folder, config = opened.path, opened.details["config"]
     length, layers, heads, width = _sizes(folder, config)
     weights = read_tensors(folder, ADAPTER_WEIGHTS, {})
     check_alone(folder, weights)

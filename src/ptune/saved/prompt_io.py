@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ptune.config import PromptTuningConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError, one_line, shown
-from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint, unquantized_fingerprint
+from ptune.frozen.fingerprint import fingerprint, unquantized_fingerprint
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import token_dim
 from ptune.frozen.quantized import is_quantized
 from ptune.prompt.build import PromptConfig, empty_encoder, encoder_kind
-from ptune.saved.format import SavedPrompt, read_details, read_prompt, write_prompt
+from ptune.saved.format import SavedPrompt, read_prompt, write_prompt
 from ptune.saved.given_prefix_file import load_given_prefix
-from ptune.saved.prefix_tuning import is_prefix_tuning
+from ptune.saved.opened_folder import OpenedFolder
 
 _VERSIONS = ("ptune", "torch", "transformers")
 _FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerprint", unquantized_fingerprint))
@@ -50,10 +50,9 @@ class Notes:
         return {name: self.details[name] for name in kept if name not in _OF_THE_FORMAT}
 
 
-def notes_of(folder: Path, encoder: PromptEncoder) -> Notes | None:
+def notes_of(opened: OpenedFolder, encoder: PromptEncoder) -> Notes | None:
     """The notes of a prompt folder whose encoder has just been loaded; None in a folder that PEFT wrote."""
-    details = read_details(folder)
-    return Notes(encoder.baked().cpu(), details) if "format_version" in details else None
+    return Notes(encoder.baked().cpu(), opened.details) if opened.by_ptune else None
 
 
 def save_prompt(
@@ -91,60 +90,23 @@ def save_prompt(
     )
 
 
-def base_name(folder: Path) -> str:
-    """The name of the frozen model a prompt folder belongs to.
-
-    Raises:
-        PromptError: The folder does not say, or says a path that leads upwards.
-    """
-    name = read_details(folder)["config"].get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise PromptError(f"{folder} does not name its base model.", hint="Load the model yourself, or pass --model.")
-    if ".." in Path(name).parts or not name.isprintable():
-        raise PromptError(
-            f"{folder} names the base model {name!r}, a path that is not followed.",
-            hint="If you know the model, name it yourself: --model, or base=….",
-        )
-    return name
-
-
-def base_revision(folder: Path) -> str | None:
-    """The revision of the frozen model that a prompt folder notes.
-
-    Raises:
-        PromptError: There is no such folder, or it is damaged.
-    """
-    noted = read_details(folder)["config"].get("revision")
-    return noted if isinstance(noted, str) and noted else None
-
-
-def check_prompt_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, *, force: bool) -> None:
-    """Raise `PromptError` when a prompt was trained with another tokenizer. A folder that does not say takes any."""
-    noted = read_details(folder).get("tokenizer_fingerprint")
-    if noted is not None and not force and noted != tokenizer_fingerprint(tokenizer):
-        raise PromptError(
-            f"{folder} was trained with another tokenizer than that of {tokenizer.name_or_path}.",
-            hint="Use the model it was trained on, with its own tokenizer, or --force (force=True).",
-        )
-
-
 def load_prompt(
-    base: PreTrainedModel, folder: Path, *, trainable: bool, force: bool
+    base: PreTrainedModel, opened: OpenedFolder, *, trainable: bool, force: bool
 ) -> tuple[PromptEncoder, PromptConfig]:
     """A prompt encoder from a folder, checked against the model it is to stand in front of.
 
     Args:
         base: The frozen model.
-        folder: The prompt folder, or a PEFT adapter's.
+        opened: The prompt folder, or a PEFT adapter's.
         trainable: The encoder itself, to train on; otherwise its baked vectors alone, which give the same prompt.
         force: Accept a model whose fingerprint differs.
 
     Raises:
         PromptError: The folder is missing or damaged, or belongs to another model.
     """
-    if is_prefix_tuning(folder):
-        return load_given_prefix(base, folder, trainable=trainable)
-    saved = read_prompt(folder)
+    if opened.is_prefix_tuning:
+        return load_given_prefix(base, opened, trainable=trainable)
+    folder, saved = opened.path, read_prompt(opened)
     dim = token_dim(base)
     if saved.vectors.shape[1] != dim:
         raise PromptError(

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
-from ptune.saved.format import read_details
+from ptune.saved.opened_folder import open_folder
 
 _NOT_RECORDED = ("overwrite", "resume", "force", "trust_remote_code", "init_from", "output")
 """Of the recipe: what must be asked for again, or was for the beginning of a run."""
@@ -100,7 +100,7 @@ def recorded_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]
         ConfigError: It does not say.
         PromptError: It is damaged.
     """
-    details = read_details(checkpoint)
+    details = open_folder(checkpoint).details
     recipe, arguments = details.get("recipe"), details.get("training_arguments")
     if not isinstance(recipe, dict) or not isinstance(arguments, dict):
         raise ConfigError(
@@ -134,7 +134,7 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: The data, the batches, the encoder or the optimizer's numbers are others.
     """
-    then = read_details(checkpoint)
+    then = open_folder(checkpoint).details
     other = f"cannot go on from {checkpoint}: it was trained"
     way = f"Leave the flag out; or begin a new run from its prompt: --init-from {checkpoint}."
     if then.get("data_sha256") not in (None, now["data_sha256"]):

@@ -20,6 +20,7 @@ from ptune.prompt.build import PromptConfig, encoder_kind
 from ptune.recipe import TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
+from ptune.saved.opened_folder import open_folder
 
 ENCODER_FIELDS = (
     "encoder",
@@ -53,15 +54,15 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
         ConfigError: Another encoder is asked for that cannot start from vectors.
     """
-    folder = prompt_folder(str(recipe.init_from))
-    saved = read_prompt(folder)
-    name = model.load_prompt(folder, name=DEFAULT_PROMPT, force=recipe.force, tokenizer=tokenizer)
+    opened = open_folder(prompt_folder(str(recipe.init_from)))
+    saved = read_prompt(opened)
+    name = model.load_prompt(opened, name=DEFAULT_PROMPT, force=recipe.force, tokenizer=tokenizer)
     there = _settings(saved)
     if _same_encoder(recipe, there):
         return
     if not ENCODERS[recipe.encoder].keeps_vectors:
         raise ConfigError(
-            f"{folder} holds the encoder {_shown(there)}; {recipe.encoder} of {recipe.num_virtual_tokens} virtual "
+            f"{opened.path} holds the encoder {_shown(there)}; {recipe.encoder} of {recipe.num_virtual_tokens} virtual "
             "tokens cannot start from its vectors.",
             hint="Leave the encoder's flags out to go on with that encoder, or take residual or embedding.",
         )
