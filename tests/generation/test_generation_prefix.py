@@ -11,7 +11,6 @@ import torch
 from architectures import ARCHITECTURES, build
 from prompting import add_tokens_as_prompt, draw, padded, relative_error, texts, tokens_as_prompt
 from ptune.batch import row_prompts as rows
-from ptune.generation import behind_prompt as generation
 from ptune.model.wrapper import PTunedModel
 from ptune.prefix.growing_cache import GrowingLayer
 
@@ -148,4 +147,3 @@ def test_the_concatenation_path_keeps_nothing() -> None:
     model = model_of("mamba")
     model.generate(draw(1, 5), max_new_tokens=2)
     assert model.prefixes.names == []
-    assert generation.CACHE_NAMES == ("past_key_values", "cache_params")

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ptune.errors import ModelError
+from ptune.frozen.cache_argument import cache_argument
 from ptune.internals import keeps_state
 
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
@@ -115,7 +116,7 @@ def prefix_capability(model: PreTrainedModel) -> Capability:
     arguments = inspect.signature(model.forward).parameters
     takes_position_ids = "position_ids" in arguments
     config = model.config.get_text_config(decoder=True)
-    obstacle = _obstacle(model, takes_cache="past_key_values" in arguments)
+    obstacle = _obstacle(model, takes_cache=cache_argument(model) is not None)
     if obstacle is not None:
         return Capability(
             prefix=False,
@@ -154,7 +155,7 @@ def _obstacle(model: PreTrainedModel, *, takes_cache: bool) -> str | None:
     if keeps_state(model):
         return "keeps a running state rather than keys and values"
     if not takes_cache:
-        return "takes no past_key_values"
+        return "takes no cache of keys and values"
     if type(model).__module__.startswith(_REMOTE_CODE):
         return "runs code from its repository, whose cache may differ"
     if model.config.is_encoder_decoder:

@@ -19,10 +19,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from ptune.batch.path import Way, choose_path, fits_the_window
 from ptune.batch.row_prompts import RowPrompts
 from ptune.errors import ModelError
+from ptune.frozen.cache_argument import CACHE_NAMES
 from ptune.frozen.capability import Capability
 from ptune.frozen.view import ModelView
 from ptune.generation.by_length import answer_by_length
-from ptune.generation.prompted_view import CACHE_NAMES, concat_forward, prefix_forward, prompted_view
+from ptune.generation.prompted_view import concat_forward, prefix_forward, prompted_view
 
 _REFUSED = ("position_ids", "prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens")
 _DEFAULT_NEW_TOKENS = 20

@@ -20,12 +20,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from ptune.frozen.cache_argument import cache_argument, cache_in, state_alone
 from ptune.frozen.filler_ids import fed
 from ptune.padded.concatenation import concatenate, positions
 from ptune.prefix.keys_values import RowPrefix
 
 Forward = Callable[..., Any]
-CACHE_NAMES = ("past_key_values", "cache_params")
 
 
 def prompted_view(base: PreTrainedModel, forward: Forward) -> PreTrainedModel:
@@ -46,13 +46,14 @@ def prefix_forward(base: PreTrainedModel, prefix: RowPrefix, longest: int | None
         longest: Virtual, text and new tokens of the longest row; None where that is not known.
     """
     rows_given = prefix.lengths.shape[0]
+    name = cache_argument(base)
+    assert name is not None
     padded = True
 
     def forward(
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -60,21 +61,22 @@ def prefix_forward(base: PreTrainedModel, prefix: RowPrefix, longest: int | None
         assert text is not None
         rows, length = text.shape[:2]
         nonlocal padded
-        if past_key_values is None or kwargs.get("use_cache") is False:
-            past_key_values = DynamicCache()
+        cache = cache_in(kwargs)
+        if cache is None or kwargs.get("use_cache") is False:
+            cache = DynamicCache()
             kwargs["use_cache"] = True  # within this call: the text is read behind the prefix
-        if past_key_values.get_seq_length() == 0:
-            prefix.fill(past_key_values, rows // rows_given, longest=longest)
+        kwargs[name] = cache
+        if cache.get_seq_length() == 0:
+            prefix.fill(cache, rows // rows_given, longest=longest)
             # What generate appends later is never padding. Without a mask the model has none to build and to add.
             padded = prefix.mask is not None or _is_padded(attention_mask)
-        seen = past_key_values.get_seq_length() - prefix.width
+        seen = cache.get_seq_length() - prefix.width
         mask = prefix.attention_mask(attention_mask, rows, seen + length) if padded else None
         if padded and position_ids is not None:
             kwargs["position_ids"] = position_ids + prefix.lengths.repeat_interleave(rows // rows_given)[:, None]
         return base(
             input_ids=input_ids,
             attention_mask=mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
@@ -95,6 +97,8 @@ def concat_forward(
     embed = base.get_input_embeddings()
     alike = len({0 if prompt is None else len(prompt) for prompt in prompts}) == 1
     state: dict[str, torch.Tensor] = {}
+    # A recurrent state has the padding behind it already; a mask over everything would not fit the new token.
+    recurrent = state_alone(base)
 
     def forward(
         input_ids: torch.Tensor | None = None,
@@ -106,8 +110,10 @@ def concat_forward(
         text = input_ids if inputs_embeds is None else inputs_embeds
         assert text is not None
         rows, length = text.shape[:2]
-        if state and kwargs.get("use_cache") is not False and any(kwargs.get(name) is not None for name in CACHE_NAMES):
-            return base(input_ids=input_ids, **_behind(state, rows, length, position_ids, kwargs), **kwargs)
+        if state and kwargs.get("use_cache") is not False and cache_in(kwargs) is not None:
+            if not recurrent:
+                kwargs |= _behind(state, rows, length, position_ids)
+            return base(input_ids=input_ids, **kwargs)
         embeds = embed(input_ids) if inputs_embeds is None else inputs_embeds
         text_mask = text.new_ones(rows, length, dtype=torch.long) if attention_mask is None else attention_mask
         each = [prompt for prompt in prompts for _ in range(rows // len(prompts))]
@@ -130,12 +136,11 @@ def concat_forward(
 
 
 def _behind(
-    state: dict[str, torch.Tensor], rows: int, length: int, position_ids: torch.Tensor | None, kwargs: dict[str, Any]
+    state: dict[str, torch.Tensor], rows: int, length: int, position_ids: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
     """Mask and position ids of new tokens behind a cache; nothing where no row is padded."""
     state["mask"] = torch.cat([state["mask"], state["mask"].new_ones(rows, length)], dim=1)
-    # A recurrent state has the padding behind it already; a mask over everything would not fit the new token.
-    if not state["padded"] or "cache_params" in kwargs:
+    if not state["padded"]:
         return {}
     found = {"attention_mask": state["mask"]}
     if position_ids is not None:

@@ -32,12 +32,13 @@ from ptune.batch.row_prompts import RowPrompts
 from ptune.batch.text import Text
 from ptune.encoders import build_encoder
 from ptune.errors import ModelError, one_line
+from ptune.frozen.cache_argument import CACHE_NAMES
 from ptune.frozen.capability import Capability, not_causal
 from ptune.frozen.filler_ids import fed, filler_of
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import output_head
 from ptune.frozen.view import ModelView
-from ptune.generation.prompted_view import CACHE_NAMES, Forward, concat_forward, prefix_forward, prompted_view
+from ptune.generation.prompted_view import Forward, concat_forward, prefix_forward, prompted_view
 from ptune.packed.packed_forward import run_packed
 from ptune.padded.concatenation import positions
 from ptune.padded.padded_forward import run_prefixed

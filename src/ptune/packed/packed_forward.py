@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ptune.batch.row_prompts import RowPrompts
 from ptune.batch.text import Text
 from ptune.data.labels import IGNORE_INDEX
+from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.filler_ids import fed, with_fillers
 from ptune.frozen.parts import layers_of
 from ptune.packed.chunked_loss import summed_cross_entropy
@@ -122,7 +123,7 @@ def _run_layers(
     hidden: torch.Tensor = model(
         **inputs,
         position_ids=rows.position_ids(embeds.device),
-        past_key_values=cache,
+        **as_cache(layers, cache),
         use_cache=cache is not None,
         # transformers takes a mask of four dimensions as it is; who sees whom is for packed_rows to say.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device),

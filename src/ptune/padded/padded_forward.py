@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptune.batch.text import Text
 from ptune.errors import ConfigError, ModelError
+from ptune.frozen.cache_argument import CACHE_NAMES, as_cache
 from ptune.frozen.filler_ids import fed
 from ptune.padded.padded_loss import Predictors, cross_entropy, find_predictors, head_at
 from ptune.prefix.keys_values import RowPrefix
@@ -32,7 +33,7 @@ def check_forward_arguments(kwargs: dict[str, Any]) -> None:
     Raises:
         ModelError: A cache of the caller's own.
     """
-    for name in ("past_key_values", "cache_params"):
+    for name in CACHE_NAMES:
         if kwargs.pop(name, None) is not None:
             raise ModelError(f"forward does not take {name} behind a soft prompt.", hint="Use generate, or model.base.")
     kwargs.pop("use_cache", None)
@@ -72,7 +73,7 @@ def prefixed_output(model: PreTrainedModel, prefix: RowPrefix, text: Text, kwarg
         input_ids=None if ids is None else text.padded(ids),
         inputs_embeds=None if embeds is None else text.padded(embeds),
         attention_mask=prefix.attention_mask(None, text.rows, text.longest),
-        past_key_values=prefix.cache(),
+        **as_cache(model, prefix.cache()),
         use_cache=True,
         **kwargs,
     )

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.filler_ids import fed
 from ptune.prefix.growing_cache import GrowingLayer
 
@@ -53,7 +54,7 @@ def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor, *, filler_id: in
     ids = None if filler_id is None else torch.full((1, len(vectors)), filler_id, device=vectors.device)
     # Some models scale what they are given in place: a copy, for the vectors may be a parameter.
     model, inputs = fed(base, vectors.unsqueeze(0).clone(), ids)
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, **as_cache(model, cache), use_cache=True, logits_to_keep=1)
     return Prefix(layers=keys_and_values(cache), logits=output.logits[:, -1])
 
 

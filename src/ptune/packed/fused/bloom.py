@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.bloom.modeling_bloom import BloomAttention, BloomModel, build_alibi_tensor
 from typing_extensions import override
 
+from ptune.frozen.cache_argument import cache_in
 from ptune.packed.attention import attend
 from ptune.packed.layout import PackedRows
 
@@ -31,7 +32,6 @@ class PackedBloomModel(BloomModel):  # type: ignore[no-untyped-call]  # its __in
         *,
         inputs_embeds: torch.Tensor | None = None,
         packed_rows: PackedRows | None = None,
-        past_key_values: Any = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -40,7 +40,6 @@ class PackedBloomModel(BloomModel):  # type: ignore[no-untyped-call]  # its __in
             return super().forward(
                 input_ids,
                 inputs_embeds=inputs_embeds,
-                past_key_values=past_key_values,
                 attention_mask=attention_mask,
                 **kwargs,
             )
@@ -48,7 +47,7 @@ class PackedBloomModel(BloomModel):  # type: ignore[no-untyped-call]  # its __in
         hidden = self.word_embeddings_layernorm(inputs_embeds)
         for block in self.h:
             hidden = block(
-                hidden, layer_past=past_key_values, attention_mask=attention_mask, alibi=packed_rows, use_cache=False
+                hidden, layer_past=cache_in(kwargs), attention_mask=attention_mask, alibi=packed_rows, use_cache=False
             )[0]
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden))
 

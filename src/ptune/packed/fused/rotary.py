@@ -16,6 +16,7 @@ from torch import nn
 from transformers import MistralConfig
 from typing_extensions import override
 
+from ptune.frozen.cache_argument import cache_in
 from ptune.frozen.product import suits
 from ptune.packed.attention import attend
 from ptune.packed.layout import PackedRows
@@ -67,7 +68,6 @@ class FrozenRotaryAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Hidden states `(1, Q, D)`, and None for the weights."""
@@ -77,15 +77,14 @@ class FrozenRotaryAttention(nn.Module):
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 **kwargs,
             )
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = rotate(self.heads(self.q_proj(hidden_states).view(shape), "q"), *position_embeddings).transpose(1, 2)
         key = rotate(self.heads(self.k_proj(hidden_states).view(shape), "k"), *position_embeddings).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if (cache := cache_in(kwargs)) is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         output = attend(
             query,
             key,
