@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from architectures import BOS, PAD, VOCABULARY
 from ptune.config import PromptEncoderConfig, PromptTuningConfig
+from ptune.frozen.cache_argument import cache_argument
 from ptune.model.wrapper import PTunedModel
 
 FIRST_ORDINARY = BOS + 1
@@ -102,3 +103,17 @@ def prompt_gradient(model: PTunedModel, **inputs: object) -> tuple[torch.Tensor,
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Compute activations again in the backward; called gradient checkpointing before transformers 5.23."""
     getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))()
+
+
+def pefts_greedy(theirs: PreTrainedModel, ids: torch.Tensor, *, tokens: int) -> torch.Tensor:
+    """`(1, T + tokens)`: the text and PEFT's answer to it; an end token ends nothing.
+
+    By its `generate`, where PEFT knows the version of transformers. PEFT 0.21 hands on `past_key_values`, which is
+    called `cache` since transformers 5.24: its prompt is lost then, and its forward is asked for one token at a time.
+    """
+    if cache_argument(theirs.get_base_model()) != "cache":
+        options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        return theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    for _ in range(tokens):
+        ids = torch.cat([ids, theirs(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from architectures import ARCHITECTURES, build
-from prompting import draw, padded, relative_error, supervised, texts
+from prompting import draw, padded, pefts_greedy, relative_error, supervised, texts
 from ptune import PromptTuningConfig, PTunedModel
 from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.frozen.cache_argument import cache_argument
 from ptune.saved.format import read_prompt
 
 P = 5
@@ -52,8 +53,8 @@ def test_pefts_logits_loss_and_text(name: str, projection: bool, tmp_path: Path)
         assert relative_error(mine.base(ids).logits, wanted.logits) > 0.1
         assert float(found.loss) == pytest.approx(float(wanted.loss), rel=1e-5)
         assert float(mine(ids, labels=ids, return_logits=False).loss) == pytest.approx(float(wanted.loss), rel=1e-5)
-        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
-        assert torch.equal(mine.generate(ids, **options), theirs.generate(input_ids=ids, **options))
+        answer = mine.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert torch.equal(answer, pefts_greedy(theirs, ids, tokens=12))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -82,12 +83,21 @@ def test_every_row_is_as_if_alone(name: str, side: str, tmp_path: Path) -> None:
             assert torch.equal(new[at], one[0, len(row) :])
 
 
-def test_beams_and_a_model_in_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    cache_argument(build("llama")) == "cache",
+    reason="PEFT 0.21 gives generate past_key_values, which transformers 5.24 calls cache: its prefix is lost",
+)
+def test_beams(tmp_path: Path) -> None:
     folder = adapter("llama", tmp_path / "adapter")
     ids = draw(1, 6)
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "num_beams": 3, "do_sample": False}
     mine, theirs = PTunedModel.from_pretrained(folder, base=build("llama")), pefts("llama", folder)
     assert torch.equal(mine.generate(ids, **options), theirs.generate(input_ids=ids, **options))
+
+
+def test_a_model_in_bfloat16(tmp_path: Path) -> None:
+    folder, ids = adapter("llama", tmp_path / "adapter"), draw(1, 6)
+    mine = PTunedModel.from_pretrained(folder, base=build("llama"))
     half = PTunedModel.from_pretrained(folder, base=build("llama").to(torch.bfloat16))
     with torch.no_grad():
         assert relative_error(half(ids).logits.float(), mine(ids).logits) < 0.05

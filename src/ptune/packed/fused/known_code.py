@@ -21,27 +21,28 @@ import transformers
 KNOWN: dict[str, tuple[str, ...]] = {
     "llama.LlamaRMSNorm": ("6c643ec62f12b9cf",),
     "llama.LlamaMLP": ("01ec69f6ab5b2800",),
-    "llama.LlamaAttention": ("f2e6b77cc0f91a4e",),
+    "llama.LlamaAttention": ("f2e6b77cc0f91a4e", "e6705e2a8882b035"),
     "llama.apply_rotary_pos_emb": ("b9833c77382624e4",),
     "llama.rotate_half": ("e3672a39802de532",),
     "mistral.MistralRMSNorm": ("104730982115360e",),
     "mistral.MistralMLP": ("2af7d52a8e0a7c6b",),
-    "mistral.MistralAttention": ("c8d4d343e756c0ad",),
+    "mistral.MistralAttention": ("c8d4d343e756c0ad", "978ac1f43d199617"),
     "mistral.apply_rotary_pos_emb": ("b9833c77382624e4",),
     "mistral.rotate_half": ("e3672a39802de532",),
     "qwen2.Qwen2RMSNorm": ("b17ab416111245ef",),
     "qwen2.Qwen2MLP": ("8617d9a4c8ef2412",),
-    "qwen2.Qwen2Attention": ("a2796872e021e514",),
+    "qwen2.Qwen2Attention": ("a2796872e021e514", "095c43bc003e5289"),
     "qwen2.apply_rotary_pos_emb": ("b9833c77382624e4",),
     "qwen2.rotate_half": ("e3672a39802de532",),
     "qwen3.Qwen3RMSNorm": ("d9cab0c2ec9da780",),
     "qwen3.Qwen3MLP": ("7be5d284f722a21c",),
-    "qwen3.Qwen3Attention": ("1ad412873601cb64",),
+    "qwen3.Qwen3Attention": ("1ad412873601cb64", "c2b8da550b89d4a9"),
     "qwen3.apply_rotary_pos_emb": ("b9833c77382624e4",),
     "qwen3.rotate_half": ("e3672a39802de532",),
     "bloom.BloomModel": (
         "a3f293e6b784437c",
         "19616a6cb9234641",
+        "7e6fb4fe0ca442a4",
     ),
     "bloom.BloomAttention": ("02f42fd6b6dc8190",),
     "bloom.BloomBlock": ("869e9b0ccb14aff4",),
@@ -50,7 +51,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "0b8270bf68fba430",
     ),
 }
-"""`family.Name` → digests of its code in transformers 5.18 to 5.23. A new one goes in once its code has been read."""
+"""`family.Name` → digests of its code in transformers 5.18 to 5.24. A new one goes in once its code has been read."""
 _log = logging.getLogger("ptune")
 
 
