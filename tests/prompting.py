@@ -105,15 +105,17 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     getattr(model, "activation_checkpointing_enable", getattr(model, "gradient_checkpointing_enable", None))()
 
 
-def pefts_greedy(theirs: PreTrainedModel, ids: torch.Tensor, *, tokens: int) -> torch.Tensor:
-    """`(1, T + tokens)`: the text and PEFT's answer to it; an end token ends nothing.
+def pefts_greedy(theirs: PreTrainedModel, ids: torch.Tensor, *, tokens: int, end: int | None = None) -> torch.Tensor:
+    """`(1, T + tokens)`: the text and PEFT's answer to it, which the token `end` may end.
 
     By its `generate`, where PEFT knows the version of transformers. PEFT 0.21 hands on `past_key_values`, which is
     called `cache` since transformers 5.24: its prompt is lost then, and its forward is asked for one token at a time.
     """
     if cache_argument(theirs.get_base_model()) != "cache":
-        options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        options = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
         return theirs.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     for _ in range(tokens):
         ids = torch.cat([ids, theirs(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        if ids[0, -1] == end:
+            break
     return ids

@@ -23,6 +23,7 @@ def test_train_generate_and_load_with_peft(tmp_path: Path, capsys: pytest.Captur
     from peft import PeftModel
 
     import ptune.demo
+    from prompting import pefts_greedy
     from ptune.data.template import get_template
     from ptune.data.tokenize import encode_prompt
     from ptune.loading.load import load_model, load_tokenizer
@@ -45,5 +46,5 @@ def test_train_generate_and_load_with_peft(tmp_path: Path, capsys: pytest.Captur
     ids = torch.tensor([encode_prompt(get_template("tutorial", tokenizer).prompt(TEXT), tokenizer)])
     peft = PeftModel.from_pretrained(load_model(MODEL), str(folder))
     with torch.no_grad():
-        output = peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        output = pefts_greedy(peft.eval(), ids, tokens=12, end=tokenizer.eos_token_id)
     assert tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True) == answer

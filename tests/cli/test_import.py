@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from architectures import build
 from commands import Ran, run
-from prompting import draw, relative_error
+from prompting import draw, pefts_greedy, relative_error
 from ptune import PTunedModel
 from ptune.frozen.fingerprint import fingerprint
 
@@ -130,9 +130,7 @@ def test_prefix_tuning_answers_as_it_is(tiny_model_dir: Path, tmp_path: Path):
     ids = tokenizer("Human: x\n\nAssistant: ", return_tensors="pt")["input_ids"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        output = theirs.eval().generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False
-        )
+        output = pefts_greedy(theirs.eval(), ids, tokens=8, end=tokenizer.eos_token_id)
     assert answers["tuned"] == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     assert answers["tuned"] != answers["base"]
     refused(run("import", tmp_path / "adapter", "--output", tmp_path / "out"), "keys and values", "ptune generate")

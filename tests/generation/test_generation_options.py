@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel, Static
 from architectures import ARCHITECTURES, CONTEXT, build
 from prompting import add_tokens_as_prompt, draw, padded, texts, tokens_as_prompt
 from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.frozen.cache_argument import as_cache
 from ptune.model.wrapper import PTunedModel
 
 PROMPT = draw(1, 6, seed=7)[0]
@@ -41,11 +42,11 @@ def test_a_filled_cache_is_refused(model: PTunedModel) -> None:
 def test_an_empty_cache_of_the_callers_is_filled(name: str) -> None:
     model = tokens_as_prompt(_untied(name), PROMPT)
     cache = DynamicCache(config=model.base.config)
-    found = model.generate(TEXT, past_key_values=cache, **GREEDY)
+    found = model.generate(TEXT, **as_cache(model.base, cache), **GREEDY)
     assert torch.equal(found, model.generate(TEXT, **GREEDY))
     assert cache.get_seq_length() == len(PROMPT) + found.shape[1] - 1
     with pytest.raises(ModelError, match="already holds tokens"):
-        model.generate(found, past_key_values=cache, **GREEDY)
+        model.generate(found, **as_cache(model.base, cache), **GREEDY)
 
 
 @pytest.mark.parametrize(
