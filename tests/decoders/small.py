@@ -115,14 +115,26 @@ _QWEN_4 = {
     "split_ngram_parts": 1,
     "heads_per_ngram": 2,
 }
+_INKLING_2 = {
+    "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+    "unpadded_vocab_size": VOCABULARY,
+    "swa_num_attention_heads": _HEADS,
+    "swa_num_key_value_heads": _KEY_HEADS,
+    "swa_head_dim": 8,
+    "d_rel": 8,
+    "rel_extent": 64,
+    "n_layers_per_attn_res_block": 2,
+}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT),
-    **dict.fromkeys(("glm_moe_dsa", "minicpm3", "youtu"), _LATENT),
+    **dict.fromkeys(("glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"), _LATENT),
     "bailing_hybrid": {**_LATENT, **_HYBRID},
     "bamba": {"attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 4},
+    "inkling2_loop_text": {**_INKLING_2, "loop_layer_index_start": 2, "loop_layer_index_end": 4, "loop_num_passes": 2},
+    "inkling2_text": _INKLING_2,
     "cohere_compass_text": {**_TWO_KINDS, "rope_parameters": dict.fromkeys(_TWO_KINDS["layer_types"], _ROPE)},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
