@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ptune.errors import ModelError
-from ptune.packed.attention import _gathered_attention, attend, packed_attention
+from ptune.packed.attention import attend, packed_attention
 from ptune.packed.layout import PackedRows
+from ptune.packed.padded_attention import padded_attention
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 SINKS = torch.tensor([-1.0, 0.5, 2.0, 0.0], dtype=torch.float64)
@@ -96,7 +97,7 @@ def _assert_as_by_hand(
     if way == "spans":
         output = attend(*found, rows, scaling=0.3, **options)
     else:
-        output = _gathered_attention(*found, rows, scale=0.3, dropout=0.0, **options)
+        output = padded_attention(*found, rows, scale=0.3, dropout=0.0, **options)
     hand = _by_hand(*wanted, rows, **options)
     assert output.shape == (1, rows.length, HEADS, found[2].shape[-1])
     torch.testing.assert_close(output, hand, rtol=1e-12, atol=1e-12)

@@ -21,11 +21,21 @@ Shapes: `B` rows, `N` text tokens of all rows, `P` virtual tokens, `Q` positions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on a device; the host does not wait for the copy."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,14 @@ class PackedRows:
     def position_ids(self, device: torch.device) -> torch.Tensor:
         """`(1, Q)`: each prompt from 0, each row from the length of its prompt."""
         parts = [torch.arange(span.prefix_length, span.reach) for span in self.spans]
-        return torch.cat(parts).to(device).unsqueeze(0)
+        return sent(torch.cat(parts), device).unsqueeze(0)
 
-    def bounds(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(B,)` each: position of every row's first token, and virtual tokens before it."""
-        starts = torch.tensor([span.start for span in self.rows], device=device)
-        return starts, torch.tensor([span.prefix_length for span in self.rows], device=device)
+    def kept(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What all layers of a forward share, made by the first one."""
+        kept: dict[Hashable, T] = self.__dict__.setdefault("_kept", {})
+        if name not in kept:
+            kept[name] = make()
+        return kept[name]
 
     def own_keys(self, span: Span) -> slice:
         """Where a span's own keys stand among all `K`."""

@@ -23,7 +23,7 @@ from ptune.frozen.filler_ids import fed, with_fillers
 from ptune.frozen.parts import layers_of
 from ptune.packed.chunked_loss import summed_cross_entropy
 from ptune.packed.head import FrozenHead, head_logits
-from ptune.packed.layout import PackedRows
+from ptune.packed.layout import PackedRows, sent
 from ptune.packed.lazy_output import LazyOutput
 from ptune.prefix.keys_values import Prefix, RowPrefix, keys_and_values
 
@@ -157,9 +157,10 @@ def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch
             predicted_by[at] = -1
             if span.prefix_length:
                 outside.append(at)
-    predicted_by = predicted_by.to(device)
-    counted = (labels != IGNORE_INDEX) & (predicted_by >= 0)
-    beyond = labels[torch.tensor(outside, dtype=torch.long, device=device)]
-    return PackedPredictors(
-        positions=predicted_by[counted], targets=labels[counted], from_prefix=beyond[beyond != IGNORE_INDEX]
-    )
+    predicted_by = sent(predicted_by, device)
+    counted = torch.nonzero((labels != IGNORE_INDEX) & (predicted_by >= 0)).squeeze(1)
+    beyond = labels[:0]
+    if outside:
+        beyond = labels[sent(torch.tensor(outside), device)]
+        beyond = beyond[beyond != IGNORE_INDEX]
+    return PackedPredictors(positions=predicted_by[counted], targets=labels[counted], from_prefix=beyond)

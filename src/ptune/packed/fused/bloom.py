@@ -78,7 +78,7 @@ class PackedBloomAttention(BloomAttention):
             alibi,
             scaling=self.inv_norm_factor,
             dropout=self.attention_dropout.p if self.training else 0.0,
-            slopes=alibi_slopes(self.num_heads, query.device),
+            slopes=alibi.kept(("slopes", query.device), lambda: alibi_slopes(self.num_heads, query.device)),
         )
         output = self.dense(context.flatten(2))
         return F.dropout(output, self.hidden_dropout, self.training) + residual, None
