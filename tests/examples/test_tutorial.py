@@ -8,7 +8,7 @@ import random
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast, set_seed
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tutorial.py"
+NOTEBOOK = SCRIPT.with_suffix(".ipynb")
 HIDDEN = 128
 ROWS = 480
 
@@ -139,3 +140,26 @@ def test_tutorial(
 
     trainable = int(re.search(r"trainable params: ([\d,]+) \|\|", capsys.readouterr().out)[1].replace(",", ""))
     assert_holds_only_the_prompt(checkpoint, base_before, trainable)
+
+
+def test_the_notebook_runs_and_shows_what_it_showed(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cell by cell on the small model; what is committed was made by the real one, from first cell to last."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = [one for one in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if one["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    names: dict[str, Any] = {}
+    for cell in cells:
+        text = "".join(cell["source"])
+        for pattern, value in (("^MODEL = .*$", f"MODEL = {str(workplace.model)!r}"), ("^STEPS = .*$", "STEPS = 2")):
+            text = re.sub(pattern, lambda _, value=value: value, text, flags=re.MULTILINE)
+        text = text.replace("disable_tqdm=True,", "disable_tqdm=True, use_cpu=True,")
+        exec(compile(text, NOTEBOOK.name, "exec"), names)
+    assert names["trainer"].state.global_step == 2
+    assert (tmp_path / "my-prompt" / "adapter_model.safetensors").is_file()
+    shown = "".join(text for cell in cells for output in cell["outputs"] for text in output.get("text", []))
+    wanted = re.findall(r"^answer: +(.+)\nwanted: +(.+)$", shown, flags=re.MULTILINE)
+    assert len(wanted) == 4
+    assert sum(one == other for one, other in wanted) >= 2
