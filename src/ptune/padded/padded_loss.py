@@ -113,7 +113,10 @@ def head_at(base: PreTrainedModel, rows: torch.Tensor, columns: torch.Tensor) ->
     def narrow(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if threading.get_ident() != owner:
             return None
-        return (args[0][rows, columns].unsqueeze(0), *args[1:])
+        hidden = args[0]
+        # The head may be on another device than the labels, where a model is spread over several.
+        at = rows.to(hidden.device), columns.to(hidden.device)
+        return (hidden[at].unsqueeze(0), *args[1:])
 
     handle = head.register_forward_pre_hook(narrow)
     try:

@@ -169,7 +169,8 @@ def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> Ro
 
     def gather(layer: int, part: int) -> torch.Tensor:
         padded = [F.pad(p.layers[layer][part], (0, 0, width - p.length, 0)) for p in prefixes]
-        return torch.cat(padded).index_select(0, index)
+        joined = torch.cat(padded)  # on the layer's own device, where a model is spread over several
+        return joined.index_select(0, index.to(joined.device))
 
     layers = tuple((gather(layer, 0), gather(layer, 1)) for layer in range(len(prefixes[0].layers)))
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
