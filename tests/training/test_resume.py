@@ -311,6 +311,34 @@ def test_the_row_that_is_not_finite_is_named(
     assert not (Path(task["output"]) / "adapter_model.safetensors").exists()
 
 
+class _NoGradient(torch.autograd.Function):
+    """What kernels for inference give in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(grad)
+
+
+def test_a_gradient_of_nothing_ends_the_run(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    forward, steps = Wrapper.forward, iter(range(1, 100))
+
+    @functools.wraps(forward)
+    def inert(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        if self.training and next(steps) > 2:
+            output.loss = _NoGradient.apply(output.loss)
+        return output
+
+    monkeypatch.setattr(Wrapper, "forward", inert)
+    with pytest.raises(TrainingError, match=r"prompt is exactly 0 at step 3, .*checkpoint-2") as caught:
+        run(task, max_steps=4, save_steps=1)
+    assert "another quantization" in str(caught.value)
+
+
 def test_memory_that_is_not_enough_takes_fewer_rows(
     task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,8 +9,11 @@ a row: a soft prompt is the same for every row of a batch. Parameter names follo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from typing_extensions import override
 
 
 class PromptEncoder(nn.Module):
@@ -35,6 +38,12 @@ class PromptEncoder(nn.Module):
     def forward(self) -> torch.Tensor:
         """The virtual-token embeddings, `(P, D)`."""
         raise NotImplementedError
+
+    @override
+    def __call__(self) -> Any:
+        """`forward`, with the module's hooks, in the encoder's own precision: autocast is for the frozen model."""
+        with torch.autocast(self.embedding.weight.device.type, enabled=False):
+            return super().__call__()
 
     @torch.no_grad()
     def baked(self) -> torch.Tensor:

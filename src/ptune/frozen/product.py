@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from ptune.internals import ONEDNN_LINEAR
 
+_FUSED = (torch.float32, torch.bfloat16, torch.float16)
 _MIN_ROWS = 8
 """Below this a product reads the weights and does little else, and all kernels are alike."""
 
@@ -73,14 +74,15 @@ def frozen_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
 
 
 def suits(x: torch.Tensor, *weights: torch.Tensor | None) -> bool:
-    """Whether the fused parts can take `x` and these weights: plain float32 throughout, and nothing that trains.
+    """Whether the fused parts can take `x` and these weights: plain, of one dtype, and nothing that trains.
 
-    Not under autocast, which chooses a dtype for every step.
+    float64 is left to transformers: it is there to compare with. Not under autocast, which chooses a dtype for every
+    step.
     """
-    if x.dtype is not torch.float32 or torch.is_autocast_enabled(x.device.type):
+    if x.dtype not in _FUSED or torch.is_autocast_enabled(x.device.type):
         return False
     return not any(
-        weight is not None and (weight.requires_grad or weight.dtype is not torch.float32 or not is_plain(weight))
+        weight is not None and (weight.requires_grad or weight.dtype is not x.dtype or not is_plain(weight))
         for weight in weights
     )
 

@@ -26,7 +26,9 @@ from ptune.batch.text import Text, check_ids, followed_by, take_flattened
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
 from ptune.frozen.capability import Capability
+from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import embedding_table, layers_of
+from ptune.frozen.precision import check_autocast
 from ptune.frozen.view import ModelView
 from ptune.generation.behind_prompt import generate_behind, generator
 from ptune.generation.unconditional import last_token_apart
@@ -259,6 +261,7 @@ class RunsPrompts(StandsIn):
 
     def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
         """The prompt of each of `rows` rows."""
+        check_autocast(self.base, device_of(self.base))
         each = names_of_rows(names, rows, self._active)
         return RowPrompts(
             names=each,

@@ -5,7 +5,8 @@ so one dropout mask of the prompt encoder, as the rows of one big batch would.
 
 Where the memory is not enough for a micro-batch, its rows are taken in parts, and the step's gradient stays the same:
 the loss is a sum over labels divided by the labels of the whole step. The first loss or gradient that is not finite
-ends the run before the optimizer takes it, and the rows it came from are named.
+ends the run before the optimizer takes it, and the rows it came from are named. A gradient that is exactly 0 though
+there is a loss ends it too: some kernels for inference give none.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class OptimizerStep(TrainerCallback):
         return loss
 
     def check_finite(self, norm: Any) -> None:
-        """Raise `TrainingError` where a loss of the step, or the norm of its gradient, is not finite."""
+        """Raise `TrainingError` where a loss of the step or its gradient is not finite, or the gradient is all 0."""
         in_hand, self._in_hand = self._in_hand, []
         prompted = trained_prompt(self.trainer)
         if prompted is None:
@@ -100,6 +101,12 @@ class OptimizerStep(TrainerCallback):
         total = losses.sum() if scaled or norm is None else losses.sum() + torch.as_tensor(norm, device=losses.device)
         if not bool(torch.isfinite(total)):
             raise not_finite(self.trainer, prompted, in_hand, norm, name_row=self.name_row, last_good=self.last_good())
+        if norm is not None and float(norm) == 0 and float(losses.sum()) > 0 and not scaled:
+            raise TrainingError(
+                f"the gradient of the prompt is exactly 0 at step {self.trainer.state.global_step + 1}, where the loss "
+                f"is {float(losses.sum()):.4g}: nothing would be learned; {self.last_good()}.",
+                hint="The model's products hand no gradient on. Try another dtype, or another quantization or none.",
+            )
 
     def _attempt(self, model: nn.Module, batches: list[dict[str, Any]], num_items: Any) -> torch.Tensor | None:
         """The last micro-batch's loss; None where the memory was not enough, and fewer rows are to be tried."""

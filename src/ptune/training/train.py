@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
@@ -21,6 +22,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Printer
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
+from ptune.frozen.precision import check_mixed
 from ptune.internals import use_one_gpu
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import PeakMemory
@@ -173,6 +175,7 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
         ConfigError: The prompt does not fit the model.
     """
     base = load_base(recipe, args.device, tokenizer)
+    check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     set_seed(args.seed)
     if recipe.init_from is None:
         model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)

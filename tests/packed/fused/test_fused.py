@@ -59,6 +59,27 @@ def test_output_and_gradient(name: str, rows: int) -> None:
     torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", _modules())
+def test_half_precision_is_no_worse_than_the_modules_own(name: str, dtype: torch.dtype) -> None:
+    """Both against the module in float64, with weights and input as the half precision has them."""
+    own, exact = (_modules()[name].requires_grad_(False).to(dtype) for _ in range(2))
+    exact.double()
+    source = torch.Generator().manual_seed(1)
+    given = torch.randn(1, 40, HIDDEN, generator=source).to(dtype)
+    weights = torch.randn(1, generator=source).to(dtype)
+    found = {}
+    for which, module in (("exact", exact), ("own", own), ("fused", _twin(own))):
+        x = given.clone().to(torch.float64 if which == "exact" else dtype).requires_grad_()
+        output = module(x)
+        (output * weights.to(output.dtype)).sum().backward()
+        assert output.dtype is x.dtype
+        found[which] = output.detach().double(), x.grad.double()
+    for part, (right, theirs, mine) in enumerate(zip(*found.values(), strict=True)):
+        limit = 1.1 * float((theirs - right).norm()) + 1e-4 * float(right.norm())
+        assert float((mine - right).norm()) <= limit, part
+
+
 @pytest.mark.parametrize("name", _modules())
 def test_a_weight_that_trains_gets_its_gradient(name: str) -> None:
     module = _modules()[name]

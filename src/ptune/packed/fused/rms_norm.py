@@ -1,7 +1,7 @@
 """Root mean square normalisation (Zhang & Sennrich 2019) with frozen weights, in the form Llama has it.
 
 Saved for the backward are the input and one number a position; transformers' own, written in single steps, keeps the
-normalised values and their squares too.
+normalised values and their squares too. In half precision both compute in float32 inside, and round at the same places.
 
 Shapes: `N` positions, `D` hidden size.
 """
@@ -20,20 +20,21 @@ from ptune.frozen.product import suits
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, rstd)
         ctx.weight = weight
-        normed: torch.Tensor = (x * rstd).mul_(weight)
+        normed: torch.Tensor = (x * rstd).to(x.dtype).mul_(weight)
         return normed
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, rstd = ctx.saved_tensors
-        scaled = grad * ctx.weight
+        wide = x.float()
+        scaled = (grad * ctx.weight).float()
         # d y / d x = rstd · (g − x · rstd² · mean(g · x))
-        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(rstd.square()).div_(x.shape[-1])
-        return scaled.addcmul_(x, along, value=-1).mul_(rstd), None, None
+        along = torch.linalg.vecdot(scaled, wide).unsqueeze(-1).mul_(rstd.square()).div_(x.shape[-1])
+        return scaled.addcmul_(wide, along, value=-1).mul_(rstd).to(x.dtype), None, None
 
 
 class FrozenRMSNorm(nn.Module):
