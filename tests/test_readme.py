@@ -57,6 +57,18 @@ def test_quoted_figures_of_mixtures_are_the_committed_ones() -> None:
     assert f"| {' | '.join(f'{one} GiB' for one in memory)} |" in text
 
 
+def test_quoted_launches_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    models = json.loads((ROOT / "benchmarks/results/launches.json").read_text(encoding="utf-8"))["models"].values()
+    for who in ("PEFT", "ptune", "ptune, padded attention"):
+        cells = [(model[who]["kernels"], model[who]["waits"]) for model in models]
+        shown = [f"{kernels:,} kernels, {waits} wait{'s' * (waits > 1)}" for kernels, waits in cells]
+        assert f"| {' | '.join(shown)} |" in text
+    for model in models:
+        assert model["ptune"]["kernels"] <= 1.1 * model["PEFT"]["kernels"]
+        assert model["ptune"]["waits"] <= model["PEFT"]["waits"]
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_quoted_ranges_are_those_of_the_committed_results(name: str) -> None:
     """From the least to the greatest, whatever the encoder, the prompt's length, and PEFT's way of batching."""

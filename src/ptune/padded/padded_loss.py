@@ -60,13 +60,14 @@ def find_predictors(labels: torch.Tensor, lengths: torch.Tensor, columns: torch.
     rows, at = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
     targets = labels[rows, at]
     is_first = at == 0
-    known = ~is_first | (lengths[rows] > 0)
-    rows, at, targets, is_first = rows[known], at[known], targets[known], is_first[known]
+    # Places rather than masks: for each of the latter the host would wait for the device.
     if columns is not None:
-        none = rows.new_empty(0)
-        return Predictors(rows, columns[rows, at] - 1, targets, none, none)
-    inner = ~is_first
-    return Predictors(rows[inner], at[inner] - 1, targets[inner], rows[is_first], targets[is_first])
+        known = torch.nonzero(~is_first | (lengths[rows] > 0)).squeeze(1)
+        rows, none = rows[known], rows.new_empty(0)
+        return Predictors(rows, columns[rows, at[known]] - 1, targets[known], none, none)
+    inner = torch.nonzero(~is_first).squeeze(1)
+    first = torch.nonzero(is_first & (lengths[rows] > 0)).squeeze(1)
+    return Predictors(rows[inner], at[inner] - 1, targets[inner], rows[first], targets[first])
 
 
 def cross_entropy(
