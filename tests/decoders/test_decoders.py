@@ -46,9 +46,11 @@ QUICK = {
 REFUSED = {
     "xlnet": "is not a causal language model: it sees the text ahead",
     "prophetnet": "is not a causal language model: it sees the text ahead",
-    "cpmant": "CpmAntForCausalLM",  # sees the text ahead; since transformers 5.24 it cannot be run on embeddings either
+    "cpmant": "is not a causal language model: it sees the text ahead",
     "xlm": "XLMWithLMHeadModel, tried with an answer, fails with AssertionError",
 }
+REFUSED_ELSEWHERE = {"cpmant": "CpmAntForCausalLM cannot be run on virtual tokens"}
+"""By other versions of transformers for another reason: the same fault stops them earlier."""
 
 
 def _assert_right_or_refused(found: Finding) -> None:
@@ -57,7 +59,8 @@ def _assert_right_or_refused(found: Finding) -> None:
     wanted = REFUSED.get(found.model_type)
     for check in found.having("refused"):
         assert wanted is not None, check.detail
-        assert wanted in check.detail
+        other = REFUSED_ELSEWHERE.get(found.model_type, wanted) if transformers.__version__ != TABLED else wanted
+        assert wanted in check.detail or other in check.detail
     assert bool(found.having("refused")) is (wanted is not None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from architectures import build
+from ptune import PromptEncoderConfig, PTunedModel
 from ptune.errors import ConfigError, ModelError
 from ptune.loading import builtin
 from ptune.loading import load as backbone
@@ -45,6 +47,37 @@ def test_dtype_is_honoured(tiny_model_dir: Path, dtype: str) -> None:
 def test_auto_is_float32_on_cpu_and_bfloat16_on_cuda() -> None:
     assert backbone._dtype("auto", torch.device("cpu")) == torch.float32
     assert backbone._dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_float32_on_cards_that_emulate_bfloat16(
+    native: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def supported(*, including_emulation: bool) -> bool:
+        asked.append(including_emulation)
+        return native
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert backbone._dtype("auto", torch.device("cuda:0")) is wanted
+    assert asked == [False]
+
+
+def test_a_device_map_and_an_attention_are_handed_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    spread = {"model": "cpu", "lm_head": "disk"}
+    model = load_model(str(tiny_model_dir), device_map=spread, attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+    assert model.hf_device_map == spread
+    prompted = PTunedModel(model, PromptEncoderConfig(num_virtual_tokens=2))
+    folder = prompted.save_pretrained(tmp_path / "mapped")
+    again = PTunedModel.from_pretrained(folder, device_map="auto", attn_implementation="eager")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(again(ids).logits, prompted.eval()(ids).logits, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"device='cpu' and device_map exclude each other"):
+        load_model(str(tiny_model_dir), device="cpu", device_map="auto")
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

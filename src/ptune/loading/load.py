@@ -58,6 +58,8 @@ def load_model(
     dtype: str = "auto",
     quantization: str | None = None,
     device: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
@@ -65,18 +67,24 @@ def load_model(
 
     Args:
         name: Hub id, folder, `.gguf` file, or `builtin:smollm2-135m`. It becomes the model's `name_or_path`.
-        dtype: float32, bfloat16 or float16; "auto" is bfloat16 on CUDA and float32 elsewhere.
+        dtype: float32, bfloat16 or float16; "auto" is bfloat16 on CUDA cards that have it (from Ampere on) and float32
+            elsewhere.
         quantization: int8, 8bit or 4bit packs the linear layers' weights as they are loaded; see
             `ptune.frozen.quantized`. What is not packed has `dtype`.
         device: As torch spells it; None is this process's CUDA device where there is one, else the CPU.
+        device_map: Spreads the layers over several devices, the CPU and disk, as in transformers (`auto`, …); in place
+            of `device`.
+        attn_implementation: The attention of transformers' own layers (`eager`, `sdpa`, …). Packed rows have ptune's.
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
 
     Raises:
         ModelError: The model is not there, is damaged, is not a causal language model, or cannot be quantized.
-        ConfigError: An unknown dtype, quantization or device.
+        ConfigError: An unknown dtype, quantization or device, or a device beside a device map.
         OutputError: A GGUF file's converted copy cannot be written.
     """
+    if device is not None and device_map is not None:
+        raise ConfigError(f"device={device!r} and device_map exclude each other.", hint="Leave one out.")
     place = _device(device)
     number = _dtype(dtype, place)
     packed = {} if quantization is None else quantization_options(quantization, number, place)
@@ -89,18 +97,20 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(origin, **options)
         _check_config(name, config, trust_remote_code=trust_remote_code)
+        given = {"device_map": device_map, "attn_implementation": attn_implementation}
         options |= {"dtype": number, "output_loading_info": True, **packed}
+        options |= {key: value for key, value in given.items() if value is not None}
         found: Any = AutoModelForCausalLM.from_pretrained(origin, **options)
         model: PreTrainedModel = found[0]
         _check_loaded(name, model, found[1])
-        if quantization is None:
-            model.to(place)  # type: ignore[arg-type]
-        else:
+        if quantization is not None:
             check_quantized(model, quantization)
             for weight in model.parameters():
                 # A single weight that is still mapped from its file keeps the whole file in memory.
                 if is_plain(weight):
                     weight.data = weight.data.clone()
+        elif device_map is None:
+            model.to(place)  # type: ignore[arg-type]
     except PTuneError:
         raise
     except LOAD_FAULTS as fault:
@@ -254,10 +264,18 @@ def _device(device: str | None) -> torch.device:
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype by name; "auto" depends on the device."""
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     return DTYPES[dtype]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA card multiplies bfloat16 itself: older ones emulate it, several times slower."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return device.type == "cuda"
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _source(name: str) -> _Source:
