@@ -355,3 +355,14 @@ def test_what_it_would_not_save_it_does_not_train(tmp_path: Path) -> None:
     model.train_prompts([])
     with pytest.raises(ConfigError, match=r"no prompt of the model trains.*trainable=True"):
         trained(tmp_path, model=model)
+
+
+def test_one_process_uses_one_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Trainer would put the model into DataParallel, whose replicas run the first card's weights."""
+    args = arguments(tmp_path, max_steps=1)
+    args._n_gpu = 2
+    with caplog.at_level("WARNING", logger="ptune"):
+        trainer = PTuneTrainer(model=prompted(), args=args, train_dataset=token_rows(24), data_collator=COLLATE)
+    assert trainer.args.n_gpu == 1
+    assert "one is used; for all of them: accelerate launch" in caplog.text
+    assert trainer.train().global_step == 1

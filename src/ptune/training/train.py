@@ -23,7 +23,6 @@ from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.frozen.precision import check_mixed
-from ptune.internals import use_one_gpu
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import PeakMemory
 from ptune.model.wrapper import PTunedModel
@@ -238,9 +237,6 @@ def build_trainer(
     callbacks: list[Any] = [ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)]
     if recipe.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold))
-    if args.n_gpu > 1:
-        # One process drives one GPU (Trainer would use DataParallel). For more: torchrun, accelerate launch.
-        use_one_gpu(quiet)
     try:
         trainer = PTuneTrainer(
             model=model,

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -34,7 +34,7 @@ from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, listed
-from ptune.internals import training_columns
+from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
 from ptune.training.batches import budget_loader, budget_sampler
@@ -72,7 +72,9 @@ class PTuneTrainer(Trainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *more: Any,
         tokens_per_batch: int | None = None,
         prompt_details: Mapping[str, Any] | None = None,
         stop: StopRequest | None = None,
@@ -80,7 +82,11 @@ class PTuneTrainer(Trainer):
         say: Callable[[str], None] = _log.warning,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        if args is not None and args.n_gpu > 1:
+            # One process drives one GPU: Trainer would use DataParallel, whose replicas share the first one's weights.
+            use_one_gpu(args)
+            say("several GPUs are visible, and one is used; for all of them: accelerate launch, or torchrun")
+        super().__init__(model, args, *more, **kwargs)
         warn_of_missing_names()
         self.stop = stop
         self.store = CheckpointStore(self, prompt_details or {})
