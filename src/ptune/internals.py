@@ -118,6 +118,11 @@ def use_one_gpu(arguments: Any) -> None:
     arguments._n_gpu = 1
 
 
+def leave_out_of_ddp(model: nn.Module, names: list[str]) -> None:
+    """Name parameters and buffers that DistributedDataParallel neither compares nor sends round."""
+    model._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]  # a plain attribute
+
+
 def checkpoints_activations(model: Any) -> bool:
     """Whether a model computes activations again in the backward; called gradient checkpointing before 5.23."""
     found = getattr(model, "is_activation_checkpointing", None)

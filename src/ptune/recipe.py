@@ -98,7 +98,7 @@ class TrainRecipe:
     dtype: str = _flag(
         _DATA,
         "auto",
-        "weights of the frozen model; auto is float32 on the CPU and bfloat16 on CUDA",
+        "weights of the frozen model; auto is bfloat16 on CUDA cards that have it, else float32",
         choices=DTYPE_NAMES,
     )
     quantization: str | None = _flag(

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from commands import run, run_apart, train_words
+from ptune import TrainRecipe, train
+from ptune.errors import ConfigError
 
 
 def logged(folder: Path, name: str) -> list[float]:
@@ -60,6 +63,44 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     assert "batches: 2 rows packed, no padding; 4 to an optimizer step" in two.err
     assert two.err.count("trainable params: ") == 1, "only the first process speaks"
     assert "Warning" not in two.err
+
+
+@pytest.mark.slow
+def test_two_processes_and_a_quantized_model(
+    tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path
+):
+    """Its weights are tensors of a kind that DDP cannot send round, and need not."""
+    pytest.importorskip("torchao")
+    values = {"quantization": "int8", "max_steps": 3}
+    one = run(
+        *words(tiny_model_dir, train_file, held_out_file, tmp_path / "one", gradient_accumulation_steps=2, **values)
+    )
+    assert one.code == 0, one.err
+    launch = ["--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "ptune"]
+    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "two", **values)
+    two = run_apart(*launch, *command, module="torch.distributed.run")
+    assert two.code == 0, two.err
+    assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variables", "way"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "DeepSpeed ZeRO-3"),
+    ],
+)
+def test_a_sharded_model_is_refused_before_it_is_loaded(
+    tmp_path: Path, train_file: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], way: str
+):
+    args = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    recipe = TrainRecipe(model="no/such-model", data=str(train_file), output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=rf"{way} shards the frozen model.*") as caught:
+        train(recipe, args)
+    assert "DDP" in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

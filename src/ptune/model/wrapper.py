@@ -23,6 +23,7 @@ from ptune.errors import ConfigError, PromptError, unknown
 from ptune.frozen.capability import context_length, prefix_capability
 from ptune.frozen.parameters import count_parameters, has_weights, parameters_line
 from ptune.frozen.view import ModelView
+from ptune.internals import leave_out_of_ddp
 from ptune.model.adapter_names import AdapterNames
 from ptune.model.on_hub import PromptOnHub
 from ptune.model.running import DISABLED, RunsPrompts
@@ -83,6 +84,9 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         check_base(base)
         base.requires_grad_(False)
         self.base = base
+        # Frozen weights are the same in every process; and quantized ones could not be sent round.
+        frozen = (*base.named_parameters(remove_duplicate=False), *base.named_buffers(remove_duplicate=False))
+        leave_out_of_ddp(self, [f"base.{name}" for name, _ in frozen])
         self.capability = prefix_capability(base)
         self.context_length = context_length(base)
         self._base_obstacle = packing_obstacle(base, self.capability)

@@ -44,6 +44,7 @@ from ptune.training.result import (
     show_rows,
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
+from ptune.training.sharding import check_not_sharded
 from ptune.training.signals import StopRequest
 from ptune.training.start import start_from
 from ptune.training.trainer import PTuneTrainer
@@ -77,6 +78,7 @@ def train(
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
     args, given = arguments, given or ()
+    check_not_sharded(args)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
