@@ -12,7 +12,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench test test-slow test-oldest test-newest docs lint format constraints clean distclean
+.PHONY: help setup demo bench bench-gpu test test-slow test-oldest test-newest docs lint format constraints clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo: $(STAMP) ## the whole story on a real model: train a soft prompt, measure 
 BENCHMARKS := training_speed mixtures training_memory floor scaling generation_speed quantized forecast
 bench: $(STAMP) ## every benchmark, an hour on two quiet cores; ARGS="--rounds 1" for a first look
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
+
+bench-gpu: $(STAMP) ## what a GPU shows: correctness, memory, speed beside PEFT; under eight minutes
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 test: $(STAMP) ## the quick tests; ARGS="-k name" picks some
 	@$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
