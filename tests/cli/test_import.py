@@ -124,6 +124,9 @@ def test_prefix_tuning_answers_as_it_is(tiny_model_dir: Path, tmp_path: Path):
     """It cannot be imported, and need not be."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = peft.get_peft_model(base, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
+    torch.manual_seed(0)
+    for weight in theirs.prompt_encoder.parameters():
+        torch.nn.init.normal_(weight, std=3.0)  # wide enough to change the answer, whatever was drawn before
     theirs.save_pretrained(tmp_path / "adapter")
     answers = json.loads(run("generate", tmp_path / "adapter", "x", "--max-new-tokens", 8, "--compare", "--json").out)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
