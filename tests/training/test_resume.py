@@ -257,20 +257,23 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, *, row: str, of: str = "loss") -> 
         output = forward(self, input_ids, *args, **kwargs)
         if output.loss is not None and bool((input_ids == int(row)).any()):
             factor = torch.tensor(float("nan" if of == "loss" else "inf"))
-            output.loss = output.loss * factor if of == "loss" else _InfiniteGradient.apply(output.loss)
+            output.loss = output.loss * factor if of == "loss" else _ScaledGradient.apply(output.loss, float("inf"))
         return output
 
     monkeypatch.setattr(Wrapper, "forward", bad)
 
 
-class _InfiniteGradient(torch.autograd.Function):
+class _ScaledGradient(torch.autograd.Function):
+    """The value as it is, and its gradient times a factor."""
+
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, value: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return grad * float("inf")
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * ctx.factor, None
 
 
 @pytest.fixture
@@ -311,18 +314,6 @@ def test_the_row_that_is_not_finite_is_named(
     assert not (Path(task["output"]) / "adapter_model.safetensors").exists()
 
 
-class _NoGradient(torch.autograd.Function):
-    """What kernels for inference give in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(grad)
-
-
 def test_a_gradient_of_nothing_ends_the_run(task: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     forward, steps = Wrapper.forward, iter(range(1, 100))
 
@@ -330,7 +321,7 @@ def test_a_gradient_of_nothing_ends_the_run(task: dict[str, Any], monkeypatch: p
     def inert(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = forward(self, *args, **kwargs)
         if self.training and next(steps) > 2:
-            output.loss = _NoGradient.apply(output.loss)
+            output.loss = _ScaledGradient.apply(output.loss, 0.0)  # as kernels for inference give
         return output
 
     monkeypatch.setattr(Wrapper, "forward", inert)

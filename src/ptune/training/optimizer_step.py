@@ -99,14 +99,19 @@ class OptimizerStep(TrainerCallback):
         # A gradient scaler looks for overflows itself, and leaves those steps out.
         scaled = getattr(self.trainer.accelerator, "scaler", None) is not None
         total = losses.sum() if scaled or norm is None else losses.sum() + torch.as_tensor(norm, device=losses.device)
-        if not bool(torch.isfinite(total)):
+        finite = torch.isfinite(total)
+        learns = finite
+        if norm is not None and not scaled:
+            learns = finite & ((torch.as_tensor(norm, device=losses.device) != 0) | (losses.sum() <= 0))
+        if bool(learns):  # the one look of a step that waits for the device
+            return
+        if not bool(finite):
             raise not_finite(self.trainer, prompted, in_hand, norm, name_row=self.name_row, last_good=self.last_good())
-        if norm is not None and float(norm) == 0 and float(losses.sum()) > 0 and not scaled:
-            raise TrainingError(
-                f"the gradient of the prompt is exactly 0 at step {self.trainer.state.global_step + 1}, where the loss "
-                f"is {float(losses.sum()):.4g}: nothing would be learned; {self.last_good()}.",
-                hint="The model's products hand no gradient on. Try another dtype, or another quantization or none.",
-            )
+        raise TrainingError(
+            f"the gradient of the prompt is exactly 0 at step {self.trainer.state.global_step + 1}, where the loss "
+            f"is {float(losses.sum()):.4g}: nothing would be learned; {self.last_good()}.",
+            hint="The model's products hand no gradient on. Try another dtype, or another quantization or none.",
+        )
 
     def _attempt(self, model: nn.Module, batches: list[dict[str, Any]], num_items: Any) -> torch.Tensor | None:
         """The last micro-batch's loss; None where the memory was not enough, and fewer rows are to be tried."""

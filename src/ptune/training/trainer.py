@@ -117,7 +117,6 @@ class PTuneTrainer(Trainer):
             self.add_callback(callback)
         eval_on_start = self.args.eval_on_start
         if resume_from_checkpoint and ours:
-            self.store.check_resumable(str(resume_from_checkpoint))
             self.args.eval_on_start = False  # the first run has done it
         try:
             with keep_freed_memory() if self.args.device.type == "cpu" else nullcontext():
