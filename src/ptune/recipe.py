@@ -164,37 +164,14 @@ class TrainRecipe:
             object.__setattr__(self, "data", self.data[0] if len(self.data) == 1 else tuple(self.data))
         if isinstance(self.data_weights, list):
             object.__setattr__(self, "data_weights", tuple(self.data_weights))
-        faults = [*self._type_faults()]
+        faults = type_faults(self)
         if not faults:
             missing = [
                 item.name for item in fields(self) if item.metadata.get("required") and not getattr(self, item.name)
             ]
             faults += [f"{_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
             faults += [*self._value_faults(), *self._prompt_faults()]
-        if len(faults) == 1:
-            raise ConfigError(f"{faults[0].rstrip('.')}.")
-        if faults:
-            numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
-            raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")
-
-    def _type_faults(self) -> list[str]:
-        """Fields whose value is of another type than theirs, as a recipe file may hold."""
-        hints = typing.get_type_hints(type(self))
-        faults = []
-        for item in fields(self):
-            value, kinds, listed = (
-                getattr(self, item.name),
-                allowed_types(hints[item.name]),
-                item_type(hints[item.name]),
-            )
-            fits = type(value) in kinds or (isinstance(value, Mapping) and Mapping in kinds)
-            if listed is not None and isinstance(value, (list, tuple)):
-                fits = all(type(one) is listed or (listed is float and type(one) is int) for one in value)
-            if not fits and not (type(value) is int and float in kinds):
-                wanted = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
-                wanted += f" ({_WORDS[listed]} each)" if listed is not None else ""
-                faults.append(f"{item.name} must be {wanted}, not {value!r}")
-        return faults
+        refuse(faults)
 
     def _value_faults(self) -> list[str]:
         """Values that the data, the model or the run cannot use."""
@@ -296,6 +273,35 @@ class TrainRecipe:
             # transformers would take its quiet log level for a wish to see no progress.
             "disable_tqdm": False,
         }
+
+
+def type_faults(settings: Any) -> list[str]:
+    """Fields of a dataclass whose value is of another type than theirs, as a recipe file may hold."""
+    hints = typing.get_type_hints(type(settings))
+    faults = []
+    for item in fields(settings):
+        value, kinds, listed = (
+            getattr(settings, item.name),
+            allowed_types(hints[item.name]),
+            item_type(hints[item.name]),
+        )
+        fits = type(value) in kinds or (isinstance(value, Mapping) and Mapping in kinds)
+        if listed is not None and isinstance(value, (list, tuple)):
+            fits = all(type(one) is listed or (listed is float and type(one) is int) for one in value)
+        if not fits and not (type(value) is int and float in kinds):
+            wanted = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
+            wanted += f" ({_WORDS[listed]} each)" if listed is not None else ""
+            faults.append(f"{item.name} must be {wanted}, not {value!r}")
+    return faults
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise `ConfigError` for settings that cannot be used, all of them at once; nothing where there are none."""
+    if len(faults) == 1:
+        raise ConfigError(f"{faults[0].rstrip('.')}.")
+    if faults:
+        numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
+        raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")
 
 
 def allowed_types(hint: Any) -> tuple[type, ...]:

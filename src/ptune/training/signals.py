@@ -18,10 +18,11 @@ class StopRequest:
 
     Args:
         say: Takes a line for people when the first signal comes.
+        doing: What happens then, in words.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], doing: str = "stopping after this step and saving it") -> None:
+        self.say, self.doing = say, doing
         self.signal_number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -44,4 +45,4 @@ class StopRequest:
             return
         self.signal_number = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        self.say(f"{signal.Signals(number).name}: stopping after this step and saving it{again}")
+        self.say(f"{signal.Signals(number).name}: {self.doing}{again}")

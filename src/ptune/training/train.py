@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,22 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base, load_tokenizer
-from ptune.memory.measure import PeakMemory
-from ptune.model.wrapper import PTunedModel
+from ptune.memory.measure import MemoryReport, PeakMemory
+from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
@@ -89,14 +96,16 @@ def train(
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         asked = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = prompted_model(recipe, args, tokenizer)
+        model = frozen_model(recipe, args, tokenizer)
+        add_new_prompt(model, recipe, args, tokenizer)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
-            details=details, console=say, metrics=folder.metrics, name_row=partial(place_of, rows, tokenizer, recipe),
+            details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
+            callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
         if resume is not None:
             trainer.store.check_resumable(resume)
@@ -113,12 +122,9 @@ def train(
             outcome = run_trainer(trainer, resume, say)
         check_finite(model)
         after = measure(model, rows, collate, args, say, with_prompt=True)
-        result = TrainResult(
-            folder=folder.path, model=model, tokenizer=tokenizer, template=rows.template,
-            train_loss=float(outcome.training_loss), before=before, after=after,
-            steps=int(outcome.global_step), tokens=trainer.total_tokens(),
-            seconds=float(outcome.metrics["train_runtime"]), memory=peak.report,
-            examples=rows.examples, held_out=rows.held_out_examples,
+        result = result_of(
+            trainer, outcome, rows, folder=folder.path, model=model, tokenizer=tokenizer, before=before, after=after,
+            memory=peak.report,
         )  # fmt: skip
         if first:
             publish(result, recipe, args, folder, details=details, console=say)
@@ -168,24 +174,34 @@ def push(folder: Path, args: TrainingArguments) -> str:
     )
 
 
-def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
-    """The frozen model with a new prompt, the same in every process.
+def frozen_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
+    """The frozen model, without a prompt yet.
 
     Raises:
         ModelError: The model cannot be loaded, or does not go with the tokenizer.
-        ConfigError: The prompt does not fit the model.
     """
     base = load_base(recipe, args.device, tokenizer)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
-    set_seed(args.seed)
-    if recipe.init_from is None:
-        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)
-    else:
-        model = PTunedModel(base, self_check=recipe.self_check)
-        start_from(model, recipe, tokenizer)
+    model = PTunedModel(base, self_check=recipe.self_check)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
     return model
+
+
+def add_new_prompt(
+    model: PTunedModel, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Give the model the prompt that a recipe describes, the same in every process.
+
+    Raises:
+        ConfigError: The prompt does not fit the model.
+        PromptError: There is none to start from.
+    """
+    set_seed(args.seed)
+    if recipe.init_from is None:
+        model.add_prompt(DEFAULT_PROMPT, recipe.prompt_config(), tokenizer=tokenizer)
+    else:
+        start_from(model, recipe, tokenizer)
 
 
 def measure(
@@ -224,10 +240,10 @@ def build_trainer(
     *,
     details: dict[str, Any],
     console: Console,
-    metrics: Path,
     name_row: Callable[[list[int]], str],
+    callbacks: Sequence[TrainerCallback],
 ) -> PTuneTrainer:
-    """The trainer of a run, with ptune's progress and metrics in place of transformers' own.
+    """The trainer of a run; `callbacks` show its progress in place of transformers' own.
 
     Raises:
         ConfigError: A training argument that cannot be used here.
@@ -236,9 +252,9 @@ def build_trainer(
     quiet.disable_tqdm = True
     quiet.push_to_hub = False  # the finished prompt goes there, not every checkpoint with all it needs to go on
     say = partial(show_line, console=console)
-    callbacks: list[Any] = [ProgressReporter(console, bar=not args.disable_tqdm), MetricsFile(metrics)]
     if recipe.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold))
+        stopping = EarlyStoppingCallback(recipe.early_stopping_patience, recipe.early_stopping_threshold)
+        callbacks = [*callbacks, stopping]
     try:
         trainer = PTuneTrainer(
             model=model,
@@ -246,7 +262,7 @@ def build_trainer(
             train_dataset=rows.tokens.dataset,
             eval_dataset=None if rows.held_out_tokens is None else rows.held_out_tokens.dataset,
             data_collator=collate,
-            callbacks=callbacks,
+            callbacks=list(callbacks),
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
             stop=StopRequest(say),
@@ -264,6 +280,36 @@ def build_trainer(
         raise ConfigError(f"training arguments: {one_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def result_of(
+    trainer: PTuneTrainer,
+    outcome: Any,
+    rows: Rows,
+    *,
+    folder: Path,
+    model: PTunedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    before: HeldOutLoss | None,
+    after: HeldOutLoss | None,
+    memory: MemoryReport,
+) -> TrainResult:
+    """What a run gave, `outcome` being what its `trainer.train()` returned. Every process must call it."""
+    return TrainResult(
+        folder=folder,
+        model=model,
+        tokenizer=tokenizer,
+        template=rows.template,
+        train_loss=float(outcome.training_loss),
+        before=before,
+        after=after,
+        steps=int(outcome.global_step),
+        tokens=trainer.total_tokens(),
+        seconds=float(outcome.metrics["train_runtime"]),
+        memory=memory,
+        examples=rows.examples,
+        held_out=rows.held_out_examples,
+    )
 
 
 def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) -> Any:
