@@ -36,8 +36,9 @@ from ptune.recipe import TrainRecipe
 
 ENGLISH, CHINESE = "../shared/data/alpaca_en/alpaca_data.json", "../shared/data/alpaca_zh"
 NAMES = ("prompt-tuning", "mlp", "lstm")
+RATES = {"prompt-tuning": 3e-2, "mlp": 1e-3, "lstm": 1e-3}
 FACTORS = (0.3, 1.0, 3.0, 10.0)
-"""Of a method's default rate, tried before the comparison."""
+"""Of `RATES`, tried before the comparison."""
 PARTS = {"loss_first_third": (0.0, 1 / 3), "loss_last_tenth": (0.9, 1.0)}
 WHAT = (
     "Training and held-out loss of prompt tuning and P-tuning, each at the rate that did best on other rows, on the "
@@ -76,13 +77,10 @@ def _one_set(source: str, options: argparse.Namespace, say: Console) -> dict[str
     compared, tried = _draw(source, options.rows + options.held_out, folder)
     tries = []
     for factor in FACTORS:
-        rates = {one: METHODS[one].learning_rate * factor for one in NAMES}
+        rates = {one: RATES[one] * factor for one in NAMES}
         tries.append(_compare(tried, folder / f"rate-x{factor:g}", rates, options, say, rates_only=True))
     table = {
-        one: {
-            f"{METHODS[one].learning_rate * factor:g}": _held_out(found, one)
-            for factor, found in zip(FACTORS, tries, strict=True)
-        }
+        one: {f"{RATES[one] * factor:g}": _held_out(found, one) for factor, found in zip(FACTORS, tries, strict=True)}
         for one in NAMES
     }
     chosen = {one: float(min(losses, key=losses.__getitem__)) for one, losses in table.items()}

@@ -16,8 +16,10 @@ from typing import Any
 from ptune.config import PromptEncoderConfig, PromptTuningInit
 from ptune.errors import ConfigError, unknown
 
-ENCODER_NAMES = ("mlp", "lstm", "residual", "embedding")
-INIT_NAMES = ("random", "vocab", "text")
+EMBEDDING = "embedding"
+ENCODER_NAMES = (EMBEDDING, "residual", "mlp", "lstm")
+INITS_FROM_ROWS = ("frequent", "data")
+INIT_NAMES = ("random", "vocab", *INITS_FROM_ROWS, "text")
 QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
@@ -29,10 +31,12 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 _TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
 CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_checkpointing"
 """The training argument that computes activations again in the backward; 5.23 gave it another name."""
-LEARNING_RATES = {"mlp": 1e-3, "lstm": 1e-3, "residual": 5e-3, "embedding": 3e-2}
-"""Default rate for each encoder, from trials on SmolLM2-135M; see docs/concepts.md."""
+LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3}
+"""Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
+of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
 
-_INIT = {"random": PromptTuningInit.RANDOM, "vocab": PromptTuningInit.SAMPLE_VOCAB, "text": PromptTuningInit.TEXT}
+_INIT = {"random": PromptTuningInit.RANDOM, "text": PromptTuningInit.TEXT}
+"""The others start from the vocabulary, however its tokens are chosen."""
 _WORDS = {
     str: "text",
     int: "a whole number",
@@ -112,7 +116,7 @@ class TrainRecipe:
     self_check: bool = _flag(
         _DATA, True, "try the model on a short text first, and take no way through it that gives wrong numbers"
     )
-    encoder: str = _flag(_PROMPT, "mlp", "prompt encoder", choices=ENCODER_NAMES)
+    encoder: str = _flag(_PROMPT, EMBEDDING, "prompt encoder; embedding is prompt tuning", choices=ENCODER_NAMES)
     num_virtual_tokens: int = _flag(_PROMPT, 10, "virtual tokens")
     encoder_hidden_size: int | None = _flag(
         _PROMPT, None, "width of the encoder's hidden layers; by default the model's"
@@ -120,7 +124,11 @@ class TrainRecipe:
     encoder_num_layers: int = _flag(_PROMPT, 2, "LSTM layers, or hidden layers of the MLP")
     encoder_dropout: float = _flag(_PROMPT, 0.0, "dropout inside the encoder")
     init: str | None = _flag(
-        _PROMPT, None, "start of the prompt; by default text with --init-text, else random", choices=INIT_NAMES
+        _PROMPT,
+        None,
+        "start of the prompt: random, sampled vocabulary, the most frequent tokens of the data, those that its answers "
+        "have in common (data), or a text; by default text with --init-text, else vocab",
+        choices=INIT_NAMES,
     )
     init_text: str | None = _flag(
         _PROMPT, None, "start from the vectors of this text, for example a description of the task"
@@ -128,7 +136,7 @@ class TrainRecipe:
     init_from: str | None = _flag(
         _PROMPT,
         None,
-        "start from a finished prompt: with its encoder as it is, or (residual, embedding) from its vectors",
+        "start from a finished prompt: with its encoder as it is, or another one from its vectors",
         metavar="DIR",
     )
     packing: bool = _flag(
@@ -224,7 +232,7 @@ class TrainRecipe:
         """Values that no prompt can be built from."""
         if self.encoder not in ENCODER_NAMES or self.init not in (None, *INIT_NAMES):
             return []
-        if self.init_text is not None and self.init in ("random", "vocab"):
+        if self.init_text is not None and self.init not in (None, "text"):
             return [f"init_text is given, but init is {self.init}"]
         try:
             self.prompt_config()
@@ -236,25 +244,27 @@ class TrainRecipe:
 
     def prompt_config(self) -> PromptEncoderConfig:
         """The configuration of the prompt this recipe describes."""
-        start = _INIT[self.init or ("random" if self.init_text is None else "text")]
+        init = self.init or ("vocab" if self.init_text is None else "text")
         return PromptEncoderConfig(
             num_virtual_tokens=self.num_virtual_tokens,
             encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_hidden_size,
             encoder_num_layers=self.encoder_num_layers,
             encoder_dropout=self.encoder_dropout,
-            init=start,
+            init=_INIT.get(init, PromptTuningInit.SAMPLE_VOCAB),
             init_text=self.init_text,
             base_model_name_or_path=self.model,
             revision=self.revision,
         )
 
     def trainer_defaults(self) -> dict[str, Any]:
-        """Values for `TrainingArguments` that suit a soft prompt; each can be overridden under its own name."""
+        """Values for `TrainingArguments` that suit a soft prompt; each can be overridden under its own name.
+
+        The learning rate depends on the model: `ptune.prompt.default_rate`.
+        """
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
-            "learning_rate": LEARNING_RATES[self.encoder],
-            "lr_scheduler_type": "cosine",
+            "lr_scheduler_type": "linear",
             "warmup_steps": 0.05,
             "weight_decay": 0.0,
             "per_device_train_batch_size": 8,

@@ -92,9 +92,10 @@ def test_init_from_takes_the_encoder_of_the_folder(train: Train, tmp_path: Path)
     other = train(init_from=tmp_path / "out", encoder="residual", output=tmp_path / "other", max_steps=1)
     assert other.code == 0, other.err
     assert json.loads((tmp_path / "other" / "ptune.json").read_text())["encoder"] == "residual"
-    refused = train(init_from=tmp_path / "out", encoder="mlp", output=tmp_path / "third")
+    narrow = {"encoder": "mlp", "encoder_hidden_size": 2}
+    refused = train(init_from=tmp_path / "out", **narrow, output=tmp_path / "third")
     assert refused.code == 2
-    assert "mlp of 4 virtual tokens cannot start from its vectors" in refused.err
+    assert "last layer reads 2 numbers cannot start from 4 given vectors" in refused.err
     assert not (tmp_path / "third").exists()
 
 

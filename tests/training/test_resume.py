@@ -435,12 +435,10 @@ def test_a_new_run_starts_from_a_finished_prompt(task: dict[str, Any], tmp_path:
     vectors = PTunedModel.from_pretrained(first.folder).encode()
     assert torch.equal(PTunedModel.from_pretrained(same.folder).encode(), vectors)
     assert outcome(same.folder)["encoder.safetensors"] == outcome(first.folder)["encoder.safetensors"]
-    residual = run(
-        {**again, "output": str(tmp_path / "residual"), "encoder": "residual"}, max_steps=1, learning_rate=0.0
-    )
-    assert torch.equal(PTunedModel.from_pretrained(residual.folder).encode(), vectors)
-    with pytest.raises(ConfigError, match="holds the encoder lstm with 4 virtual tokens; mlp of 4 virtual tokens"):
-        run({**again, "output": str(tmp_path / "mlp")}, max_steps=1)
+    for encoder in ("residual", "mlp", "embedding"):
+        other = {**again, "output": str(tmp_path / encoder), "encoder": encoder}
+        started = PTunedModel.from_pretrained(run(other, max_steps=1, learning_rate=0.0).folder).encode()
+        torch.testing.assert_close(started, vectors, rtol=0, atol=1e-5)
     with pytest.raises(PromptError, match="there is no prompt folder"):
         run({**again, "init_from": str(tmp_path / "nothing"), "output": str(tmp_path / "x")}, max_steps=1)
 

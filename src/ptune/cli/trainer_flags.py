@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 from ptune.cli.flags import Parser, argparse_message, dashed, flag, flags_of, unknown_flags
 from ptune.errors import ConfigError, one_line
-from ptune.recipe import CHECKPOINTING, LEARNING_RATES, TrainRecipe, allowed_types
+from ptune.recipe import CHECKPOINTING, EMBEDDING, LEARNING_RATES, TrainRecipe, allowed_types
 
-_RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
+_RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items() if name != EMBEDDING)
 COMMON: tuple[tuple[str, str], ...] = (
     ("--num-train-epochs X", "times through the data (default: 3)"),
     ("--max-steps N", "optimizer steps instead"),
-    ("--learning-rate X", f"default by encoder: {_RATES}"),
-    ("--lr-scheduler-type NAME", "linear, cosine, constant, … (default: cosine)"),
+    ("--learning-rate X", f"default: {LEARNING_RATES[EMBEDDING]:g} of the embeddings' deviation; {_RATES}"),
+    ("--lr-scheduler-type NAME", "linear, cosine, constant, … (default: linear)"),
     ("--warmup-steps X", "steps, or below 1 a share of them (default: 0.05)"),
     ("--per-device-train-batch-size N", "rows a forward pass (default: 8); or see --tokens-per-batch"),
     ("--gradient-accumulation-steps N", "forward passes an optimizer step (default: 1)"),

@@ -28,7 +28,8 @@ class Job:
     """`TrainRecipe`'s fields."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """`TrainingArguments` that the user gave."""
-    learning_rate: float = 0.0
+    learning_rate: float | None = None
+    """The method's own when None."""
     lora_r: int = 8
     lora_alpha: int = 16
 

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -42,11 +43,13 @@ from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.wrapper import PTunedModel
+from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import TrainRecipe
 from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.result import prompt_details
 from ptune.training.rows import Rows, check_context, load_rows
+from ptune.training.train import add_new_prompt
 from ptune.training.trainer import PTuneTrainer
 
 Tell = Callable[[dict[str, Any]], None]
@@ -66,7 +69,7 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=False)
     start_gib = _held_gib(args.device)
     tell({"phase": "loading"})
-    model = _load(job, recipe, args, tokenizer)
+    model = _load(job, recipe, args, tokenizer, rows)
     trainable, total = count_parameters(model)
     loaded_gib = _held_gib(args.device) - start_gib
     answer: dict[str, Any] = {"method": job.method, "seed": job.seed, "status": OK, "key": job.key()}
@@ -93,7 +96,6 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
             **given,
             "output_dir": job.folder,
             "seed": job.seed,
-            "learning_rate": job.learning_rate or 1.0,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "train_sampling_strategy": job.arguments.get("train_sampling_strategy", "random"),
@@ -106,11 +108,18 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
     )
 
 
-def _load(job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def _load(
+    job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
+) -> nn.Module:
     """The model as the method makes it, every weight in memory."""
     base = load_base(recipe, args.device, tokenizer)
+    args.learning_rate = job.learning_rate or _own_rate(job.method, base)
     model: nn.Module = base
-    if job.method != BASE:
+    if job.method != BASE and METHODS[job.method].is_ptune:
+        model = PTunedModel(base, self_check=recipe.self_check).train()
+        model.pack_batches = recipe.packing
+        add_new_prompt(model, recipe, args, tokenizer, rows)
+    elif job.method != BASE:
         set_seed(job.seed)
         sizes = MethodSettings(
             num_virtual_tokens=recipe.num_virtual_tokens,
@@ -119,11 +128,9 @@ def _load(job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: Pre
             encoder_dropout=recipe.encoder_dropout,
             lora_r=job.lora_r,
             lora_alpha=job.lora_alpha,
-            packing=recipe.packing,
-            self_check=recipe.self_check,
         )
-        prompt = recipe.prompt_config() if METHODS[job.method].is_ptune else None
-        model = apply_method(job.method, base, sizes, prompt=prompt, tokenizer=tokenizer)
+        model = apply_method(job.method, base, sizes)
+    if job.method != BASE:
         model.to(args.device)
     with torch.no_grad():
         for weight in model.parameters():
@@ -230,8 +237,16 @@ def _train(
         "losses": tuple(clock.losses),
         "rows_digest": hashlib.sha256(b"".join(digest for _, digest in used)).hexdigest()[:16],
         "packed": packed,
-        "learning_rate": job.learning_rate,
+        "learning_rate": args.learning_rate,
     }
+
+
+def _own_rate(method: str, base: PreTrainedModel) -> float:
+    """The method's default learning rate; the model alone has none."""
+    if method == BASE:
+        return 0.0
+    chosen = METHODS[method]
+    return default_learning_rate(base, chosen.encoder) if chosen.encoder else chosen.learning_rate or 0.0
 
 
 def _context(model: Any) -> int | None:

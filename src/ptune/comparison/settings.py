@@ -61,6 +61,6 @@ class CompareSettings:
         asked = [part.strip() for part in self.methods.split(",") if part.strip()]
         return tuple(dict.fromkeys([*asked, *(["peft-mlp"] if self.peft else [])]))
 
-    def learning_rate(self, name: str) -> float:
-        """The rate of a method."""
-        return float((self.learning_rates or {}).get(name, METHODS[name].learning_rate))
+    def learning_rate(self, name: str) -> float | None:
+        """The rate that a method was given; None leaves it at its own."""
+        return (self.learning_rates or {}).get(name)

@@ -42,7 +42,7 @@ class MethodSummary:
     runs: int
     """That came to their end."""
     asked: int
-    learning_rate: float
+    learning_rate: float | None
     trainable_parameters: int | None
     all_parameters: int | None
     loaded_gib: Spread | None
@@ -151,7 +151,7 @@ def summarize_method(name: str, settings: CompareSettings, runs: Sequence[JobRes
         status=f"{bad[0].status}: {bad[0].error}" if bad else "ok",
         runs=len(good),
         asked=len(runs),
-        learning_rate=settings.learning_rate(name),
+        learning_rate=settings.learning_rate(name) if first is None else first.learning_rate,
         trainable_parameters=None if first is None else first.trainable_parameters,
         all_parameters=None if first is None else first.all_parameters,
         bytes_on_disk=None if first is None else first.bytes_on_disk,

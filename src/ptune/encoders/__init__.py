@@ -2,7 +2,7 @@
 
 from ptune.encoders.base import PromptEncoder
 from ptune.encoders.embedding import EmbeddingEncoder
-from ptune.encoders.initialise import initial_vectors, initialise
+from ptune.encoders.initialise import initialise
 from ptune.encoders.lstm import LSTMEncoder
 from ptune.encoders.mlp import MLPEncoder
 from ptune.encoders.registry import ENCODERS, build_encoder
@@ -16,6 +16,5 @@ __all__ = [
     "PromptEncoder",
     "ResidualEncoder",
     "build_encoder",
-    "initial_vectors",
     "initialise",
 ]

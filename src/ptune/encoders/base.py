@@ -26,8 +26,6 @@ class PromptEncoder(nn.Module):
 
     dropout = 0.0
     """Probability of dropping a hidden unit in training; an encoder that has it sets it."""
-    keeps_vectors = False
-    """True where the encoder's output before training is exactly its table."""
 
     def __init__(self, *, num_virtual_tokens: int, token_dim: int) -> None:
         super().__init__()
@@ -56,5 +54,5 @@ class PromptEncoder(nn.Module):
         return vectors.detach()
 
     def output_layer(self) -> nn.Linear | None:
-        """The last linear layer, whose scale sets the output's scale; None where the table is the output."""
+        """The last linear layer, which sets where the output starts; None where the output starts at the table."""
         return None

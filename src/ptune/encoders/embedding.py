@@ -13,8 +13,6 @@ from ptune.encoders.base import PromptEncoder
 class EmbeddingEncoder(PromptEncoder):
     """`P × D` trainable numbers and nothing else."""
 
-    keeps_vectors = True
-
     def forward(self) -> torch.Tensor:
         """The table itself, `(P, D)`."""
         return self.embedding.weight

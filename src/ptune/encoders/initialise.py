@@ -1,8 +1,9 @@
 """Where a prompt starts: random vectors, sampled vocabulary, or the token embeddings of a text.
 
 Soft prompts train faster from vectors the model already knows (Lester et al. 2021, section 3.2), and from vectors of
-the size the model expects. PEFT's MLP and LSTM start at an output deviation of about 0.1 where a model's embeddings
-have 0.02 or so; here the last layer is scaled so that the prompt starts at the embeddings' own deviation.
+the size the model expects. PEFT's MLP and LSTM can only start at random, at an output deviation of about 0.1 where a
+model's embeddings have 0.02 or so. Here the last layer is scaled so that the prompt starts at the embeddings' own
+deviation, or solved so that it starts at given vectors.
 
 Shapes: `P` virtual tokens, `D` token dimension, `V` vocabulary.
 """
@@ -19,48 +20,50 @@ from ptune.errors import ConfigError
 
 _SAMPLE_ROWS = 4096
 """Vocabulary rows looked at to measure the embeddings' scale."""
+_EXACT = 1e-4
+"""Largest difference from the vectors to start from, in their deviations; float32 leaves about 1e-6."""
 
 
-def initial_vectors(
-    embed: nn.Module,
-    *,
-    num_virtual_tokens: int,
-    vocab_size: int,
-    token_ids: Sequence[int] | None = None,
-    special_ids: Sequence[int] = (),
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """The `(P, D)` float32 embeddings of a text's tokens, or of tokens sampled from the vocabulary.
+def token_vectors(embed: nn.Module, token_ids: Sequence[int]) -> torch.Tensor:
+    """The float32 embeddings of tokens, `(tokens, D)`, on the CPU.
 
     Args:
         embed: The model's input embedding, ids to vectors, its own scaling included.
-        num_virtual_tokens: `P`. A longer text is cut, a shorter one repeated.
-        vocab_size: `V`, from which to sample.
-        token_ids: The text's tokens; None samples `P` different ordinary tokens instead.
-        special_ids: Tokens never to sample.
-        generator: Source of randomness for sampling.
+        token_ids: The tokens.
 
     Raises:
-        ConfigError: The text has no tokens, or the vocabulary has too few.
+        ConfigError: There are none.
     """
-    if token_ids is None:
-        special = set(special_ids)
-        order = torch.randperm(vocab_size, generator=generator).tolist()
-        chosen = [token for token in order if token not in special][:num_virtual_tokens]
-        if len(chosen) < num_virtual_tokens:
-            raise ConfigError(
-                f"num_virtual_tokens={num_virtual_tokens}, but the vocabulary has {len(chosen)} ordinary tokens.",
-                hint="Use fewer virtual tokens, or init=TEXT or RANDOM.",
-            )
-    else:
-        if not token_ids:
-            raise ConfigError("the initial text gives no tokens.", hint="Give a text with at least one word.")
-        repeats = -(-num_virtual_tokens // len(token_ids))
-        chosen = (list(token_ids) * repeats)[:num_virtual_tokens]
-    ids = torch.tensor(chosen, device=_device_of(embed))
+    if not token_ids:
+        raise ConfigError("the initial text gives no tokens.", hint="Give a text with at least one word.")
+    ids = torch.tensor(list(token_ids), device=_device_of(embed))
     with torch.no_grad():
         vectors: torch.Tensor = embed(ids[None])[0]
     return vectors.detach().float().cpu()
+
+
+def sampled_tokens(
+    vocab_size: int, count: int, special_ids: Sequence[int] = (), generator: torch.Generator | None = None
+) -> list[int]:
+    """`count` different ordinary tokens of the vocabulary, at random.
+
+    Raises:
+        ConfigError: The vocabulary has too few.
+    """
+    special = set(special_ids)
+    order = torch.randperm(vocab_size, generator=generator).tolist()
+    chosen = [token for token in order if token not in special][:count]
+    if len(chosen) < count:
+        raise ConfigError(
+            f"num_virtual_tokens={count}, but the vocabulary has {len(chosen)} ordinary tokens.",
+            hint="Use fewer virtual tokens, or init=TEXT or RANDOM.",
+        )
+    return chosen
+
+
+def repeated(vectors: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` vectors: the first ones of too many, and too few over and over."""
+    return vectors.repeat(-(-count // len(vectors)), 1)[:count]
 
 
 def embedding_std(embed: nn.Module, *, vocab_size: int) -> float:
@@ -80,29 +83,49 @@ def _device_of(embed: nn.Module) -> torch.device:
 def initialise(encoder: PromptEncoder, *, vectors: torch.Tensor | None, std: float) -> None:
     """Set an encoder's starting point in place.
 
-    With `vectors`, they become the table: `embedding` and `residual` then give exactly them; an MLP or LSTM reads
-    them, scaled to the unit deviation its default table has. Without, an `embedding` or `residual` table is drawn
-    with deviation `std`, and an MLP or LSTM keeps PyTorch's default. In both cases the last layer of an MLP or LSTM
-    is scaled so that the output's deviation is `std`.
+    With `vectors`, the encoder gives exactly them before training: they are the table of `embedding` and `residual`,
+    and the last layer of an MLP or LSTM is solved for them. Without, an `embedding` or `residual` table is drawn with
+    deviation `std`, and the last layer of an MLP or LSTM is scaled so that the output's deviation is `std`.
 
     Args:
         encoder: A freshly built encoder.
         vectors: `(P, D)`, or None for a random start.
         std: Deviation of the model's token embeddings.
+
+    Raises:
+        ConfigError: The hidden layers are too narrow for the last layer to give `P` chosen vectors.
     """
-    table = encoder.embedding.weight
+    table, output = encoder.embedding.weight, encoder.output_layer()
+    if table.is_meta:
+        return
     with torch.no_grad():
-        if encoder.keeps_vectors:
+        if output is None:
             table.copy_(torch.randn(table.shape) * std if vectors is None else vectors)
-            return
-        if vectors is not None:
-            table.copy_(vectors / vectors.std().clamp_min(1e-8))
-        output = encoder.output_layer()
-        if output is None or table.is_meta:
-            return
-        was_training = encoder.training
-        encoder.eval()
-        ratio = std / float(encoder().std().clamp_min(1e-8))
-        encoder.train(was_training)
-        output.weight.mul_(ratio)
-        output.bias.mul_(ratio)
+        elif vectors is None:
+            ratio = std / float(encoder.baked().std().clamp_min(1e-8))
+            output.weight.mul_(ratio)
+            output.bias.mul_(ratio)
+        else:
+            _solve(encoder, output, vectors)
+
+
+def _solve(encoder: PromptEncoder, output: nn.Linear, vectors: torch.Tensor) -> None:
+    """Set the last layer so that the encoder gives `vectors`: the smallest weights that do, solved in float64.
+
+    Hidden states of `P` different table rows are linearly independent where the layer reads more than `P` numbers, so
+    there is an exact solution, and the encoder keeps the layers and the number of parameters it has.
+    """
+    seen: list[torch.Tensor] = []
+    hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    encoder.baked()
+    hook.remove()
+    mean = vectors.double().mean(0)
+    output.weight.copy_((torch.linalg.pinv(seen[0]) @ (vectors.double() - mean)).T)
+    output.bias.copy_(mean)
+    error = float((encoder.baked() - vectors).abs().max() / vectors.std().clamp_min(1e-8))
+    if not error < _EXACT:
+        raise ConfigError(
+            f"an encoder whose last layer reads {output.in_features} numbers cannot start from "
+            f"{encoder.num_virtual_tokens} given vectors.",
+            hint="Use a larger encoder_hidden_size, fewer virtual tokens, or a random start.",
+        )

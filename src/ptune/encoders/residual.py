@@ -26,8 +26,6 @@ class ResidualEncoder(PromptEncoder):
         dropout: Dropout on the hidden layer in training.
     """
 
-    keeps_vectors = True
-
     def __init__(self, *, num_virtual_tokens: int, token_dim: int, hidden_size: int, dropout: float = 0.0) -> None:
         super().__init__(num_virtual_tokens=num_virtual_tokens, token_dim=token_dim)
         self.dropout = dropout

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ptune.config import PromptEncoderConfig
 from ptune.errors import ModelError, one_line
@@ -34,22 +34,13 @@ class MethodSettings:
     """The same: the model is tried on a short text first."""
 
 
-def apply_method(
-    name: str,
-    base: PreTrainedModel,
-    settings: MethodSettings | None = None,
-    *,
-    prompt: PromptEncoderConfig | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> nn.Module:
+def apply_method(name: str, base: PreTrainedModel, settings: MethodSettings | None = None) -> nn.Module:
     """`base` with what the method trains, in train mode; the same weights, not a copy.
 
     Args:
         name: A key of `METHODS`.
         base: As `load_model` gives it, or on the meta device.
         settings: Sizes.
-        prompt: The prompt of one of ptune's methods, in place of what the sizes make.
-        tokenizer: For a prompt that starts from a text.
 
     Raises:
         ConfigError: An unknown method, or sizes that do not fit.
@@ -64,9 +55,7 @@ def apply_method(
         base.train()
         return base
     if chosen.is_ptune:
-        model = PTunedModel(
-            base, prompt or prompt_config(chosen, sizes), tokenizer=tokenizer, self_check=sizes.self_check
-        )
+        model = PTunedModel(base, prompt_config(chosen, sizes), self_check=sizes.self_check)
         model.pack_batches = sizes.packing
         return model.train()
     import peft

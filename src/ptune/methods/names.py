@@ -10,7 +10,6 @@ import importlib.util
 from dataclasses import dataclass
 
 from ptune.errors import ConfigError, unknown
-from ptune.recipe import LEARNING_RATES
 
 PTUNE, PEFT, TRANSFORMERS = "ptune", "PEFT", "transformers"
 
@@ -22,8 +21,8 @@ class Method:
     name: str
     title: str
     """What tables call it."""
-    learning_rate: float
-    """A sensible rate for AdamW, from trials on SmolLM2-135M."""
+    learning_rate: float | None = None
+    """A sensible rate for AdamW, from trials on SmolLM2-135M; that of a soft prompt is its encoder's."""
     encoder: str | None = None
     """The prompt encoder, where it is a soft prompt."""
     library: str = PTUNE
@@ -36,14 +35,12 @@ class Method:
 
 
 def _prompt(name: str, title: str, encoder: str) -> Method:
-    return Method(name=name, title=title, learning_rate=LEARNING_RATES[encoder], encoder=encoder)
+    return Method(name=name, title=title, encoder=encoder)
 
 
 def _peft_prompt(encoder: str) -> Method:
     title = f"p-tuning ({encoder.upper()}) by PEFT"
-    return Method(
-        name=f"peft-{encoder}", title=title, learning_rate=LEARNING_RATES[encoder], encoder=encoder, library=PEFT
-    )
+    return Method(name=f"peft-{encoder}", title=title, encoder=encoder, library=PEFT)
 
 
 METHODS = {

@@ -125,9 +125,21 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         return list(self.prompts.keys())
 
     def add_prompt(
-        self, name: str, config: PromptConfig, *, tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        name: str,
+        config: PromptConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        start: torch.Tensor | None = None,
     ) -> PromptEncoder:
         """Add a new, initialised prompt. The first one becomes the active one.
+
+        Args:
+            name: What to call it.
+            config: What to build.
+            tokenizer: Needed for an initial text, unless the configuration names one.
+            start: Vectors to start from, `(any, D)`, in place of what the configuration says: those of another prompt
+                (Vu et al. 2022, SPoT), say. Too many are cut, too few repeated.
 
         Raises:
             PromptError: The name is taken or cannot name a prompt.
@@ -135,7 +147,7 @@ class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
         """
         check_new_name(name, self.prompt_configs)
         check_room(config, self.context_length)
-        encoder, completed = build_prompt(self.base, config, tokenizer)
+        encoder, completed = build_prompt(self.base, config, tokenizer, start=start)
         self._install(name, encoder, completed)
         return encoder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType
-from ptune.encoders import PromptEncoder, build_encoder, initial_vectors, initialise
-from ptune.encoders.initialise import embedding_std
+from ptune.encoders import PromptEncoder, build_encoder, initialise
+from ptune.encoders.initialise import embedding_std, repeated, sampled_tokens, token_vectors
 from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.frozen.capability import check_causal
 from ptune.frozen.parameters import device_of, has_weights
@@ -115,7 +115,11 @@ def empty_encoder(config: PromptConfig, dim: int) -> PromptEncoder:
 
 
 def build_prompt(
-    base: PreTrainedModel, config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    base: PreTrainedModel,
+    config: PromptConfig,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    start: torch.Tensor | None = None,
 ) -> tuple[PromptEncoder, PromptConfig]:
     """A new, initialised prompt encoder, and its configuration completed from the model.
 
@@ -123,6 +127,8 @@ def build_prompt(
         base: The frozen model the prompt is for.
         config: What to build.
         tokenizer: Needed for an initial text, unless the configuration names one.
+        start: Vectors to start from, `(any, D)`, in place of what the configuration says: too many are cut, too few
+            repeated.
 
     Raises:
         ConfigError: The configuration does not fit the model, or an initial text has no tokenizer.
@@ -141,8 +147,11 @@ def build_prompt(
     encoder = empty_encoder(completed, dim)
     if has_weights(base):
         embed, vocab_size = base.get_input_embeddings(), int(base.config.get_text_config().vocab_size)
+        vectors = _start_vectors(base, completed, tokenizer) if start is None else start.float().cpu()
         initialise(
-            encoder, vectors=_start_vectors(base, completed, tokenizer), std=embedding_std(embed, vocab_size=vocab_size)
+            encoder,
+            vectors=None if vectors is None else repeated(vectors, completed.num_virtual_tokens),
+            std=embedding_std(embed, vocab_size=vocab_size),
         )
     encoder.to(device=device_of(base), dtype=torch.float32)
     encoder.requires_grad_(not completed.inference_mode)
@@ -164,18 +173,13 @@ def _start_vectors(
         init, text = config.init, config.init_text
     if init is PromptTuningInit.RANDOM:
         return None
-    token_ids: Sequence[int] | None = None
+    embed = base.get_input_embeddings()
     if init is PromptTuningInit.TEXT:
         assert text is not None
-        token_ids = _tokenizer_for(config, tokenizer)(text, add_special_tokens=False)["input_ids"]
+        return token_vectors(embed, _tokenizer_for(config, tokenizer)(text, add_special_tokens=False)["input_ids"])
     special = tokenizer.all_special_ids if tokenizer is not None else []
-    return initial_vectors(
-        base.get_input_embeddings(),
-        num_virtual_tokens=config.num_virtual_tokens,
-        vocab_size=int(base.config.get_text_config().vocab_size),
-        token_ids=token_ids,
-        special_ids=special,
-    )
+    size = int(base.config.get_text_config().vocab_size)
+    return token_vectors(embed, sampled_tokens(size, config.num_virtual_tokens, special))
 
 
 def _tokenizer_for(config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -1,7 +1,8 @@
-"""A new run from a finished prompt: its encoder goes on, or its vectors are where another encoder starts.
+"""Where a run's prompt starts: at a finished prompt, or at tokens that are typical of the training rows.
 
-Vectors can be a start only for encoders that give back exactly their table before training (`residual`, `embedding`):
-an MLP or LSTM would turn them into something else.
+A finished prompt's encoder goes on, or its vectors are where another encoder starts:
+Vu et al. 2022, "SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer", start from the prompt of another
+task.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ptune.encoders import ENCODERS
-from ptune.errors import ConfigError
+from ptune.data.own_tokens import ROWS, answer_tokens, frequent_tokens
+from ptune.encoders.initialise import token_vectors
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.prompt.build import PromptConfig, encoder_kind
 from ptune.recipe import TrainRecipe
@@ -52,7 +54,7 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
 
     Raises:
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
-        ConfigError: Another encoder is asked for that cannot start from vectors.
+        ConfigError: Another encoder is asked for that is too narrow to start from its vectors.
     """
     opened = open_folder(prompt_folder(str(recipe.init_from)))
     saved = read_prompt(opened)
@@ -60,27 +62,23 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
     there = _settings(saved)
     if _same_encoder(recipe, there):
         return
-    if not ENCODERS[recipe.encoder].keeps_vectors:
-        raise ConfigError(
-            f"{opened.path} holds the encoder {_shown(there)}; {recipe.encoder} of {recipe.num_virtual_tokens} virtual "
-            "tokens cannot start from its vectors.",
-            hint="Leave the encoder's flags out to go on with that encoder, or take residual or embedding.",
-        )
-    vectors = saved.vectors
     config: PromptConfig = replace(
         recipe.prompt_config(), base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path
     )
     model.delete_prompt(name)
-    encoder = model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer)
-    repeats = -(-config.num_virtual_tokens // len(vectors))
-    with torch.no_grad():
-        encoder.embedding.weight.copy_(vectors.repeat(repeats, 1)[: config.num_virtual_tokens])
+    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=saved.vectors)
+
+
+def vectors_of_rows(
+    model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+) -> torch.Tensor:
+    """The embeddings of tokens that are typical of the rows: of their answers, or of all of them; `(tokens, D)`."""
+    typical = answer_tokens if recipe.init == "data" else frequent_tokens
+    first = rows.select(range(min(ROWS, len(rows))))
+    ids = typical(first, recipe.num_virtual_tokens, tokenizer.all_special_ids)
+    return token_vectors(model.base.get_input_embeddings(), ids)
 
 
 def _same_encoder(recipe: TrainRecipe, there: Mapping[str, Any]) -> bool:
     """Whether the recipe asks for what the folder holds; a width that is not given is the folder's."""
     return all(getattr(recipe, name) in (there[name], None) for name in there)
-
-
-def _shown(there: Mapping[str, Any]) -> str:
-    return f"{there['encoder']} with {there['num_virtual_tokens']} virtual tokens"

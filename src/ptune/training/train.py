@@ -33,7 +33,8 @@ from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.recipe import TrainRecipe
+from ptune.prompt.default_rate import default_learning_rate
+from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
@@ -53,7 +54,7 @@ from ptune.training.result import (
 from ptune.training.rows import Rows, check_context, load_rows, place_of
 from ptune.training.sharding import check_not_sharded
 from ptune.training.signals import StopRequest
-from ptune.training.start import start_from
+from ptune.training.start import start_from, vectors_of_rows
 from ptune.training.trainer import PTuneTrainer
 
 __all__ = ["TrainResult", "train"]
@@ -84,7 +85,7 @@ def train(
     if not isinstance(arguments, TrainingArguments):
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
-    args, given = arguments, given or ()
+    args, chosen, given = arguments, given is None or "learning_rate" in given, given or ()
     check_not_sharded(args)
     first = args.process_index == 0
     say = console or Console(stderr=True)
@@ -97,7 +98,9 @@ def train(
         asked = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
         model = frozen_model(recipe, args, tokenizer)
-        add_new_prompt(model, recipe, args, tokenizer)
+        add_new_prompt(model, recipe, args, tokenizer, rows)
+        if not chosen:
+            args.learning_rate = default_learning_rate(model.base, recipe.encoder)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
@@ -189,7 +192,7 @@ def frozen_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTra
 
 
 def add_new_prompt(
-    model: PTunedModel, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase
+    model: PTunedModel, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
 ) -> None:
     """Give the model the prompt that a recipe describes, the same in every process.
 
@@ -198,10 +201,13 @@ def add_new_prompt(
         PromptError: There is none to start from.
     """
     set_seed(args.seed)
-    if recipe.init_from is None:
-        model.add_prompt(DEFAULT_PROMPT, recipe.prompt_config(), tokenizer=tokenizer)
-    else:
+    if recipe.init_from is not None:
         start_from(model, recipe, tokenizer)
+        return
+    start = None
+    if recipe.init in INITS_FROM_ROWS:
+        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
+    model.add_prompt(DEFAULT_PROMPT, recipe.prompt_config(), tokenizer=tokenizer, start=start)
 
 
 def measure(
