@@ -155,3 +155,28 @@ def plot_loss_curves(result: Mapping[str, Any], path: Path) -> Path:
         _plain(upper)
         _plain(lower)
     return save_figure(figure, path)
+
+
+def plot_robustness(result: Mapping[str, Any], path: Path) -> Path:
+    """Held-out loss against the learning rate, in shares of ptune's default and of the reference's best.
+
+    Args:
+        result: Of `learning`, the part `robustness`.
+        path: The PNG to write.
+    """
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axes: Any = figure.subplots()
+    labels = {"ptune": "ptune, around its default", "reference": "PEFT's start, around its best"}
+    for name, color in (("reference", "#8b949e"), ("ptune", "#1f6feb")):
+        points = result["points"][name]
+        axes.plot(
+            [point["factor"] for point in points], [point["held_out_loss"] for point in points],
+            color=color, marker="o", linewidth=1.8, label=labels[name],
+        )  # fmt: skip
+    axes.set(
+        xscale="log", xlabel="learning rate, as a share of that", ylabel="held-out loss (nats per answer token)",
+        title=f"{result['task']}, {result['virtual_tokens']} virtual tokens",
+    )  # fmt: skip
+    axes.legend(frameon=False, fontsize=9)
+    _plain(axes)
+    return save_figure(figure, path)
