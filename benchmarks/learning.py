@@ -1,4 +1,4 @@
-"""Does `ptune train`, told nothing but model, data and output, learn better than P-tuning with PEFT's start at its best rate?
+"""Does `ptune train` as it comes learn better than P-tuning with PEFT's start at its best learning rate?
 
     python benchmarks/learning.py --data ../shared/data [--lengths 10,20] [--seeds 3] [--steps 40]
 
@@ -125,13 +125,14 @@ class Lab:
         return dict(self.runs[key])
 
     def ptune(self, length: int, seed: int, steps: int, rate: float | None = None) -> dict[str, Any]:
-        """ptune as it comes, or at another rate."""
+        """As ptune comes, or at another rate."""
         given = {} if rate is None else {"learning_rate": rate}
 
         def run(name: str) -> dict[str, Any]:
             arguments = {"max_steps": steps, "seed": seed, "eval_strategy": "no", "logging_steps": 1, **given}
             result = train(self.recipe(name, length), arguments, Console(quiet=True))
-            assert result.before is not None and result.after is not None
+            assert result.before is not None
+            assert result.after is not None
             return {
                 "learning_rate": rate or default_learning_rate(result.model.base, self.recipe(name, length).encoder),
                 "held_out_loss": result.after.loss,
@@ -148,7 +149,14 @@ class Lab:
             steps = self.options.steps
             args = training_arguments(
                 recipe,
-                {"max_steps": steps, "seed": seed, "learning_rate": rate, "eval_strategy": "no", "save_strategy": "no"},
+                {
+                    "max_steps": steps,
+                    "seed": seed,
+                    "learning_rate": rate,
+                    "eval_strategy": "no",
+                    "save_strategy": "no",
+                    "disable_tqdm": True,
+                },
             )
             tokenizer = load_tokenizer(recipe.model)
             rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=False)
@@ -174,7 +182,7 @@ class Lab:
 
 
 def compared(lab: Lab, length: int, options: argparse.Namespace, say: Console) -> dict[str, Any]:
-    """ptune and the reference at its best rate, over the seeds."""
+    """Both sides over the seeds, the reference at its best rate."""
     tried = {f"{rate:g}": lab.reference(length, 0, rate)["loss_chosen_by"] for rate in RATES}
     best = float(min(tried, key=tried.__getitem__))
     runs = {
