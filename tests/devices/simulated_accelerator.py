@@ -169,6 +169,7 @@ _FREE = (
 )
 _KERNELS = {
     "_flash_attention_backward": 4,
+    "_varlen_attn_backward": 4,
     "index_put_": 9,
     "index_put": 9,
     "_index_put_impl_": 9,
@@ -329,13 +330,18 @@ class _Attention(torch.autograd.Function):
                 enable_gqa=grouped,
             )
         ctx.raws, ctx.device = raws, query.device
-        return GpuTensor(ctx.out.detach(), query.device)
+        return GpuTensor(_as_kernels_lay_out(ctx.out.detach()), query.device)
 
     @staticmethod
     def backward(ctx, grad):
         LEDGER.kernel("sdpa backward", 3)
         found = torch.autograd.grad(ctx.out, ctx.raws, grad.raw, retain_graph=True)
-        return *(GpuTensor(one, ctx.device) for one in found), None, None, None, None, None
+        return *(GpuTensor(_as_kernels_lay_out(one), ctx.device) for one in found), None, None, None, None, None
+
+
+def _as_kernels_lay_out(heads):
+    """`(rows, heads, positions, width)` as CUDA's kernels give it: the heads of a position together."""
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -487,6 +493,46 @@ def _autocast(op, lower):
 
     return kernel
 
+
+# ---- operators that CUDA has a kernel for, and another device only their single steps ------------------------------
+
+
+class _RmsNorm(torch.autograd.Function):
+    """One kernel each way; float32 inside, rounded once."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        LEDGER.kernel("rms_norm", 1)
+        wide = x.raw.float()
+        rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.kept, ctx.device = (wide, rstd, weight.raw.float(), x.dtype), x.device
+        ctx.set_materialize_grads(False)
+        rstd = GpuTensor(rstd, x.device)
+        ctx.mark_non_differentiable(rstd)
+        return GpuTensor((wide * rstd.raw * weight.raw.float()).to(x.dtype), x.device), rstd
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        LEDGER.kernel("rms_norm backward", 1)
+        wide, rstd, weight, dtype = ctx.kept
+        scaled = grad.raw.float() * weight
+        along = (scaled * wide).mean(-1, keepdim=True) * rstd.square()
+        return GpuTensor(((scaled - wide * along) * rstd).to(dtype), ctx.device), None, None
+
+
+def _fused_rms_norm(x, shape, weight, eps):
+    if weight.device != x.device or weight.dtype != x.dtype or list(shape) != [x.shape[-1]] or weight.requires_grad:
+        raise NotImplementedError("a norm that this device does not simulate")
+    return _RmsNorm.apply(x, weight, eps)
+
+
+def _silu_backward(grad, x):
+    LEDGER.kernel("silu_backward", 1)
+    return GpuTensor(aten.silu_backward.default(grad.raw, x.raw), x.device)
+
+
+_library.impl("_fused_rms_norm", _fused_rms_norm, "AutogradPrivateUse1")
+_library.impl("silu_backward", _silu_backward, "AutogradPrivateUse1")
 
 for _names, _lower in ((_LOWER, True), (_FLOAT, False)):
     for _name in _names:
