@@ -88,8 +88,8 @@ def at_commit(commit: str) -> dict[str, Any]:
     git = ["git", "-C", str(ROOT)]
     found = subprocess.run([*git, "rev-parse", commit], capture_output=True, text=True, check=True).stdout.strip()
     archive = subprocess.run([*git, "archive", found, "src"], capture_output=True, check=True).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=io.BytesIO(archive)).extractall(folder, filter="data")
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as sources:
+        sources.extractall(folder, filter="data")
         counted = subprocess.run(
             [sys.executable, __file__, "--own"],
             env={**os.environ, "PYTHONPATH": f"{folder}/src"},

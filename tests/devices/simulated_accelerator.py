@@ -265,11 +265,11 @@ def _note(func, name, args, kwargs, leaves, devices, target):  # noqa: C901  # o
     if func in _COPIES:
         if func is aten.copy_.default:
             to, source = args[0], args[1]
-            block = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+            later = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
             pair = (is_gpu(to), is_gpu(source))
         else:
             source = args[0]
-            block = not kwargs.get("non_blocking")
+            later = kwargs.get("non_blocking")
             pair = (target is not None and target.type == NAME, is_gpu(source))
         if not source.numel():
             return
@@ -277,8 +277,8 @@ def _note(func, name, args, kwargs, leaves, devices, target):  # noqa: C901  # o
             LEDGER.copy("H2D")
             if source.dim() == 0 and func is aten.copy_.default:
                 LEDGER.kernel("fill", 1)
-            elif block:
-                LEDGER.wait("H2D pageable, blocking")
+            elif not (later and source.is_pinned()):
+                LEDGER.wait("H2D, blocking" if source.is_pinned() else "H2D from pageable memory")
         elif pair == (False, True):
             LEDGER.copy("D2H")
             LEDGER.wait("D2H")
@@ -379,7 +379,7 @@ def _tensor(data, *, dtype=None, device=None, requires_grad=False, **kwargs):
     made = _torch_tensor(data.raw if is_gpu(data) else data, dtype=dtype)
     if made.numel():
         LEDGER.copy("H2D")
-        LEDGER.wait("H2D pageable, blocking")
+        LEDGER.wait("H2D from pageable memory")
     return GpuTensor(made, torch.device(NAME, torch.device(device).index or 0)).requires_grad_(requires_grad)
 
 
@@ -395,7 +395,15 @@ def _as_tensor(data, dtype=None, device=None):
     )
 
 
+def _pin_memory(self, device=None):
+    pinned = self.clone()
+    pinned.is_pinned = lambda device=None: True
+    return pinned
+
+
 _PATCHES = (
+    (torch.Tensor, "pin_memory", _pin_memory),
+    (torch.Tensor, "is_pinned", lambda self, device=None: False),
     (torch, "tensor", _tensor),
     (torch, "as_tensor", _as_tensor),
     (torch.nn.functional, "scaled_dot_product_attention", _attention),

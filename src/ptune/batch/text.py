@@ -57,6 +57,7 @@ class Text:
         *,
         row_lengths: Sequence[int] | None = None,
         position_ids: torch.Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Text:
         """Check what a caller passed.
 
@@ -67,6 +68,8 @@ class Text:
             labels: `(A, C)`.
             row_lengths: Of rows in one sequence: `A` is 1.
             position_ids: `(A, C)`, from 0 in each row; a row ends where they start again at 0.
+            device: Where the model takes it, which is not where a trainer puts its batches for every model that is
+                spread over several devices; where it is by default.
 
         Raises:
             ConfigError: Neither or both of ids and embeddings, or shapes that do not fit.
@@ -94,7 +97,8 @@ class Text:
                 raise ConfigError("row_lengths and padding exclude each other.", hint="Leave attention_mask out.")
             known = mask.reshape(-1).nonzero().squeeze(1)
             lengths = mask.bool().sum(dim=1).tolist()
-        places = None if known is None else sent(known, text.device)
+        device = text.device if device is None else device
+        places = None if known is None else sent(known, device)
 
         def flat(value: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor | None:
             if value is None:
@@ -107,7 +111,8 @@ class Text:
         elif row_lengths is not None:
             lengths = list(row_lengths)
         answers = flat(None if labels is None else labels.cpu(), known)
-        return cls(flat(input_ids, places), flat(inputs_embeds, places), answers, tuple(lengths), form, places)
+        ids, embeds = (None if one is None else flat(sent(one, device), places) for one in (input_ids, inputs_embeds))
+        return cls(ids, embeds, answers, tuple(lengths), form, places)
 
     @property
     def rows(self) -> int:

@@ -1,23 +1,20 @@
-"""From the host to a device, without the host waiting for it.
+"""From the host to a device, without the host waiting for all that the device still has to do.
 
-A copy from memory that is not pinned waits for everything that the device still has to do.
+It would wait for a copy from memory that is not pinned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 
+def pins(device: torch.device) -> bool:
+    """Whether memory of the host can be pinned for a device, and there is something to gain by it."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host's on a device."""
-    if device.type == "cuda" and values.device.type == "cpu":
+    """A tensor on a device; it may be there already."""
+    if pins(device) and values.device.type == "cpu":
         values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
-def batch_on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A batch whose tensors are on a device; what else is in it, the rows' lengths say, stays with the host."""
-    return {name: sent(value, device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return values.to(device, non_blocking=pins(device))

@@ -9,7 +9,6 @@ import torch
 from transformers import Trainer
 
 from ptune.errors import TrainingError
-from ptune.frozen.transfer import batch_on
 from ptune.model.wrapper import PTunedModel
 from ptune.training.micro_batches import row_slice, row_tokens, rows_of
 
@@ -59,8 +58,7 @@ def _bad_rows(trainer: Trainer, model: PTunedModel, batch: dict[str, Any]) -> li
         one = row_slice(batch, row, row + 1)
         model.zero_grad()
         with trainer.compute_loss_context_manager():
-            placed = batch_on(one, trainer.args.device)
-            loss: Any = model(**placed, num_items_in_batch=1, return_logits=False).loss
+            loss: Any = model(**one, num_items_in_batch=1, return_logits=False).loss
         loss.backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not all(bool(torch.isfinite(number).all()) for number in (loss, *grads)):
