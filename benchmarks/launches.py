@@ -1,6 +1,7 @@
 """How many kernels does a training step launch on a GPU, and how often does the host wait for it?
 
-    python benchmarks/launches.py
+    python benchmarks/launches.py                 # as the code is now
+    python benchmarks/launches.py --before COMMIT # and as ptune was at a commit, kept in the result from then on
 
 Counted on the simulated accelerator of the tests (`tests/devices`): a step of P-tuning (forward and backward, bfloat16,
 8 rows, 10 virtual tokens, MLP) on models with few numbers but the depth of Llama-3.2-3B and BLOOM-1b4, where the
@@ -10,9 +11,14 @@ launch costs differs from card to card; what a wait costs is the whole queue. No
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
+import subprocess
 import sys
+import tarfile
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,14 +34,15 @@ from devices.ledger import LEDGER
 from devices.simulated_accelerator import FakeGpu, GpuTensor, to_gpu
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.data.collate import PackingCollator, PaddingCollator
-from ptune.packed import attention, varlen_attention
 
+ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "launches.json"
 MODELS = {
     "Llama, 28 layers": ("llama", {"num_hidden_layers": 28, "max_position_embeddings": 512}),
     "BLOOM, 24 layers": ("bloom", {"n_layer": 24}),
 }
-CONTENDERS = ("ptune", "ptune, padded attention", "ptune, padded rows", "PEFT")
+OWN = "ptune"
+CONTENDERS = (OWN, "ptune, padded attention", "ptune, padded rows", "PEFT")
 ROWS, LENGTH, VIRTUAL = 8, 64, 10
 
 
@@ -53,7 +60,7 @@ def rows() -> list[dict[str, list[int]]]:
 def count(model: str, contender: str) -> dict[str, int]:
     """Kernels and waits of the second step."""
     kind, sizes = MODELS[model]
-    os.environ[attention.CHOICE] = "padded" if contender.endswith("padded attention") else ""
+    os.environ["PTUNE_PACKED_ATTENTION"] = "padded" if contender.endswith("padded attention") else ""
     torch.manual_seed(0)
     with FakeGpu():
         base = to_gpu(build(kind, **sizes).to(torch.bfloat16))
@@ -76,18 +83,45 @@ def count(model: str, contender: str) -> dict[str, int]:
     return {"kernels": LEDGER.kernels, "waits": sum(LEDGER.waits.values())}
 
 
-def run() -> None:
+def at_commit(commit: str) -> dict[str, Any]:
+    """What ptune's own step launched with the code of a commit, counted on the device of today's tests."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", commit], capture_output=True, text=True, check=True).stdout.strip()
+    archive = subprocess.run([*git, "archive", found, "src"], capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as sources:
+        sources.extractall(folder, filter="data")
+        counted = subprocess.run(
+            [sys.executable, __file__, "--own"],
+            env={**os.environ, "PYTHONPATH": f"{folder}/src"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return {"commit": found, "models": json.loads(counted.stdout)}
+
+
+def run(before: str | None) -> None:
     """Count, print a table, write the result."""
-    warnings.simplefilter("ignore")
+    from ptune.packed import varlen_attention  # which earlier commits have not
+
     varlen_attention.has_kernel = lambda device: device.type == "gpux"  # type: ignore[assignment]  # as CUDA has
     found = {model: {who: count(model, who) for who in CONTENDERS} for model in MODELS}
     versions = {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
-    whole = {"what": __doc__, "versions": {**versions, "peft": peft.__version__}, "models": found}
+    earlier = json.loads(RESULT.read_text(encoding="utf-8"))["before"] if before is None else at_commit(before)
+    whole = {"what": __doc__, "versions": {**versions, "peft": peft.__version__}, "models": found, "before": earlier}
     RESULT.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     for model, contenders in found.items():
-        for who, counted in contenders.items():
+        for who, counted in {**contenders, f"ptune at {earlier['commit'][:7]}": earlier["models"][model]}.items():
             print(f"{model:18} {who:26} {counted['kernels']:6,} kernels {counted['waits']:4} waits")
 
 
 if __name__ == "__main__":
-    run()
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--before", metavar="COMMIT", help="count ptune's code of this commit too")
+    parser.add_argument("--own", action="store_true", help="print ptune's own counts alone, as JSON")
+    options = parser.parse_args()
+    if options.own:
+        print(json.dumps({model: count(model, OWN) for model in MODELS}))
+    else:
+        run(options.before)

@@ -277,7 +277,6 @@ class TrainRecipe:
             "eval_strategy": "epoch" if self.eval_data or self.eval_rows else "no",
             "report_to": "none",
             "prediction_loss_only": True,
-            "dataloader_pin_memory": False,
             # Every parameter that trains takes part in every step.
             "ddp_find_unused_parameters": False,
             # transformers would take its quiet log level for a wish to see no progress.

@@ -169,6 +169,7 @@ _FREE = (
 )
 _KERNELS = {
     "_flash_attention_backward": 4,
+    "_varlen_attn_backward": 4,
     "index_put_": 9,
     "index_put": 9,
     "_index_put_impl_": 9,
@@ -264,11 +265,11 @@ def _note(func, name, args, kwargs, leaves, devices, target):  # noqa: C901  # o
     if func in _COPIES:
         if func is aten.copy_.default:
             to, source = args[0], args[1]
-            block = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+            later = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
             pair = (is_gpu(to), is_gpu(source))
         else:
             source = args[0]
-            block = not kwargs.get("non_blocking")
+            later = kwargs.get("non_blocking")
             pair = (target is not None and target.type == NAME, is_gpu(source))
         if not source.numel():
             return
@@ -276,8 +277,8 @@ def _note(func, name, args, kwargs, leaves, devices, target):  # noqa: C901  # o
             LEDGER.copy("H2D")
             if source.dim() == 0 and func is aten.copy_.default:
                 LEDGER.kernel("fill", 1)
-            elif block:
-                LEDGER.wait("H2D pageable, blocking")
+            elif not (later and source.is_pinned()):
+                LEDGER.wait("H2D, blocking" if source.is_pinned() else "H2D from pageable memory")
         elif pair == (False, True):
             LEDGER.copy("D2H")
             LEDGER.wait("D2H")
@@ -329,13 +330,18 @@ class _Attention(torch.autograd.Function):
                 enable_gqa=grouped,
             )
         ctx.raws, ctx.device = raws, query.device
-        return GpuTensor(ctx.out.detach(), query.device)
+        return GpuTensor(_as_kernels_lay_out(ctx.out.detach()), query.device)
 
     @staticmethod
     def backward(ctx, grad):
         LEDGER.kernel("sdpa backward", 3)
         found = torch.autograd.grad(ctx.out, ctx.raws, grad.raw, retain_graph=True)
-        return *(GpuTensor(one, ctx.device) for one in found), None, None, None, None, None
+        return *(GpuTensor(_as_kernels_lay_out(one), ctx.device) for one in found), None, None, None, None, None
+
+
+def _as_kernels_lay_out(heads):
+    """`(rows, heads, positions, width)` as CUDA's kernels give it: the heads of a position together."""
+    return heads.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 _sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -373,7 +379,7 @@ def _tensor(data, *, dtype=None, device=None, requires_grad=False, **kwargs):
     made = _torch_tensor(data.raw if is_gpu(data) else data, dtype=dtype)
     if made.numel():
         LEDGER.copy("H2D")
-        LEDGER.wait("H2D pageable, blocking")
+        LEDGER.wait("H2D from pageable memory")
     return GpuTensor(made, torch.device(NAME, torch.device(device).index or 0)).requires_grad_(requires_grad)
 
 
@@ -389,7 +395,15 @@ def _as_tensor(data, dtype=None, device=None):
     )
 
 
+def _pin_memory(self, device=None):
+    pinned = self.clone()
+    pinned.is_pinned = lambda device=None: True
+    return pinned
+
+
 _PATCHES = (
+    (torch.Tensor, "pin_memory", _pin_memory),
+    (torch.Tensor, "is_pinned", lambda self, device=None: False),
     (torch, "tensor", _tensor),
     (torch, "as_tensor", _as_tensor),
     (torch.nn.functional, "scaled_dot_product_attention", _attention),
@@ -487,6 +501,46 @@ def _autocast(op, lower):
 
     return kernel
 
+
+# ---- operators that CUDA has a kernel for, and another device only their single steps ------------------------------
+
+
+class _RmsNorm(torch.autograd.Function):
+    """One kernel each way; float32 inside, rounded once."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        LEDGER.kernel("rms_norm", 1)
+        wide = x.raw.float()
+        rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.kept, ctx.device = (wide, rstd, weight.raw.float(), x.dtype), x.device
+        ctx.set_materialize_grads(False)
+        rstd = GpuTensor(rstd, x.device)
+        ctx.mark_non_differentiable(rstd)
+        return GpuTensor((wide * rstd.raw * weight.raw.float()).to(x.dtype), x.device), rstd
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        LEDGER.kernel("rms_norm backward", 1)
+        wide, rstd, weight, dtype = ctx.kept
+        scaled = grad.raw.float() * weight
+        along = (scaled * wide).mean(-1, keepdim=True) * rstd.square()
+        return GpuTensor(((scaled - wide * along) * rstd).to(dtype), ctx.device), None, None
+
+
+def _fused_rms_norm(x, shape, weight, eps):
+    if weight.device != x.device or weight.dtype != x.dtype or list(shape) != [x.shape[-1]] or weight.requires_grad:
+        raise NotImplementedError("a norm that this device does not simulate")
+    return _RmsNorm.apply(x, weight, eps)
+
+
+def _silu_backward(grad, x):
+    LEDGER.kernel("silu_backward", 1)
+    return GpuTensor(aten.silu_backward.default(grad.raw, x.raw), x.device)
+
+
+_library.impl("_fused_rms_norm", _fused_rms_norm, "AutogradPrivateUse1")
+_library.impl("silu_backward", _silu_backward, "AutogradPrivateUse1")
 
 for _names, _lower in ((_LOWER, True), (_FLOAT, False)):
     for _name in _names:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, ModelError, shown
+from ptune.frozen.transfer import sent
 from ptune.internals import changes_output
 
 _FLATTENED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
@@ -37,7 +38,8 @@ class Text:
     embeds: torch.Tensor | None
     """`(N, D)`, in place of ids."""
     labels: torch.Tensor | None
-    """`(N,)`, `IGNORE_INDEX` where not supervised."""
+    """`(N,)`, `IGNORE_INDEX` where not supervised. On the host, which looks for those that are: it waits for them
+    here, where the device has no work of this batch yet."""
     lengths: tuple[int, ...]
     """Tokens of each of the `B` rows."""
     came_as: tuple[int, int]
@@ -55,6 +57,7 @@ class Text:
         *,
         row_lengths: Sequence[int] | None = None,
         position_ids: torch.Tensor | None = None,
+        device: torch.device | None = None,
     ) -> Text:
         """Check what a caller passed.
 
@@ -65,6 +68,8 @@ class Text:
             labels: `(A, C)`.
             row_lengths: Of rows in one sequence: `A` is 1.
             position_ids: `(A, C)`, from 0 in each row; a row ends where they start again at 0.
+            device: Where the model takes it, which is not where a trainer puts its batches for every model that is
+                spread over several devices; where it is by default.
 
         Raises:
             ConfigError: Neither or both of ids and embeddings, or shapes that do not fit.
@@ -86,24 +91,28 @@ class Text:
         for name, value in named:
             if value is not None and tuple(value.shape) != form:
                 raise ConfigError(f"{name} has shape {tuple(value.shape)}, the text {form}.")
-        places, lengths = None, [form[1]] * form[0]
-        if attention_mask is not None and not bool(attention_mask.all()):
+        lengths, known = [form[1]] * form[0], None
+        if attention_mask is not None and not bool((mask := attention_mask.cpu()).all()):
             if row_lengths is not None:
                 raise ConfigError("row_lengths and padding exclude each other.", hint="Leave attention_mask out.")
-            places = attention_mask.reshape(-1).nonzero().squeeze(1)
-            lengths = attention_mask.bool().sum(dim=1).tolist()
+            known = mask.reshape(-1).nonzero().squeeze(1)
+            lengths = mask.bool().sum(dim=1).tolist()
+        device = text.device if device is None else device
+        places = None if known is None else sent(known, device)
 
-        def flat(value: torch.Tensor | None) -> torch.Tensor | None:
+        def flat(value: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor | None:
             if value is None:
                 return None
             every = value.reshape(form[0] * form[1], *value.shape[2:])
-            return every if places is None else every[places]
+            return every if at is None else every.index_select(0, at)
 
         if position_ids is not None:
-            lengths = _rows_of(flat(position_ids), lengths, row_lengths)
+            lengths = _rows_of(flat(position_ids.cpu(), known), lengths, row_lengths)
         elif row_lengths is not None:
             lengths = list(row_lengths)
-        return cls(flat(input_ids), flat(inputs_embeds), flat(labels), tuple(lengths), form, places)
+        answers = flat(None if labels is None else labels.cpu(), known)
+        ids, embeds = (None if one is None else flat(sent(one, device), places) for one in (input_ids, inputs_embeds))
+        return cls(ids, embeds, answers, tuple(lengths), form, places)
 
     @property
     def rows(self) -> int:
@@ -141,31 +150,30 @@ class Text:
         return embeds
 
     @cached_property
-    def real(self) -> torch.Tensor | None:
-        """`(B, T)`, true where a padded row has a token; None where all rows are of one length."""
-        if len(set(self.lengths)) == 1 and self.lengths[0]:
-            return None
-        return torch.arange(self.longest, device=self.device) < self.row_lengths[:, None]
+    def rows_and_columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(N,)` each: the row of each token and its place in it. On the host."""
+        rows = [torch.full((length,), row) for row, length in enumerate(self.lengths)]
+        return torch.cat(rows), torch.cat([torch.arange(length) for length in self.lengths])
 
     @cached_property
-    def row_lengths(self) -> torch.Tensor:
-        """`(B,)`."""
-        return torch.tensor(self.lengths, device=self.device)
+    def slots(self) -> torch.Tensor | None:
+        """`(N,)`: where each token stands among the `B · T` of padded rows; None where all rows are of one length."""
+        if len(set(self.lengths)) == 1 and self.lengths[0]:
+            return None
+        row, column = self.rows_and_columns
+        return sent(row * self.longest + column, self.device)
 
     def padded(self, values: torch.Tensor, fill: float = 0) -> torch.Tensor:
         """`(B, T, …)` of `(N, …)`: every row at the left, `fill` behind the shorter ones."""
-        if self.real is None:
-            return values.view(self.rows, self.longest, *values.shape[1:])
-        made = values.new_full((self.rows, self.longest, *values.shape[1:]), fill)
-        return made.index_put((self.real,), values)
-
-    def padded_labels(self) -> torch.Tensor | None:
-        """`(B, T)`."""
-        return None if self.labels is None else self.padded(self.labels, IGNORE_INDEX)
+        if self.slots is not None:
+            made = values.new_full((self.rows * self.longest, *values.shape[1:]), fill)
+            values = made.index_copy(0, self.slots, values)
+        return values.view(self.rows, self.longest, *values.shape[1:])
 
     def flat(self, rows: torch.Tensor) -> torch.Tensor:
         """`(N, …)` of `(B, T, …)`."""
-        return rows.reshape(-1, *rows.shape[2:]) if self.real is None else rows[self.real]
+        every = rows.reshape(-1, *rows.shape[2:])
+        return every if self.slots is None else every.index_select(0, self.slots)
 
     def as_it_came(self, values: torch.Tensor) -> torch.Tensor:
         """`(A, C, …)` of `(N, …)`, zeros where there was no token."""

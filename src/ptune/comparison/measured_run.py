@@ -284,19 +284,15 @@ def plain_held_out_loss(
     The first token of a row is left out: without a prompt nothing predicts it.
     """
     model.eval()
-    summed = LossSum()
+    summed = LossSum(of_means=True)
     lengths = [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
-        batch = {
-            key: value.to(device)
-            for key, value in collate([dataset[row] for row in order[start:][:batch_size]]).items()
-        }
+        batch = collate([dataset[row] for row in order[start:][:batch_size]])
         batch["labels"][:, 0] = IGNORE_INDEX
-        tokens = int((batch["labels"] != IGNORE_INDEX).sum())
-        if tokens:
-            with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
-                summed.add(float(model(**batch).loss) * tokens, tokens)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
+            loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
+        summed.add(loss, (batch["labels"] != IGNORE_INDEX).sum())
     return summed.mean(device=device)
 
 

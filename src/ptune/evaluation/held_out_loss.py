@@ -26,22 +26,31 @@ class HeldOutLoss:
     tokens: int
 
 
-@dataclass
 class LossSum:
-    """Summed cross-entropy of batches, so that each supervised token weighs the same whatever the batches."""
+    """Summed cross-entropy of batches, so that each supervised token weighs the same whatever the batches.
 
-    total: float = 0.0
-    tokens: int = 0
+    Losses stay where they are until the mean is asked for: to look at one, the host waits for the device.
 
-    def add(self, total: float, tokens: int) -> None:
-        """Count a batch in, by its summed loss; one without supervised tokens adds nothing."""
-        if tokens:
-            self.total += total
-            self.tokens += tokens
+    Args:
+        of_means: Whether a batch's loss is the mean over its supervised tokens, in place of the sum.
+    """
+
+    def __init__(self, *, of_means: bool = False) -> None:
+        self._of_means = of_means
+        self._losses: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor] = []
+
+    def add(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Count a batch in, by its loss and the number of its supervised tokens; one without any adds nothing."""
+        self._losses.append(loss.detach())
+        self._tokens.append(tokens)
 
     def mean(self, processes: int = 1, device: torch.device | str = "cpu") -> HeldOutLoss:
         """The mean over everything added, in all processes. Every process must call it."""
-        total, tokens = self.total, self.tokens
+        losses, counts = (torch.stack(each).tolist() if each else [] for each in (self._losses, self._tokens))
+        weights = counts if self._of_means else [1] * len(counts)
+        total = sum(loss * weight for loss, weight, count in zip(losses, weights, counts, strict=True) if count)
+        tokens = sum(counts)
         if processes > 1:
             sums = torch.tensor([total, tokens], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums)
@@ -78,16 +87,14 @@ def held_out_loss(
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         rows = [dataset[row] for row in order[start : start + batch_size]]
-        batch = {
-            key: value.to(device_of(model.base)) if isinstance(value, torch.Tensor) else value
-            for key, value in collate(rows).items()
-        }
+        batch = collate(rows)
         names = None if with_prompt else [None] * len(rows)
         if not with_prompt:
             # Nothing predicts the first token of a row then.
             batch["labels"][_first_positions(batch)] = IGNORE_INDEX
+        # It goes to the model's device by itself; labels and lengths are the host's to look at.
         output = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False)
-        summed.add(float(output.loss), int((batch["labels"] != IGNORE_INDEX).sum()))
+        summed.add(output.loss, (batch["labels"] != IGNORE_INDEX).sum())
         done += len(rows)
         if progress is not None:
             progress(done)
@@ -98,7 +105,7 @@ def held_out_loss(
 def _first_positions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and column of each row's first token, in a padded `(B, T)` or a packed `(1, N)` batch."""
     if "row_lengths" in batch:
-        starts = torch.tensor([0, *accumulate(batch["row_lengths"])][:-1], device=batch["labels"].device)
+        starts = torch.tensor([0, *accumulate(batch["row_lengths"])][:-1])
         return torch.zeros_like(starts), starts
     first = batch["attention_mask"].to(torch.int8).argmax(dim=1)
-    return torch.arange(len(first), device=first.device), first
+    return torch.arange(len(first)), first

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Set
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +65,19 @@ def _digest(model: PreTrainedModel, names: Set[str]) -> str:
 
 
 def _parameter_digests(model: PreTrainedModel, names: Set[str]) -> Iterator[bytes]:
+    """The digest of each parameter: of its shape and its sample. They come from each device in one copy."""
+    samples: dict[torch.device, list[tuple[torch.Size, torch.Tensor]]] = defaultdict(list)
+    for shape, sample in _samples(model, names):
+        samples[sample.device].append((shape, sample))
+    for found in samples.values():
+        lengths = [len(sample) for _, sample in found]
+        whole = torch.cat([sample for _, sample in found]).view(torch.int16).cpu().numpy().astype("<i2")
+        for (shape, _), bits in zip(found, np.split(whole, np.cumsum(lengths[:-1])), strict=True):
+            yield hashlib.sha256(json.dumps(list(shape)).encode() + bits.tobytes()).digest()
+
+
+def _samples(model: PreTrainedModel, names: Set[str]) -> Iterator[tuple[torch.Size, torch.Tensor]]:
+    """Shape and sample of each parameter."""
     for place, module in model.named_modules():
         own = {f"{place}.{name}".lstrip("."): name for name, _ in module.named_parameters(recurse=False)}
         chosen = own.keys() & names
@@ -70,7 +85,8 @@ def _parameter_digests(model: PreTrainedModel, names: Set[str]) -> Iterator[byte
         away = any(module.get_parameter(own[name]).is_meta for name in chosen)
         with align_module_device(module) if away else nullcontext():
             for name in chosen:
-                yield _parameter_digest(name, module.get_parameter(own[name]))
+                parameter = module.get_parameter(own[name])
+                yield parameter.shape, _sample(name, parameter)
 
 
 def unquantized_fingerprint(model: PreTrainedModel) -> str:
@@ -79,17 +95,15 @@ def unquantized_fingerprint(model: PreTrainedModel) -> str:
     return _digest(model, {name for name, _ in model.named_parameters()} - inner)
 
 
-def _parameter_digest(name: str, parameter: torch.Tensor) -> bytes:
-    """The digest of one parameter: its shape and a strided sample of its numbers, in bfloat16."""
+def _sample(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A strided sample of a parameter's numbers, in bfloat16 and with memory of its own."""
     if parameter.is_meta:
         raise ModelError(
             f"the weights of {name!r} are not loaded (meta device), so the model cannot be told from others.",
             hint="Load the model with its weights first.",
         )
     flat = parameter.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // SAMPLES_PER_PARAMETER)]
-    bits = sample.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().astype("<i2").tobytes()
-    return hashlib.sha256(json.dumps(list(parameter.shape)).encode() + bits).digest()
+    return flat[:: max(1, flat.numel() // SAMPLES_PER_PARAMETER)].to(torch.bfloat16, copy=True)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,9 +5,13 @@ What accelerate has offloaded to the CPU or a disk is on the meta device between
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from ptune.frozen.parts import embedding_table
 
 
 def has_weights(base: PreTrainedModel) -> bool:
@@ -17,8 +21,9 @@ def has_weights(base: PreTrainedModel) -> bool:
 
 
 def device_of(base: PreTrainedModel) -> torch.device:
-    """Where a model's text goes in: where its first weight is that is not offloaded."""
-    first = next((weight.device for weight in base.parameters() if not weight.is_meta), None)
+    """Where a model's text goes in: where its embeddings are or, with those offloaded, its first weight that is not."""
+    weights = chain([embedding_table(base)], base.parameters())
+    first = next((weight.device for weight in weights if not weight.is_meta), None)
     if first is not None:
         return first
     return torch.device("cpu" if has_weights(base) else "meta")

@@ -18,6 +18,8 @@ from ptune.packed.head import FrozenHead
 
 CHUNK_BYTES = 64 * 2**20
 """Size of a chunk's logits in float32. Smaller chunks read the head's weights more often; see benchmarks/."""
+_FEWEST, _FEWEST_ELSEWHERE = 16, 512
+"""The least positions of a chunk on the CPU, and on an accelerator, which a small product leaves idle."""
 
 
 def summed_cross_entropy(head: FrozenHead, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -38,7 +40,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        chunk = max(CHUNK_BYTES // (4 * head.vocab_size), 16)
+        fewest = _FEWEST if hidden.device.type == "cpu" else _FEWEST_ELSEWHERE
+        chunk = max(CHUNK_BYTES // (4 * head.vocab_size), fewest)
         for start in range(0, hidden.shape[0], chunk):
             at = slice(start, start + chunk)
             logits, backward = head.with_backward(hidden[at])

@@ -28,14 +28,9 @@ from typing import TypeVar
 
 import torch
 
+from ptune.frozen.transfer import sent
+
 T = TypeVar("T")
-
-
-def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host's on a device; the host does not wait for the copy."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -151,6 +146,11 @@ class PackedRows:
     def own_keys(self, span: Span) -> slice:
         """Where a span's own keys stand among all `K`."""
         return slice(self.key_offset + span.start, self.key_offset + span.stop)
+
+    def keys_of(self, span: Span) -> torch.Tensor:
+        """`(reach,)`: the keys that a span attends to, those of its prompt first."""
+        mine, prompt = self.own_keys(span), span.prefix_start
+        return torch.cat([torch.arange(prompt, prompt + span.prefix_length), torch.arange(mine.start, mine.stop)])
 
 
 def span_bias(

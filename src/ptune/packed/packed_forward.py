@@ -21,9 +21,10 @@ from ptune.data.labels import IGNORE_INDEX
 from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.filler_ids import fed, with_fillers
 from ptune.frozen.parts import layers_of
+from ptune.frozen.transfer import sent
 from ptune.packed.chunked_loss import summed_cross_entropy
 from ptune.packed.head import FrozenHead, head_logits
-from ptune.packed.layout import PackedRows, sent
+from ptune.packed.layout import PackedRows
 from ptune.packed.lazy_output import LazyOutput
 from ptune.prefix.keys_values import Prefix, RowPrefix, keys_and_values
 
@@ -145,7 +146,10 @@ class PackedPredictors:
 
 
 def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch.device) -> PackedPredictors:
-    """Match labels `(N,)` to the positions that predict them; see `ptune.padded.padded_loss.find_predictors`."""
+    """Match labels `(N,)`, the host's, to the positions that predict them; the result is on a device.
+
+    See `ptune.padded.padded_loss.find_predictors`.
+    """
     first_token = rows.rows[0].start
     predicted_by = torch.arange(first_token - 1, first_token - 1 + labels.numel())
     outside: list[int] = []
@@ -157,10 +161,7 @@ def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch
             predicted_by[at] = -1
             if span.prefix_length:
                 outside.append(at)
-    predicted_by = sent(predicted_by, device)
     counted = torch.nonzero((labels != IGNORE_INDEX) & (predicted_by >= 0)).squeeze(1)
-    beyond = labels[:0]
-    if outside:
-        beyond = labels[sent(torch.tensor(outside), device)]
-        beyond = beyond[beyond != IGNORE_INDEX]
-    return PackedPredictors(positions=predicted_by[counted], targets=labels[counted], from_prefix=beyond)
+    positions, targets = sent(torch.stack([predicted_by[counted], labels[counted]]), device)
+    beyond = labels[outside]
+    return PackedPredictors(positions, targets, from_prefix=sent(beyond[beyond != IGNORE_INDEX], device))

@@ -1,23 +1,23 @@
 """Attention of packed rows in one call of PyTorch's variable-length flash attention.
 
 The keys of a row's prompt are put before the row's own. Flash attention counts causality from the last key, so a row
-sees its whole prompt, and itself up to each token; sliding windows and grouped heads come with the kernel. The prompt's
-keys are gathered once for each of its rows, and what the rows send back to them is summed in float32.
+sees its whole prompt, and itself up to each token; sliding windows and grouped heads come with the kernel.
 
-Shapes: `H` heads, `H'` key/value heads, `Q` positions, `K` keys, `E` head dimension, `A` keys of all rows, each with
-those of its prompt.
+Shapes: `S` spans, `H` heads, `H'` key/value heads, `Q` positions, `K` keys, `E` head dimension, `A` keys of all rows,
+each with those of its prompt.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from ptune.packed.layout import PackedRows, sent
+from ptune.packed.gathering import Places, gathered, key_places
+from ptune.packed.layout import PackedRows
 
 _HALF = (torch.float16, torch.bfloat16)
 _AMPERE = (8, 0)
@@ -48,9 +48,9 @@ def varlen_attention(
 ) -> torch.Tensor:
     """`(1, Q, H, E)`; see `ptune.packed.attention.attend`."""
     plan: _Plan = rows.kept(("varlen", query.device), lambda: _plan(rows, query.device))
-    keys, values = (_BehindPrompts.apply(part[0].transpose(0, 1), plan) for part in (key, value))  # type: ignore[no-untyped-call]
+    keys, values = (gathered(part.squeeze(0).transpose(0, 1), plan.keys) for part in (key, value))
     output = varlen_attn(
-        query[0].transpose(0, 1),
+        query.squeeze(0).transpose(0, 1),
         keys,
         values,
         plan.query_ends,
@@ -67,64 +67,25 @@ def varlen_attention(
 
 @dataclass(frozen=True)
 class _Plan:
-    key_at: torch.Tensor
-    """`(A,)`: which of the `K` keys stands where."""
+    keys: Places
     query_ends: torch.Tensor
     """`(S + 1,)` int32: where each span's queries end, from 0."""
     key_ends: torch.Tensor
     """`(S + 1,)` int32: the same of its keys among `A`."""
-    own: torch.Tensor
-    """`(Q,)`: where among `A` each position's own key stands."""
-    shares: tuple[tuple[int, int, torch.Tensor], ...]
-    """Of each prompt its first key, its length, and where among `A` its keys stand, row after row."""
     most_queries: int
     most_keys: int
 
 
-class _BehindPrompts(torch.autograd.Function):
-    """`(A, H', E)` of `(K, H', E)`: every row's keys behind those of its prompt."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, plan: _Plan) -> torch.Tensor:
-        ctx.plan, ctx.keys = plan, len(part)
-        return part.index_select(0, plan.key_at)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        plan: _Plan = ctx.plan
-        own = grad.index_select(0, plan.own)
-        before = ctx.keys - len(own)
-        total = torch.cat([own.new_zeros(before, *own.shape[1:]), own]) if before else own
-        for start, length, at in plan.shares:
-            rows = grad.index_select(0, at).view(-1, length, *grad.shape[1:])
-            prompt = total[start : start + length]
-            prompt.copy_(prompt.float() + rows.sum(0, dtype=torch.float32))
-        return total, None
-
-
 def _plan(rows: PackedRows, device: torch.device) -> _Plan:
-    key_at, own, start = [], [], 0
-    shares: dict[tuple[int, int], list[torch.Tensor]] = {}
-    for span in rows.spans:
-        mine = rows.own_keys(span)
-        prompt = torch.arange(span.prefix_start, span.prefix_start + span.prefix_length)
-        key_at += [prompt, torch.arange(mine.start, mine.stop)]
-        own.append(torch.arange(start + span.prefix_length, start + span.reach))
-        if span.prefix_length:
-            place = (span.prefix_start, span.prefix_length)
-            shares.setdefault(place, []).append(torch.arange(start, start + span.prefix_length))
-        start += span.reach
-    lengths = torch.tensor([[span.length for span in rows.spans], [span.reach for span in rows.spans]])
-    ends = torch.nn.functional.pad(lengths.cumsum(1), (1, 0))
-    parts = [torch.cat(key_at), torch.cat(own), *(torch.cat(each) for each in shares.values()), *ends]
-    # One copy for all.
-    found = torch.split(sent(torch.cat(parts).to(torch.int32), device), [len(part) for part in parts])
+    query_ends, key_ends = (
+        [0, *accumulate(sizes)] for sizes in ([span.length for span in rows.spans], [span.reach for span in rows.spans])
+    )
+    at = torch.cat([rows.keys_of(span) for span in rows.spans])
+    keys, ends = key_places(rows, at, key_ends[:-1], device, torch.tensor(query_ends), torch.tensor(key_ends))
     return _Plan(
-        key_at=found[0],
-        own=found[1],
-        shares=tuple((*place, at) for place, at in zip(shares, found[2:-2], strict=True)),
-        query_ends=found[-2],
-        key_ends=found[-1],
-        most_queries=int(lengths[0].max()),
-        most_keys=int(lengths[1].max()),
+        keys=keys,
+        query_ends=ends[0].to(torch.int32),
+        key_ends=ends[1].to(torch.int32),
+        most_queries=max(span.length for span in rows.spans),
+        most_keys=rows.reach,
     )

@@ -23,6 +23,7 @@ from ptune.batch.text import Text
 from ptune.errors import ConfigError, ModelError
 from ptune.frozen.cache_argument import CACHE_NAMES, as_cache
 from ptune.frozen.filler_ids import fed
+from ptune.frozen.transfer import sent
 from ptune.padded.padded_loss import Predictors, cross_entropy, find_predictors, head_at
 from ptune.prefix.keys_values import RowPrefix
 
@@ -54,8 +55,7 @@ def run_prefixed(
 
     `narrow` runs the LM head on supervised positions alone; there are no logits to return then.
     """
-    labels = text.padded_labels()
-    predictors = None if labels is None else find_predictors(labels, prefix.predicting, None)
+    predictors = None if text.labels is None else find_predictors(text, prefix.predicting, None)
     with _narrowed(base, predictors, narrow):
         output = prefixed_output(base, prefix, text, kwargs)
     loss = None
@@ -95,9 +95,8 @@ def run_concatenated(
     Raises:
         ConfigError: The model needs token ids, and the text is given as embeddings.
     """
-    lengths = _lengths(prompts, text)
-    labels, columns = text.padded_labels(), _columns(lengths, text)
-    predictors = None if labels is None else find_predictors(labels, lengths, columns)
+    sizes = _sizes(prompts)
+    predictors = None if text.labels is None else find_predictors(text, [size > 0 for size in sizes], sizes)
     with _narrowed(base, predictors, narrow):
         output = concatenated_output(base, prompts, text, filler_id, kwargs)
     loss = None
@@ -123,7 +122,7 @@ def concatenated_output(
     if filler_id is not None:
         if text.ids is None:
             raise ConfigError("this model makes more of token ids than their embeddings.", hint="Pass input_ids.")
-        columns = _columns(_lengths(prompts, text), text)
+        columns = _columns(prompts, text)
         ids = text.ids.new_full((text.rows, columns.shape[1] + embeds.shape[1]), filler_id)
         ids = ids.scatter(1, columns, text.padded(text.ids, filler_id))[:, : embeds.shape[1]]
     run, inputs = fed(model, embeds, ids)
@@ -132,22 +131,19 @@ def concatenated_output(
 
 def text_of(prompts: Sequence[torch.Tensor | None], text: Text) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function that takes the text's part, `(N, …)`, out of what `concatenated_output` gives."""
-    columns = _columns(_lengths(prompts, text), text)
-    row = torch.arange(text.rows, device=text.device)[:, None]
-    if text.real is None:
-        return lambda states: text.flat(states[row, columns])
-    at = (row.expand_as(columns)[text.real], columns[text.real])
-    return lambda states: states[at]
+    row, column = text.rows_and_columns
+    rows, columns = sent(torch.stack([row, column + torch.tensor(_sizes(prompts))[row]]), text.device)
+    return lambda states: states[rows, columns]
 
 
-def _lengths(prompts: Sequence[torch.Tensor | None], text: Text) -> torch.Tensor:
-    """`(B,)`, virtual tokens of each row."""
-    return torch.tensor([0 if prompt is None else len(prompt) for prompt in prompts], device=text.device)
+def _sizes(prompts: Sequence[torch.Tensor | None]) -> list[int]:
+    """Virtual tokens of each row."""
+    return [0 if prompt is None else len(prompt) for prompt in prompts]
 
 
-def _columns(lengths: torch.Tensor, text: Text) -> torch.Tensor:
+def _columns(prompts: Sequence[torch.Tensor | None], text: Text) -> torch.Tensor:
     """`(B, T)`: where each text token stands behind its prompt."""
-    return torch.arange(text.longest, device=text.device) + lengths[:, None]
+    return sent(torch.arange(text.longest) + torch.tensor(_sizes(prompts))[:, None], text.device)
 
 
 def _as_it_came(
@@ -165,7 +161,7 @@ def _as_it_came(
         return text.as_it_came(flat(states))
 
     hidden = output.hidden_states
-    kept = width is not None and text.real is None and text.places is None
+    kept = width is not None and text.slots is None and text.places is None
     return CausalLMOutputWithPast(
         loss=loss,
         logits=back(output.logits) if return_logits else None,

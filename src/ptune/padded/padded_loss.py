@@ -14,7 +14,7 @@ predicted by a prefix, `D` hidden size, `V` vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ptune.batch.text import Text
 from ptune.data.labels import IGNORE_INDEX
 from ptune.frozen.parts import output_head
+from ptune.frozen.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,26 @@ class Predictors:
         return int(self.targets.numel() + self.prefix_targets.numel())
 
 
-def find_predictors(labels: torch.Tensor, lengths: torch.Tensor, columns: torch.Tensor | None) -> Predictors:
-    """Match labels to the positions that predict them. Every row begins at column 0.
+def find_predictors(text: Text, predicting: Sequence[bool], inside: Sequence[int] | None) -> Predictors:
+    """Match labels to the positions that predict them, on the host; the result is on the text's device.
 
     Args:
-        labels: `(B, T)`, `IGNORE_INDEX` where not supervised.
-        lengths: `(B,)`, virtual tokens of each row; a row without any has no prediction for its first token.
-        columns: `(B, T)`, where each text token stands in the model's output on the concatenation path; None on the
-            prefix path, where text token `t` stands at column `t` and the first token is predicted by the prefix.
+        text: The rows, with labels.
+        predicting: For each row whether its prompt predicts its first token; one without any does not.
+        inside: On the concatenation path the virtual tokens of each row, which stand before its text in the model's
+            output. None on the prefix path, where text token `t` stands at column `t` and the first token is predicted
+            by the prefix.
     """
-    rows, at = torch.nonzero(labels != IGNORE_INDEX, as_tuple=True)
-    targets = labels[rows, at]
-    is_first = at == 0
-    # Places rather than masks: for each of the latter the host would wait for the device.
-    if columns is not None:
-        known = torch.nonzero(~is_first | (lengths[rows] > 0)).squeeze(1)
-        rows, none = rows[known], rows.new_empty(0)
-        return Predictors(rows, columns[rows, at[known]] - 1, targets[known], none, none)
-    inner = torch.nonzero(~is_first).squeeze(1)
-    first = torch.nonzero(is_first & (lengths[rows] > 0)).squeeze(1)
-    return Predictors(rows[inner], at[inner] - 1, targets[inner], rows[first], targets[first])
+    assert text.labels is not None
+    row, column = text.rows_and_columns
+    counted = torch.nonzero((text.labels != IGNORE_INDEX) & ((column > 0) | torch.tensor(predicting)[row])).squeeze(1)
+    row, column, targets = row[counted], column[counted], text.labels[counted]
+    if inside is not None:
+        rows, columns, targets = sent(torch.stack([row, column + torch.tensor(inside)[row] - 1, targets]), text.device)
+        return Predictors(rows, columns, targets, rows[:0], rows[:0])
+    inner, first = torch.nonzero(column > 0).squeeze(1), torch.nonzero(column == 0).squeeze(1)
+    rows, columns, inner_targets = sent(torch.stack([row, column - 1, targets])[:, inner], text.device)
+    return Predictors(rows, columns, inner_targets, *sent(torch.stack([row, targets])[:, first], text.device))
 
 
 def cross_entropy(

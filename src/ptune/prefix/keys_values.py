@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.filler_ids import fed
+from ptune.frozen.transfer import sent
 from ptune.prefix.growing_cache import GrowingLayer
 
 
@@ -81,8 +82,8 @@ class RowPrefix:
     """`(B,)`, virtual tokens of each row."""
     logits: torch.Tensor
     """`(B, V)`, the prediction for each row's first text token; without meaning where `predicting` is 0."""
-    predicting: torch.Tensor
-    """`(B,)`, virtual tokens that predict the first text token: `lengths`, or 0 where the prefix does not."""
+    predicting: tuple[bool, ...]
+    """For each row whether its prefix predicts the first text token."""
 
     @property
     def width(self) -> int:
@@ -150,7 +151,7 @@ def same_prefix(prefix: Prefix, rows: int) -> RowPrefix:
         mask=None,
         lengths=lengths,
         logits=prefix.logits.expand(rows, -1),
-        predicting=lengths * prefix.predicts,
+        predicting=(prefix.predicts,) * rows,
     )
 
 
@@ -163,9 +164,8 @@ def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> Ro
     """
     width = max(prefix.length for prefix in prefixes)
     device = prefixes[0].logits.device
-    index = torch.tensor([0 if item is None else item for item in choice], device=device)
-    lengths = torch.tensor([0 if item is None else prefixes[item].length for item in choice], device=device)
-    predicts = torch.tensor([prefix.predicts for prefix in prefixes], device=device)
+    sizes = [0 if item is None else prefixes[item].length for item in choice]
+    index, lengths = sent(torch.tensor([[0 if item is None else item for item in choice], sizes]), device)
 
     def gather(layer: int, part: int) -> torch.Tensor:
         padded = [F.pad(p.layers[layer][part], (0, 0, width - p.length, 0)) for p in prefixes]
@@ -173,12 +173,11 @@ def mixed_prefix(prefixes: Sequence[Prefix], choice: Sequence[int | None]) -> Ro
         return joined.index_select(0, index.to(joined.device))
 
     layers = tuple((gather(layer, 0), gather(layer, 1)) for layer in range(len(prefixes[0].layers)))
-    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
     logits = torch.cat([prefix.logits for prefix in prefixes]).index_select(0, index)
     return RowPrefix(
         layers=layers,
-        mask=None if bool(mask.all()) else mask,
+        mask=(torch.arange(width, device=device) >= width - lengths[:, None]).long() if min(sizes) < width else None,
         lengths=lengths,
         logits=logits,
-        predicting=lengths * predicts[index],
+        predicting=tuple(item is not None and prefixes[item].predicts for item in choice),
     )

@@ -81,7 +81,7 @@ class CheckpointStore:
         """
         step = self.trainer.state.global_step
         # The numbers themselves: to encode the prompt would draw on the random generators.
-        if not all(bool(torch.isfinite(one).all()) for one in model.prompts.parameters()):
+        if not bool(torch.stack([torch.isfinite(one).all() for one in model.prompts.parameters()]).all()):
             raise TrainingError(
                 f"the prompt is not finite after step {step}, and was not saved; {self.last_good()}.",
                 hint="Lower learning_rate, or train in another dtype than float16.",

@@ -24,16 +24,15 @@ class EvaluationLoss:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._sum = LossSum()
+        self._sum = LossSum(of_means=True)
 
     def begin(self) -> None:
         """A new evaluation."""
-        self._sum = LossSum()
+        self._sum = LossSum(of_means=True)
 
     def add(self, mean: torch.Tensor, labels: torch.Tensor) -> None:
         """Count in the mean loss of a batch with these labels."""
-        tokens = int((labels != IGNORE_INDEX).sum())
-        self._sum.add(float(mean) * tokens, tokens)
+        self._sum.add(mean, (labels != IGNORE_INDEX).sum())
 
     def mean(self) -> HeldOutLoss:
         """The mean over all processes. Every process must call it."""

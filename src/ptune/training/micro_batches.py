@@ -44,10 +44,10 @@ def in_parts(inputs: dict[str, Any], rows: int | None) -> list[dict[str, Any]]:
     return [row_slice(inputs, start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
-def text_tokens(inputs: Mapping[str, Any]) -> int:
-    """Tokens of a batch that are not padding."""
-    mask = inputs.get("attention_mask")
-    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
+def text_tokens(inputs: Mapping[str, Any]) -> int | torch.Tensor:
+    """Tokens of a batch that are not padding; a number on the batch's device where there is a mask."""
+    mask: torch.Tensor | None = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel()) if mask is None else mask.sum()
 
 
 def row_tokens(inputs: Mapping[str, Any]) -> list[list[int]]:

@@ -58,16 +58,9 @@ def _bad_rows(trainer: Trainer, model: PTunedModel, batch: dict[str, Any]) -> li
         one = row_slice(batch, row, row + 1)
         model.zero_grad()
         with trainer.compute_loss_context_manager():
-            loss: Any = model(**_on_device(one, trainer), num_items_in_batch=1, return_logits=False).loss
+            loss: Any = model(**one, num_items_in_batch=1, return_logits=False).loss
         loss.backward()
         grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not all(bool(torch.isfinite(number).all()) for number in (loss, *grads)):
             found += row_tokens(one)
     return found
-
-
-def _on_device(batch: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-    return {
-        name: value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }

@@ -6,18 +6,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class TokenRate:
     """Counts the text tokens of this process's training batches; virtual tokens and padding are not counted."""
 
     def __init__(self) -> None:
-        self.seen = 0
-        self._since = (time.perf_counter(), 0)
+        self.begin(0)
 
     def begin(self, seen: int) -> None:
         """Start from so many tokens, those of the run that goes on."""
-        self.seen = seen
+        self._seen: int | torch.Tensor = seen
         self._since = (time.perf_counter(), seen)
+
+    def add(self, tokens: int | torch.Tensor) -> None:
+        """Count a batch in; a number that is on a device stays there until somebody asks for the sum."""
+        self._seen = self._seen + tokens
+
+    @property
+    def seen(self) -> int:
+        """Tokens so far."""
+        self._seen = int(self._seen)
+        return self._seen
 
     def per_second(self) -> float:
         """Tokens a second since the last call."""

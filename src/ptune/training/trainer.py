@@ -34,6 +34,7 @@ from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, listed
+from ptune.frozen.transfer import pins
 from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
@@ -86,6 +87,8 @@ class PTuneTrainer(Trainer):
             # One process drives one GPU: Trainer would use DataParallel, whose replicas share the first one's weights.
             use_one_gpu(args)
             say("several GPUs are visible, and one is used; for all of them: accelerate launch, or torchrun")
+        if args is not None:
+            _pin_batches(args)
         super().__init__(model, args, *more, **kwargs)
         warn_of_missing_names()
         self.stop = stop
@@ -154,8 +157,9 @@ class PTuneTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """One micro-batch of an optimizer step; see `OptimizerStep.run`."""
-        self.tokens.seen += text_tokens(inputs)
-        return self.optimizer_step.run(model, inputs, num_items_in_batch)
+        self.tokens.add(text_tokens(inputs))
+        # Trainer sums losses on its own device, which is not that of every model that is spread over several.
+        return self.optimizer_step.run(model, inputs, num_items_in_batch).to(self.args.device)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -328,6 +332,13 @@ class PTuneTrainer(Trainer):
             super()._load_rng_state(checkpoint)
         elif not self.run_state.generators_set:
             set_generators(self.store.process_state(checkpoint)["generators"], self.args.device)
+
+
+def _pin_batches(args: TrainingArguments) -> None:
+    """Copy batches while the host goes on, where a device can: from pinned memory, which Trainer alone waits for."""
+    args.dataloader_pin_memory = args.dataloader_pin_memory and pins(args.device)
+    config: Any = args.accelerator_config
+    config.non_blocking = args.dataloader_pin_memory or config.non_blocking
 
 
 def _rows_apart(value: Any, lengths: Sequence[int]) -> Any:

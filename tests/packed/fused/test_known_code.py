@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Iterator
 
 import pytest
 from transformers.models.llama import modeling_llama
@@ -13,6 +14,8 @@ from prompting import encoder_prompt, prompt_gradient, relative_error, texts
 from ptune.data.collate import PackingCollator
 from ptune.packed.fused import known_code, replacements
 
+ACTIVATIONS = "transformers.activations"
+
 
 def _batch() -> dict[str, object]:
     rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in texts((7, 4))]
@@ -20,15 +23,20 @@ def _batch() -> dict[str, object]:
 
 
 @pytest.fixture(autouse=True)
-def _forget() -> None:
-    replacements._replacement.cache_clear()
-    replacements._bloom_is_known.cache_clear()
+def _forget() -> Iterator[None]:
+    """What is kept of the code, before a test and after it."""
+    kept = (replacements._replacement, replacements._bloom_is_known)
+    for one in kept:
+        one.cache_clear()
+    yield
+    for one in kept:
+        one.cache_clear()
 
 
 def test_every_fused_part_is_of_the_installed_code() -> None:
     for label in known_code.KNOWN:
         family, _, name = label.partition(".")
-        module = f"transformers.models.{family}.modeling_{family}"
+        module = f"transformers.models.{family}.modeling_{family}" if family != "transformers" else ACTIVATIONS
         importlib.import_module(module)
         assert known_code.all_known(module, [name]), label
 

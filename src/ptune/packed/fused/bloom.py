@@ -68,7 +68,9 @@ class PackedBloomAttention(BloomAttention):
         """Hidden states `(1, Q, D)`, and None for the weights; BLOOM's own forward for another `alibi`."""
         if not isinstance(alibi, PackedRows):
             return super().forward(hidden_states, residual, alibi, attention_mask, layer_past, **kwargs)
-        query, key, value = self._reshape(self.query_key_value(hidden_states))
+        fused = self.query_key_value(hidden_states).unflatten(2, (self.num_heads, 3, self.head_dim))
+        # Not by `_reshape`: each of its three selections has a gradient of the size of the whole.
+        query, key, value = (part.transpose(1, 2) for part in fused.unbind(3))
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
         context = attend(

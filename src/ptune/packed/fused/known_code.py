@@ -46,12 +46,20 @@ KNOWN: dict[str, tuple[str, ...]] = {
     ),
     "bloom.BloomAttention": ("02f42fd6b6dc8190",),
     "bloom.BloomBlock": ("869e9b0ccb14aff4",),
+    "bloom.BloomGelu": ("2d05e445b42c75e6",),
+    "bloom.GeLUFunction": ("b7beeb1ffb130dd4",),
+    "bloom.bloom_gelu_forward": ("2348ec1f522fede5",),
+    "bloom.bloom_gelu_back": ("29f746ac21a07ffc",),
+    "transformers.NewGELUActivation": ("f26c5d4dd129ce2b",),
     "bloom.build_alibi_tensor": (
         "27e2892048d7b8e1",
         "0b8270bf68fba430",
     ),
 }
-"""`family.Name` → digests of its code in transformers 5.18 to 5.24. A new one goes in once its code has been read."""
+"""`family.Name` → digests of its code in transformers 5.18 to 5.24. A new one goes in once its code has been read.
+
+The family is the module's folder: `bloom` for `transformers.models.bloom.modeling_bloom`.
+"""
 _log = logging.getLogger("ptune")
 
 

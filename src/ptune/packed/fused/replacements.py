@@ -21,6 +21,7 @@ from ptune.packed.fused.rotary import (
     FrozenRotaryAttention,
     FrozenWindowAttention,
 )
+from ptune.packed.fused.tanh_gelu import FusedTanhGELU
 
 _LIKE_LLAMA: dict[str, tuple[str, type[nn.Module]]] = {
     "llama": ("Llama", FrozenRotaryAttention),
@@ -28,15 +29,22 @@ _LIKE_LLAMA: dict[str, tuple[str, type[nn.Module]]] = {
     "qwen2": ("Qwen2", FrozenWindowAttention),
     "qwen3": ("Qwen3", FrozenNormedAttention),
 }
-_MIXINS: dict[tuple[str, str], type[nn.Module]] = {
-    (f"transformers.models.{family}.modeling_{family}", f"{prefix}{part}"): mixin
-    for family, (prefix, attention) in _LIKE_LLAMA.items()
-    for part, mixin in (("RMSNorm", FrozenRMSNorm), ("MLP", FrozenGatedMLP), ("Attention", attention))
-}
 _BLOOM = "transformers.models.bloom.modeling_bloom"
-
-
+_MIXINS: dict[tuple[str, str], type[nn.Module]] = {
+    **{
+        (f"transformers.models.{family}.modeling_{family}", f"{prefix}{part}"): mixin
+        for family, (prefix, attention) in _LIKE_LLAMA.items()
+        for part, mixin in (("RMSNorm", FrozenRMSNorm), ("MLP", FrozenGatedMLP), ("Attention", attention))
+    },
+    (_BLOOM, "BloomGelu"): FusedTanhGELU,
+    ("transformers.activations", "NewGELUActivation"): FusedTanhGELU,
+}
 _ROTARY = ("apply_rotary_pos_emb", "rotate_half")
+_HELPERS = {
+    **{f"{prefix}Attention": _ROTARY for prefix, _ in _LIKE_LLAMA.values()},
+    "BloomGelu": ("GeLUFunction", "bloom_gelu_forward", "bloom_gelu_back"),
+}
+"""What else the code of a class calls."""
 _BLOOM_PARTS = ("BloomModel", "BloomAttention", "BloomBlock", "build_alibi_tensor")
 
 
@@ -61,13 +69,11 @@ def _replacement(kind: type[nn.Module]) -> type[nn.Module]:
         return FrozenLinear
     if kind is Conv1D:
         return FrozenConv1D
-    if kind.__module__ == _BLOOM and _bloom_is_known():
+    if kind.__module__ == _BLOOM and kind.__qualname__ in ("BloomModel", "BloomAttention") and _bloom_is_known():
         from ptune.packed.fused.bloom import PackedBloomAttention, PackedBloomModel
 
-        own = {"BloomModel": PackedBloomModel, "BloomAttention": PackedBloomAttention}
-        return own.get(kind.__qualname__, kind)
+        return PackedBloomModel if kind.__qualname__ == "BloomModel" else PackedBloomAttention
     mixin = _MIXINS.get((kind.__module__, kind.__qualname__))
-    helpers = _ROTARY if mixin is not None and issubclass(mixin, FrozenRotaryAttention) else ()
-    if mixin is not None and not all_known(kind.__module__, (kind.__name__, *helpers)):
+    if mixin is None or not all_known(kind.__module__, (kind.__name__, *_HELPERS.get(kind.__name__, ()))):
         return kind
-    return kind if mixin is None else type(f"Frozen{kind.__name__}", (mixin, kind), {})
+    return type(f"Frozen{kind.__name__}", (mixin, kind), {})

@@ -1,7 +1,8 @@
 """Root mean square normalisation (Zhang & Sennrich 2019) with frozen weights, in the form Llama has it.
 
 Saved for the backward are the input and one number a position; transformers' own, written in single steps, keeps the
-normalised values and their squares too. In half precision both compute in float32 inside, and round at the same places.
+normalised values and their squares too. In half precision all compute in float32 inside. On accelerators it is one
+kernel of PyTorch's, which rounds once; the CPU has none, and here rounds where transformers does.
 
 Shapes: `N` positions, `D` hidden size.
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from ptune.frozen.product import suits
@@ -47,6 +49,8 @@ class FrozenRMSNorm(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(…, D)` of `(…, D)`."""
         if suits(hidden_states, self.weight):
+            if hidden_states.device.type != "cpu":
+                return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
             result: torch.Tensor = _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
             return result
         original: torch.Tensor = super().forward(hidden_states)

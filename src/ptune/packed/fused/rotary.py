@@ -22,26 +22,27 @@ from ptune.packed.attention import attend
 from ptune.packed.layout import PackedRows
 
 
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
-    """`x` turned forwards (1) or backwards (-1)."""
+def _turn(x: torch.Tensor, cos: torch.Tensor, sines: tuple[torch.Tensor, ...], direction: int) -> torch.Tensor:
+    """`x` turned forwards (1) or backwards (-1); a sine for each half, `(…, E / 2)`."""
     half = x.shape[-1] // 2
     turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
+    turned[..., :half].addcmul_(x[..., half:], sines[0], value=-direction)
+    turned[..., half:].addcmul_(x[..., :half], sines[1], value=direction)
     return turned
 
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        sines = sin.chunk(2, dim=-1)
         # Each half was turned by its own sine into the other; on the way back those change places.
-        ctx.angles = cos, sin.roll(sin.shape[-1] // 2, dims=-1)
-        return _turn(x, cos, sin, 1)
+        ctx.angles = cos, sines[::-1]
+        return _turn(x, cos, sines, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        cos, sin = ctx.angles
-        return _turn(grad, cos, sin, -1), None, None
+        cos, sines = ctx.angles
+        return _turn(grad, cos, sines, -1), None, None
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
