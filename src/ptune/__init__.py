@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ptune.training.checkpoints import last_checkpoint
     from ptune.training.train import train
     from ptune.training.trainer import PTuneTrainer
+    from ptune.tuning.tune import tune
+    from ptune.tuning.tune_settings import TuneSettings
 
 __version__ = "0.1.0"
 
@@ -63,6 +65,7 @@ __all__ = [
     "PromptTuningInit",
     "TaskType",
     "TrainRecipe",
+    "TuneSettings",
     "__version__",
     "compare",
     "embed_text",
@@ -74,6 +77,7 @@ __all__ = [
     "load_tokenizer",
     "plan",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -85,6 +89,8 @@ _HOMES = {
     "load_tokenizer": "ptune.loading.load",
     "plan": "ptune.planning.forecast",
     "train": "ptune.training.train",
+    "TuneSettings": "ptune.tuning.tune_settings",
+    "tune": "ptune.tuning.tune",
     "CompareSettings": "ptune.comparison.settings",
     "compare": "ptune.comparison.compare",
     "Example": "ptune.data.records",

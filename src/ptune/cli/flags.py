@@ -180,7 +180,8 @@ def _help(item: Field[Any]) -> str:
     text = str(item.metadata["help"]).replace("%", "%%")
     if item.metadata.get("required"):
         return f"{text} (needed)"
-    return text if item.default in (None, False) else f"{text} (default: {item.default})"
+    default = " ".join(map(str, item.default)) if isinstance(item.default, tuple) else item.default
+    return text if default in (None, False) else f"{text} (default: {default})"
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from ptune.errors import ConfigError, PTuneError, RunStoppedError, one_line, unk
 COMMANDS = {
     "demo": "the whole story on a real 135M model, no network needed",
     "train": "train a soft prompt on a model and a data file",
+    "tune": "search for the encoder, length, start and learning rate that suit your data",
     "generate": "answer one text with a trained prompt",
     "chat": "talk to a model with a trained prompt",
     "compare": "methods side by side on your model and data: parameters, memory, speed, loss",

@@ -31,10 +31,10 @@ _MAX_BITS = 1024
 """Of a whole number: more than any flag takes, and few enough to be written in digits."""
 
 
-def own_names() -> dict[str, str]:
-    """Every key that is ptune's own → the field it means."""
-    names = {item.name: item.name for item in fields(TrainRecipe)}
-    for item in fields(TrainRecipe):
+def own_names(kind: type = TrainRecipe) -> dict[str, str]:
+    """Every key that is a field of ptune's own → that field."""
+    names = {item.name: item.name for item in fields(kind)}
+    for item in fields(kind):
         names |= dict.fromkeys(item.metadata.get("aliases", ()), item.name)
     return names
 
@@ -145,12 +145,12 @@ def unknown_key(path: Path, key: str, known: list[str]) -> ConfigError:
     )
 
 
-def own_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def own_values(values: Mapping[str, Any], kind: type = TrainRecipe) -> dict[str, Any]:
     """Those values of a recipe that are ptune's own, under their fields' names.
 
     YAML 1.1 reads `1e-3` as text, so a text that is a number becomes one where a number is wanted.
     """
-    names, hints = own_names(), typing.get_type_hints(TrainRecipe)
+    names, hints = own_names(kind), typing.get_type_hints(kind)
     return {names[key]: _as_number(value, hints[names[key]]) for key, value in values.items() if key in names}
 
 
@@ -160,7 +160,7 @@ def _as_number(value: Any, hint: Any) -> Any:
     if not isinstance(value, str):
         return value
     for kind in (int, float):
-        if kind in allowed_types(hint):
+        if kind in allowed_types(hint) or kind is item_type(hint):
             try:
                 return kind(value)
             except ValueError:

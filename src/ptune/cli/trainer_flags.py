@@ -100,9 +100,9 @@ def check_flags(words: Sequence[str], parser: Parser, trainer: argparse.Argument
 
 
 def given_names(words: Sequence[str], values: Mapping[str, Any]) -> set[str]:
-    """The training arguments that the command line or the recipe file name."""
+    """The training arguments that the command line or the recipe file name; `--no-X` names X."""
     flags = {word.partition("=")[0] for word in dashed(words) if word.startswith("--")}
-    return {flag.removeprefix("--").replace("-", "_") for flag in flags} | set(values)
+    return {flag.removeprefix("--").replace("-", "_").removeprefix("no_") for flag in flags} | set(values)
 
 
 def make_arguments(

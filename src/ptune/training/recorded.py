@@ -44,7 +44,7 @@ _SAME_RECIPE = (
     "tokens_per_batch",
     "packing",
 )
-_SAME_ARGUMENTS = (
+SAME_ARGUMENTS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "train_sampling_strategy",
@@ -58,7 +58,15 @@ _SAME_ARGUMENTS = (
     "adam_epsilon",
     "optim",
 )
-_NAMED = ("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16")
+SCHEDULE_ARGUMENTS = (
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+)
 
 
 def recorded_run(recipe: TrainRecipe, args: TrainingArguments, dataset: Dataset) -> dict[str, Any]:
@@ -143,11 +151,11 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any]) -> list[str]:
             hint=f"Give it the data as they were; or begin a new run from its prompt: --init-from {checkpoint}.",
         )
     lines = []
-    for group, same in (("recipe", _SAME_RECIPE), ("training_arguments", _SAME_ARGUMENTS)):
+    for group, same in (("recipe", _SAME_RECIPE), ("training_arguments", SAME_ARGUMENTS)):
         before = then.get(group)
         if not isinstance(before, dict):
             continue
-        for name in (*same, *_NAMED):
+        for name in (*same, *SCHEDULE_ARGUMENTS):
             old, new = before.get(name), now[group].get(name)
             if name not in before or old == new:
                 continue

@@ -1,0 +1,94 @@
+"""What one trial takes of each thing that is searched."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from transformers import TrainingArguments
+
+from ptune.recipe import LEARNING_RATES, TrainRecipe
+from ptune.tuning.study import RATE
+from ptune.tuning.tune_settings import TuneSettings
+
+OWN_RATE = "times_own_rate"
+"""The searched number where no range of rates is given: encoders' best rates differ less as multiples of their own."""
+LEAST_TIMES, MOST_TIMES = 0.1, 10.0
+SPREAD = 8
+"""Trials after the first that are spread evenly; then the study draws by what it has seen."""
+_DIGITS = 3
+"""Of a rate: enough for the search, and few enough to be read and written down."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Encoder, length, start and rate of one trial."""
+
+    encoder: str
+    num_virtual_tokens: int
+    init: str
+    learning_rate: float
+
+    def recipe(self, recipe: TrainRecipe, folder: Path) -> TrainRecipe:
+        """The recipe that trains this choice into a folder."""
+        return replace(
+            recipe,
+            encoder=self.encoder,
+            num_virtual_tokens=self.num_virtual_tokens,
+            init=self.init,
+            init_text=recipe.init_text if self.init == "text" else None,
+            output=str(folder),
+        )
+
+    def arguments(self, args: TrainingArguments, folder: Path) -> TrainingArguments:
+        """The training arguments that go with it."""
+        own = copy.copy(args)
+        own.learning_rate, own.output_dir = self.learning_rate, str(folder)
+        return own
+
+
+def choose(trial: optuna.Trial, settings: TuneSettings, recipe: TrainRecipe) -> Choice:
+    """Ask the study for a choice, and note its learning rate in the trial."""
+    encoder = trial.suggest_categorical("encoder", list(settings.encoder))
+    length = trial.suggest_categorical("num_virtual_tokens", list(settings.num_virtual_tokens))
+    init = trial.suggest_categorical("init", list(settings.inits(recipe)))
+    if settings.learning_rate is None:
+        own = LEARNING_RATES[encoder]
+        low, high = own * LEAST_TIMES, own * MOST_TIMES
+        rate = own * trial.suggest_float(OWN_RATE, LEAST_TIMES, MOST_TIMES, log=True)
+    else:
+        low, high = settings.learning_rate[0], settings.learning_rate[-1]
+        rate = trial.suggest_float(RATE, low, high, log=True)
+    rate = min(max(float(f"{rate:.{_DIGITS}g}"), low), high)
+    trial.set_user_attr(RATE, rate)
+    return Choice(encoder, length, init, rate)
+
+
+def given_choice(place: int, settings: TuneSettings, recipe: TrainRecipe, seed: int) -> dict[str, Any] | None:
+    """What the first trials take, by the study's names; None where the study is to draw.
+
+    The first of all is the recipe as it is, as far as that is searched. The next eight are spread evenly: a scrambled
+    Sobol sequence visits each eighth of the rates once, where eight random draws leave a third of them out.
+    """
+    if place > SPREAD:
+        return None
+    options = settings.space(recipe)
+    relative = settings.learning_rate is None
+    low, high = (LEAST_TIMES, MOST_TIMES) if relative else (options["learning_rate"][0], options["learning_rate"][-1])
+    rate_name = OWN_RATE if relative else RATE
+    names = ("encoder", "num_virtual_tokens", "init")
+    if place:
+        engine: Any = torch.quasirandom.SobolEngine(len(names) + 1, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        *shares, share = engine.draw(place, dtype=torch.float64)[-1].tolist()
+        chosen = {name: options[name][int(part * len(options[name]))] for name, part in zip(names, shares, strict=True)}
+        return {**chosen, rate_name: low * (high / low) ** share}
+    start = recipe.init or ("random" if recipe.init_text is None else "text")
+    own = {"encoder": recipe.encoder, "num_virtual_tokens": recipe.num_virtual_tokens, "init": start}
+    chosen = {name: own[name] if own[name] in options[name] else options[name][0] for name in names}
+    rate = 1.0 if relative else LEARNING_RATES[chosen["encoder"]]
+    return {**chosen, rate_name: rate if low <= rate <= high else math.sqrt(low * high)}

@@ -1,0 +1,106 @@
+"""What all trials of a search share: rows that are read and tokenized once, and a model that is loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from ptune.data.template import get_template
+from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
+from ptune.loading.load import load_tokenizer
+from ptune.model.wrapper import PTunedModel
+from ptune.recipe import TrainRecipe
+from ptune.training.batches import Collator, batches_line, budget_sampler, choose_collator
+from ptune.training.recorded import SAME_ARGUMENTS, SCHEDULE_ARGUMENTS, data_digest, recorded_arguments
+from ptune.training.result import show_line, show_rows
+from ptune.training.rows import Rows, check_context, load_rows
+from ptune.training.train import frozen_model
+from ptune.tuning.tune_settings import TuneSettings
+
+_SHAPING = (
+    "dtype",
+    "quantization",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "encoder_dropout",
+    "init_text",
+    "packing",
+    "tokens_per_batch",
+)
+"""Of the recipe: what is the same for all trials of a study, and shapes what they give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Loaded and read once, the same for all trials."""
+
+    folder: Path
+    settings: TuneSettings
+    recipe: TrainRecipe
+    args: TrainingArguments
+    tokenizer: PreTrainedTokenizerBase
+    rows: Rows
+    model: PTunedModel
+    """Without a prompt between trials."""
+    collate: Collator
+    console: Console
+
+    def task(self) -> dict[str, dict[str, Any]]:
+        """What the study is of (digests), and with what: the trials of one study can be compared."""
+        held_out, recorded = self.rows.held_out_tokens, recorded_arguments(self.args)
+        assert held_out is not None
+        arguments = [name for name in (*SAME_ARGUMENTS, *SCHEDULE_ARGUMENTS) if name != "learning_rate"]
+        return {
+            "of": {
+                "model": fingerprint(self.model.base),
+                "tokenizer": tokenizer_fingerprint(self.tokenizer),
+                "rows": data_digest(self.rows.tokens.dataset),
+                "held_out_rows": data_digest(held_out.dataset),
+            },
+            "with": {
+                "template": self.rows.template.text,
+                **self.settings.space(self.recipe),
+                **{name: getattr(self.recipe, name) for name in _SHAPING},
+                **{name: recorded[name] for name in arguments if name in recorded},
+            },
+        }
+
+    def show(self) -> None:
+        """Say what was read, and what a batch is."""
+        recipe, args, say = self.recipe, self.args, self.console
+        show_rows(self.rows, say)
+        budget = recipe.tokens_per_batch
+        sampler = None if budget is None else budget_sampler(self.rows.tokens.dataset, budget, args)
+        for line in (*self.model.capability.notes, batches_line(recipe, args, self.model, self.collate, sampler)):
+            show_line(line, say)
+
+
+def prepare(
+    recipe: TrainRecipe, settings: TuneSettings, args: TrainingArguments, given: Collection[str], console: Console
+) -> Prepared:
+    """Read, tokenize and load.
+
+    Args:
+        recipe: What each trial trains, but for what is searched.
+        settings: The search's.
+        args: The same for all trials.
+        given: Names of the training arguments that somebody chose.
+        console: Where to report.
+
+    Raises:
+        PTuneError: Data or a model that cannot be used, or rows that do not fit behind the longest prompt.
+    """
+    tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+    rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=console.is_terminal)
+    model = frozen_model(recipe, args, tokenizer)
+    check_context(rows, max(settings.num_virtual_tokens), model.context_length, recipe.max_length)
+    collate = choose_collator(recipe, args, model, tokenizer, given)
+    return Prepared(
+        folder=Path(recipe.output), settings=settings, recipe=recipe, args=args, tokenizer=tokenizer, rows=rows,
+        model=model, collate=collate, console=console,
+    )  # fmt: skip
