@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     from decoders.small import IMPOSSIBLE, MODEL_TYPES
     from decoders.sweep import sweep
-    from ptune.comparison.machine import machine, versions
+    from ptune.memory.machine import machine, versions
 
     began = time.monotonic()
     rows = []

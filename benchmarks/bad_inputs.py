@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     # Read by the libraries when they are imported, and so set before.
     os.environ |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    from ptune.comparison.machine import machine, versions
+    from ptune.memory.machine import machine, versions
     from robustness.cases import CASES
     from robustness.workshop import Kit, shown_line, try_case
 

@@ -219,7 +219,7 @@ def run(
     timeout: float = TIMEOUT_SECONDS,
 ) -> dict[str, Any]:
     """Run every case, write the result file after each, and return what it holds."""
-    from ptune.comparison.machine import machine, versions
+    from ptune.memory.machine import machine, versions
 
     result: dict[str, Any] = {
         "what": benchmark.what,

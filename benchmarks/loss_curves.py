@@ -28,9 +28,9 @@ from rich.table import Table
 from harness import OK, RESULTS, ROOT, write
 from plots import plot_loss_curves
 from ptune import CompareSettings, compare
-from ptune.comparison.machine import machine, versions
 from ptune.comparison.summary import Comparison
 from ptune.data.records import load_examples
+from ptune.memory.machine import machine, versions
 from ptune.methods.names import METHODS
 from ptune.recipe import TrainRecipe
 

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import write
-from ptune.comparison.machine import machine, versions
 from ptune.errors import PTuneError
+from ptune.memory.machine import machine, versions
 from ptune.training.checkpoints import check_whole, checkpoints, last_checkpoint
 
 MODEL = "builtin:smollm2-135m"

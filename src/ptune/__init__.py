@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ptune.data.records import Example, load_examples
     from ptune.data.template import get_template
     from ptune.errors import PTuneError
+    from ptune.evaluation.evaluate import evaluate
     from ptune.loading.embedding_table import embed_text
     from ptune.loading.load import load_model, load_tokenizer
     from ptune.model.peft_names import (
@@ -69,6 +70,7 @@ __all__ = [
     "__version__",
     "compare",
     "embed_text",
+    "evaluate",
     "get_peft_model",
     "get_template",
     "last_checkpoint",
@@ -83,6 +85,7 @@ __all__ = [
 _HOMES = {
     "Answerer": "ptune.answering",
     "TrainRecipe": "ptune.recipe",
+    "evaluate": "ptune.evaluation.evaluate",
     "embed_text": "ptune.loading.embedding_table",
     "get_template": "ptune.data.template",
     "load_model": "ptune.loading.load",

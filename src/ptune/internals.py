@@ -1,4 +1,4 @@
-"""Every name of torch and transformers that is not public and that ptune uses: looked up here, and nowhere else.
+"""Every name of other libraries that is not public and that ptune uses: looked up here, and nowhere else.
 
 A kernel that a build does not have is None here, and its callers take PyTorch's own path. Where Trainer lacks a method
 that is hooked into, training is left to it (`missing_trainer_names`). The other names are there in every version that
@@ -195,3 +195,17 @@ def training_columns(trainer: Any, dataset: Any, collate: Any) -> tuple[Any, Any
     if hasattr(dataset, "column_names"):
         return trainer._remove_unused_columns(dataset, description="training"), collate
     return dataset, trainer._get_collator_with_removed_columns(collate, description="training")
+
+
+# ---- sacrebleu -----------------------------------------------------------------------------------------------------
+
+
+def statistics_of(
+    metric: Any, answers: list[str], references: list[list[str | None]]
+) -> tuple[Any, Callable[..., float]]:
+    """What one of sacrebleu's metrics counts in each row, and its score of a sum of such counts.
+
+    It has no public way to them, and its own resampling gives no interval for a difference.
+    """
+    score = metric._compute_score_from_stats
+    return metric._extract_corpus_statistics(answers, references), lambda counts: float(score(list(counts)).score)

@@ -24,6 +24,15 @@ QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
 MOST_WEIGHT = 1000
+METRIC_GROUPS = {
+    "tokens": ("loss", "perplexity", "token_accuracy"),
+    "texts": ("exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf"),
+    "rouge": ("rouge1", "rouge2", "rougeL"),
+    "json": ("json_valid", "json_exact", "json_keys"),
+    "labels": ("accuracy", "accuracy_norm", "macro_f1", "macro_f1_norm"),
+}
+"""What answers are measured by, and names for several at once."""
+METRIC_NAMES = tuple(dict.fromkeys(name for group in METRIC_GROUPS.values() for name in group))
 NEW_TOKENS = 128
 """Tokens of the longest answer where no length is asked for."""
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}

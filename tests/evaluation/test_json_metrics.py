@@ -1,10 +1,10 @@
-"""Scores of answers that should be JSON objects."""
+"""Answers that should be JSON objects, beside the expected ones."""
 
 from __future__ import annotations
 
 import pytest
 
-from ptune.evaluation.json_metrics import JsonScores, parse_object, score_json
+from ptune.evaluation.json_metrics import JsonMatch, match_json, parse_object
 
 
 @pytest.mark.parametrize(
@@ -24,19 +24,17 @@ def test_one_object_and_nothing_else(text: str, value: object) -> None:
     assert parse_object(text) == value
 
 
-def test_shares() -> None:
-    expected = ['{"a": 1, "b": null}', '{"a": 2, "b": "x"}', '{"a": 3, "b": "y"}', '{"a": 4, "b": "z"}']
-    answers = ['{"b": null, "a": 1}', '{"a": 2, "b": "no"}', "nothing", '{"a": 4}']
-    assert score_json(answers, expected) == JsonScores(valid=0.75, exact=0.25, fields={"a": 0.75, "b": 0.25})
-
-
-def test_a_missing_key_is_not_a_null() -> None:
-    assert score_json(["{}"], ['{"a": null}']) == JsonScores(valid=1.0, exact=0.0, fields={"a": 0.0})
-
-
-def test_what_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        score_json(["{}"], [])
-    with pytest.raises(ValueError, match="Expecting"):
-        score_json(["{}"], ["no JSON"])
-    assert score_json([], []) == JsonScores(valid=0.0, exact=0.0, fields={})
+@pytest.mark.parametrize(
+    ("answer", "expected", "match"),
+    [
+        ('{"b": null, "a": 1}', ['{"a": 1, "b": null}'], JsonMatch(True, True, {"a": True, "b": True})),
+        ('{"a": 2, "b": "no"}', ['{"a": 2, "b": "x"}'], JsonMatch(True, False, {"a": True, "b": False})),
+        ("nothing", ['{"a": 3}'], JsonMatch(False, False, {"a": False})),
+        ("{}", ['{"a": null}'], JsonMatch(True, False, {"a": False})),
+        ('{"a": 1, "b": 2}', ['{"a": 1}', '{"a": 1, "b": 2}'], JsonMatch(True, True, {"a": True, "b": True})),
+        ('{"a": 1}', ["no JSON", '{"a": 1, "c": 0}'], JsonMatch(True, False, {"a": True, "c": False})),
+        ("nothing", ["nothing"], JsonMatch(False, False, {})),
+    ],
+)
+def test_matches(answer: str, expected: list[str], match: JsonMatch) -> None:
+    assert match_json(answer, expected) == match

@@ -94,7 +94,7 @@ def run_target(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def write_result(path: Path, runs: list[dict[str, Any]]) -> None:
     """Add runs to a result file."""
-    from ptune.comparison.machine import machine, versions
+    from ptune.memory.machine import machine, versions
 
     kept = json.loads(path.read_text()) if path.exists() else {}
     known = kept.get("runs", [])

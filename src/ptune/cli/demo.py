@@ -1,29 +1,26 @@
 """`ptune demo`: the whole story on a real 135M model from a package; no network, a few minutes.
 
 A customer's message is to become a JSON ticket. The message is all the model is given: what to do with it is in the
-prompt alone, so the frozen model fails, and whatever it gets right afterwards the virtual tokens have learned. The data
-was written for this project; `ptune.demo.tickets` makes it.
+prompt alone, so the frozen model fails, and whatever it gets right afterwards the virtual tokens have learned. Beside
+both stands what one would do without training: the frozen model, told its job in words and shown four examples. The
+data was written for this project; `ptune.demo.tickets` makes it.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser
 from ptune.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
-    from ptune.evaluation.json_metrics import JsonScores
-    from ptune.evaluation.run_report import Figure, Sample
+    from ptune.evaluation.evaluate import Evaluation
     from ptune.training.train import TrainResult
 
 MODEL = "builtin:smollm2-135m"
@@ -43,9 +40,14 @@ TRAINING = {
     "save_strategy": "no",
     "eval_strategy": "no",
 }
+WRITTEN_PROMPT = (
+    "Turn the customer's message into a JSON ticket with the keys intent, product, urgency and order. "
+    "intent is refund, cancel, delivery, repair or invoice. product is kettle, lamp, laptop, phone, jacket or chair. "
+    "urgency is urgent or normal. order is the order number, or none. Write the ticket and nothing else."
+)
 MAX_NEW_TOKENS = 48
 SHOWN = 3
-PICTURE = "result.png"
+PICTURE, EVALUATION = "result.png", "evaluation"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -67,25 +69,29 @@ def run(argv: Sequence[str]) -> int:
     recipe = demo_recipe(args.output, overwrite=args.overwrite)
     say.print("A customer's message is to become a JSON ticket. Model: SmolLM2-135M, frozen. Only the prompt learns.")
     result = train(recipe, {**TRAINING, "max_steps": args.max_steps}, say)
-    outcome = measure(result, args.rows, say)
-    report = finish(result, outcome)
-    show(outcome, say)
+    evaluation = measure(result, args.rows, say)
+    draw(result, evaluation)
+    show(evaluation, say)
+    report = result.folder / EVALUATION / "report.html"
     for name, path in (("prompt", result.folder), ("plot", result.folder / PICTURE), ("report", report)):
         say.print(f"{name:<7} {path}", highlight=False)
     program = sys.argv[0] if Path(sys.argv[0]).name == "ptune" else "ptune"
     say.print(f"try it  {program} chat {result.folder} --compare", highlight=False)
     if args.json:
-        print(json.dumps({**result.to_dict(), **outcome.to_dict()}))
+        print(json.dumps({**result.to_dict(), **figures(evaluation)}))
     return 0
+
+
+DATA = Path(__file__).parent.parent / "demo"
+TRAIN, HELD_OUT = str(DATA / "train.jsonl"), str(DATA / "heldout.jsonl")
 
 
 def demo_recipe(output: Path, *, overwrite: bool) -> TrainRecipe:
     """What the demo trains."""
-    data = Path(__file__).parent.parent / "demo"
     return TrainRecipe(
         model=MODEL,
-        data=str(data / "train.jsonl"),
-        eval_data=str(data / "heldout.jsonl"),
+        data=TRAIN,
+        eval_data=HELD_OUT,
         output=str(output),
         overwrite=overwrite,
         encoder="residual",
@@ -94,141 +100,77 @@ def demo_recipe(output: Path, *, overwrite: bool) -> TrainRecipe:
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Scores of the frozen model alone and with the prompt, and some of the answers."""
+def measure(result: TrainResult, rows: int, say: Console) -> Evaluation:
+    """Answer held-out messages alone, told in words, and with the prompt; score the answers, and report."""
+    from ptune.answering import Answerer
+    from ptune.evaluation.evaluate import evaluate
 
-    loss: tuple[float, float]
-    before: JsonScores
-    after: JsonScores
-    samples: list[Sample]
-    answered: int
-
-    def figures(self) -> list[Figure]:
-        """The rows of the table."""
-        from ptune.evaluation.run_report import Figure
-
-        loss = Figure("held-out loss (nats a token)", f"{self.loss[0]:.3f}", f"{self.loss[1]:.3f}")
-        return [loss, *[Figure(name, f"{old:.0%}", f"{new:.0%}") for name, (old, new) in self.shares().items()]]
-
-    def shares(self) -> dict[str, tuple[float, float]]:
-        """Each share before and after."""
-        fields = {f"{key} right": (self.before.fields[key], self.after.fields[key]) for key in self.after.fields}
-        return {
-            "valid JSON": (self.before.valid, self.after.valid),
-            "exact match": (self.before.exact, self.after.exact),
-            **fields,
-        }
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Plain values, for `--json`."""
-        return {
-            "valid_json_before": self.before.valid,
-            "valid_json_after": self.after.valid,
-            "exact_match_before": self.before.exact,
-            "exact_match_after": self.after.exact,
-            "answered_rows": self.answered,
-        }
-
-
-def measure(result: TrainResult, rows: int, say: Console) -> Outcome:
-    """Answer held-out messages with and without the prompt, and score the answers."""
-    from rich.progress import Progress
-
-    from ptune.evaluation.answers import generate_answers
-    from ptune.evaluation.json_metrics import score_json
-    from ptune.evaluation.run_report import Sample
-
-    assert result.held_out is not None
-    assert result.before is not None
-    assert result.after is not None
-    examples = list(result.held_out)[:rows]
-    prompts = [result.template.prompt(example.instruction, example.input) for example in examples]
-    answers = {}
-    for with_prompt in (False, True):
-        task = f"answering {len(examples)} held-out messages {'with' if with_prompt else 'without'} the prompt"
-        if not say.is_terminal:
-            say.print(task)
-        with Progress(console=say, disable=not say.is_terminal) as bar:
-            row = bar.add_task(task, total=len(examples))
-            answers[with_prompt] = generate_answers(
-                result.model,
-                result.tokenizer,
-                prompts,
-                max_new_tokens=MAX_NEW_TOKENS,
-                with_prompt=with_prompt,
-                progress=functools.partial(_advance, bar, row),
-            )
-    expected = [example.output for example in examples]
-    rows_of = zip(examples, expected, answers[False], answers[True], strict=True)
-    samples = [Sample(example.instruction, want, old.strip(), new.strip()) for example, want, old, new in rows_of]
-    return Outcome(
-        loss=(result.before.loss, result.after.loss),
-        before=score_json(answers[False], expected),
-        after=score_json(answers[True], expected),
-        samples=samples[:SHOWN],
-        answered=len(examples),
+    return evaluate(
+        Answerer(result.model, result.tokenizer, result.template),
+        console=say,
+        data=HELD_OUT,
+        limit=rows,
+        metrics=("loss", "json"),
+        written_prompt=WRITTEN_PROMPT,
+        shots_data=TRAIN,
+        max_new_tokens=MAX_NEW_TOKENS,
+        output=str(result.folder / EVALUATION),
+        overwrite=True,
     )
 
 
-def _advance(bar: Progress, row: TaskID, done: int) -> None:
-    bar.update(row, completed=done)
-
-
-def finish(result: TrainResult, outcome: Outcome) -> Path:
-    """Write picture and report beside the prompt."""
-    from ptune.evaluation.picture import plot_before_after
-    from ptune.evaluation.run_report import write_report
+def draw(result: TrainResult, evaluation: Evaluation) -> None:
+    """The picture beside the prompt: how the loss fell, and the scores of the three."""
+    from ptune.evaluation.score_picture import plot_learning_and_scores
     from ptune.training.output import METRICS
     from ptune.training.progress import clock, read_metrics
 
     records = read_metrics(result.folder / METRICS)
-    plot_before_after(
+    plot_learning_and_scores(
         result.folder / PICTURE,
-        title=f"SmolLM2-135M, frozen, before and after {clock(result.seconds)} minutes of P-tuning",
+        title=f"SmolLM2-135M, frozen: alone, told in words, and after {clock(result.seconds)} minutes of P-tuning",
         losses=[(record["step"], record["loss"]) for record in records if "loss" in record],
-        scores=outcome.shares(),
-    )
-    trainable, total = result.model.get_nb_trainable_parameters()
-    return write_report(
-        result.folder / "report.md",
-        title="Customer messages to JSON tickets",
-        facts=[
-            f"SmolLM2-135M, frozen; {trainable:,} of {total:,} parameters trained (residual encoder)",
-            f"{len(result.examples):,} training messages, {result.steps} steps, {clock(result.seconds)} min",
-            f"prompt: {VIRTUAL_TOKENS} virtual tokens",
-            result.memory.line(),
-        ],
-        figures=outcome.figures(),
-        samples=outcome.samples,
-        plot=PICTURE,
+        metrics=evaluation.metrics,
     )
 
 
-def show(outcome: Outcome, say: Console) -> None:
-    """The tables on the terminal."""
-    from rich.table import Table
+def figures(evaluation: Evaluation) -> dict[str, Any]:
+    """The main figures, for `--json`."""
+    from ptune.evaluation.columns import ALONE, PROMPT, WRITTEN
+
+    columns = {"before": ALONE, "told": WRITTEN, "after": PROMPT}
+    names = {"valid_json": "json_valid", "exact_match": "json_exact"}
+    return {
+        **{
+            f"{title}_{when}": evaluation.score(name, column)
+            for title, name in names.items()
+            for when, column in columns.items()
+        },
+        "answered_rows": len(evaluation.items),
+        "evaluation": evaluation.to_dict(),
+    }
+
+
+def show(evaluation: Evaluation, say: Console) -> None:
+    """The tables on the terminal, and some of the answers."""
     from rich.text import Text
 
-    table = Table("", "frozen model alone", "with the prompt", title="held-out messages", title_justify="left")
-    for item in outcome.figures():
-        table.add_row(item.name, item.before, item.after)
-    say.print(table)
-    for sample in outcome.samples:
-        right = sample.after == sample.expected
+    from ptune.evaluation.columns import TITLES
+    from ptune.evaluation.evaluation_report import samples, show_evaluation
+
+    show_evaluation(evaluation, say)
+    for sample in samples(evaluation, SHOWN):
+        said = dict(sample.answers)
         say.print(Text(sample.text, style="bold"))
-        say.print(
-            Text(
-                f"  {'✓' if right else '✗'} with the prompt: {_short(sample.after)}", style="green" if right else "red"
-            )
-        )
-        if not right:
-            say.print(Text(f"    expected: {sample.expected}"))
-        say.print(Text(f"    frozen model alone: {_short(sample.before)}", style="dim"))
+        for title in TITLES.values():
+            right = said[title] == said["expected"]
+            style = "green" if right else "dim"
+            say.print(Text(f"  {'✓' if right else '✗'} {title}: {_short(said[title])}", style=style))
+        say.print(Text(f"    expected: {said['expected']}"))
         say.print()
 
 
 def _short(text: str) -> str:
     """One line of at most 120 characters."""
-    line = " ".join(text.split()) or "(nothing)"
+    line = " ".join(text.split())
     return line if len(line) <= 120 else line[:119] + "…"

@@ -1,4 +1,4 @@
-"""What `ptune generate` and `ptune chat` share. Needs no library until a prompt is opened, so that help is quick."""
+"""What the commands that use a prompt share. Needs no library until a prompt is opened, so that help is quick."""
 
 from __future__ import annotations
 
@@ -46,6 +46,11 @@ def add_session_flags(parser: Parser) -> None:
     )
     answer.add_argument("--seed", type=number(int, least=0), metavar="N", help="makes sampling repeatable")
     answer.add_argument("--system", help="a system message, where the template has a place for one")
+    add_model_flags(parser)
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Add the flags for the model and the template that a prompt is used with."""
     model = parser.add_argument_group("model and template")
     model.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
     model.add_argument("--template", help="template; by default the one the prompt was trained with")

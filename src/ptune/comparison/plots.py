@@ -1,15 +1,13 @@
-"""`loss.png`, `held_out.png` and `memory.png`, and the same as SVG for the report, light and dark."""
+"""`loss.png`, `held_out.png` and `memory.png`, and the same for the report, light and dark."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptune.comparison.summary import Comparison, MethodSummary
-from ptune.evaluation.picture import save_figure
+from ptune.evaluation.picture import LIGHT, Theme, save_figure, themed
 from ptune.methods.names import METHODS
 
 if TYPE_CHECKING:
@@ -17,16 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a picture."""
-
-    ground: str
-    ink: str
-    faint: str
-
-
-LIGHT, DARK = Theme("#ffffff", "#1f2328", "#8b949e"), Theme("#0d1117", "#e6edf3", "#6e7681")
 # Okabe and Ito's palette, told apart by readers who do not see all colours; one colour a method, whatever is compared.
 _PALETTE = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
 _COLORS = dict(zip(METHODS, _PALETTE, strict=True))
@@ -50,23 +38,11 @@ def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
     return [save_figure(figure, folder / f"{name}.png") for name, figure in pictures(comparison, LIGHT).items()]
 
 
-def as_svg(figure: Figure) -> bytes:
-    """A figure as SVG."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    FigureCanvasSVG(figure)
-    pipe = io.BytesIO()
-    with rc_context({"svg.hashsalt": "ptune"}):
-        figure.savefig(pipe, format="svg", metadata={"Date": None})
-    return pipe.getvalue()
-
-
 def draw_losses(comparison: Comparison, theme: Theme) -> Figure:
     """Training loss by step, smoothed: rows differ more than methods do."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(theme)
+    figure, axes = themed(theme)
     for one in comparison.methods:
         if one.ok:
             _curve(axes, one)
@@ -99,7 +75,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def draw_held_out(comparison: Comparison, theme: Theme) -> Figure:
     """Held-out loss of each method, from the least to the greatest seed, and of the model alone."""
-    figure, axes = _figure(theme)
+    figure, axes = themed(theme)
     shown = [one for one in comparison.methods if one.held_out_loss is not None]
     base = comparison.base.held_out_loss
     places = range(len(shown))
@@ -132,7 +108,7 @@ def draw_held_out(comparison: Comparison, theme: Theme) -> Figure:
 
 def draw_memory(comparison: Comparison, theme: Theme) -> Figure:
     """Memory with the model loaded and at peak in training."""
-    figure, axes = _figure(theme)
+    figure, axes = themed(theme)
     shown = list(comparison.methods)
     height, places = 0.38, list(range(len(shown)))
     for shift, name, label, alpha in ((-1, "loaded_gib", "model loaded", 0.45), (1, "peak_gib", "in training", 1.0)):
@@ -156,20 +132,3 @@ def draw_memory(comparison: Comparison, theme: Theme) -> Figure:
     what = "in tensors on the GPU" if comparison.on_cuda else "resident above the start"
     axes.set_xlabel(f"GiB {what}; pale: model loaded, full: at peak")
     return figure
-
-
-def _figure(theme: Theme) -> tuple[Figure, Axes]:
-    """An empty figure in a theme's colours."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.8, 4.6), layout="constrained", facecolor=theme.ground)
-    axes = figure.add_subplot()
-    axes.set_facecolor(theme.ground)
-    axes.spines[["top", "right"]].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(theme.faint)
-    axes.tick_params(colors=theme.ink)
-    axes.xaxis.label.set_color(theme.ink)
-    axes.yaxis.label.set_color(theme.ink)
-    axes.grid(alpha=0.2)
-    return figure, axes

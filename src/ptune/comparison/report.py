@@ -1,23 +1,17 @@
-"""`report.md` and `report.html` of a comparison, and its tables on a terminal.
-
-The page holds everything it shows: no script, no request to anywhere; light or dark as the reader's system is.
-"""
+"""`report.md` and `report.html` of a comparison, and its tables on a terminal."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ptune.comparison.plots import DARK, LIGHT, as_svg, pictures, save_plots
-from ptune.comparison.result_tables import facts, markdown, tables
+from ptune.comparison.plots import pictures, save_plots
+from ptune.comparison.result_tables import facts, tables
 from ptune.comparison.summary import Comparison
+from ptune.evaluation.page import Picture, html_page, markdown, show_tables
+from ptune.evaluation.picture import DARK, LIGHT
 from ptune.saved.files import write_atomic
 
 MARKDOWN, PAGE = "report.md", "report.html"
@@ -49,32 +43,16 @@ def markdown_report(comparison: Comparison, saved: Sequence[str]) -> str:
 
 def html_report(comparison: Comparison) -> str:
     """The report as one page."""
-    source = files("ptune.comparison").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     light, dark = pictures(comparison, LIGHT), pictures(comparison, DARK)
-    drawn = [
-        {"name": _PICTURES[name], "light": _data_url(as_svg(light[name])), "dark": _data_url(as_svg(dark[name]))}
-        for name in light
-    ]
-    return page.render(
+    names = [(name, _PICTURES[name]) for name in light]
+    return html_page(
         title=f"{TITLE}: {comparison.settings['recipe']['model']}",
         tables=tables(comparison),
-        pictures=drawn,
+        pictures=[Picture(title, light[name], dark[name], f"{title} of each method") for name, title in names],
         facts=facts(comparison),
     )
 
 
-def _data_url(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-
 def show(comparison: Comparison, console: Console) -> None:
     """Print the tables; in a pipe they are as wide as they need be."""
-    wide = console if console.is_terminal else Console(file=console.file, width=200)
-    for table in tables(comparison):
-        drawn = Table(title=table.title, title_justify="left", caption=table.note, caption_justify="left")
-        for number, name in enumerate(table.columns):
-            drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*map(Text, row))
-        wide.print(drawn)
+    show_tables(tables(comparison), console)

@@ -6,9 +6,9 @@ GiB are units of 2^30 bytes, kB and MB of 10^3 and 10^6.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ptune.comparison.summary import Comparison, MethodSummary, Spread
+from ptune.evaluation.page import TextTable
 
 _NONE = "–"
 _HOW = (
@@ -17,16 +17,6 @@ _HOW = (
 )
 _SHARES = ("full", "mlp", "lstm")
 """The conditions of the tutorial's table."""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose first column is text and whose others are figures."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 def tables(comparison: Comparison) -> list[TextTable]:
@@ -149,16 +139,6 @@ def size(one: MethodSummary) -> str:
 
 def _count(number: int | None) -> str:
     return _NONE if number is None else f"{number:,}"
-
-
-def markdown(table: TextTable) -> list[str]:
-    """A table as Markdown lines."""
-    lines = ["| " + " | ".join(table.columns) + " |", "| --- |" + " ---: |" * (len(table.columns) - 1)]
-    return [*lines, *("| " + " | ".join(_cell(text) for text in row) + " |" for row in table.rows)]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def facts(comparison: Comparison) -> Sequence[str]:

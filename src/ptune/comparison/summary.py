@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ptune.comparison.job import BASE, Job, JobResult
-from ptune.comparison.machine import machine, versions
 from ptune.comparison.settings import CompareSettings
+from ptune.memory.machine import machine, versions
 from ptune.methods.names import METHODS
 from ptune.recipe import TrainRecipe
 

@@ -22,6 +22,8 @@ class Example:
     """Further material for the instruction; empty when there is none."""
     output: str = ""
     """The answer to learn; empty only in files that hold questions alone."""
+    further: tuple[str, ...] = ()
+    """Other right answers, where a reader was asked for all of them."""
     system: str | None = None
     """System message, for templates that have a place for it."""
     history: tuple[tuple[str, str], ...] = ()
@@ -58,7 +60,7 @@ class Example:
     def content(self) -> tuple[object, ...]:
         """Everything but the place: equal for rows that repeat one another."""
         return (
-            *(self.instruction, self.input, self.output, self.system, self.history),
+            *(self.instruction, self.input, self.output, self.further, self.system, self.history),
             *(self.steps, self.train, self.extras, self.document),
         )
 

@@ -51,6 +51,7 @@ def load_examples(
     limit: int | None = None,
     drop_duplicates: bool = True,
     require_output: bool = True,
+    all_answers: bool = False,
     encoding: str | None = None,
     sheet: str | None = None,
 ) -> Examples:
@@ -68,6 +69,8 @@ def load_examples(
         limit: Stop after this many kept examples of each source.
         drop_duplicates: Drop rows equal to an earlier one in every field. Several answers to one question all stay.
         require_output: False accepts rows and files without answers (to generate from).
+        all_answers: Of rows with a list of right answers take all, the first as `output` and the others as `further`;
+            a list is refused otherwise, but in SQuAD's layout, of which the first is taken.
         encoding: Of text files, such as `gb18030`; UTF-8 when None.
         sheet: Of Excel files; the first one when None.
 
@@ -93,7 +96,7 @@ def load_examples(
         report = DataReport(source=str(one))
         found = find_rows(one, ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes))
         report.skipped_files = found.skipped
-        reader = RowReader(mapping, report, require_output=require_output)
+        reader = RowReader(mapping, report, require_output=require_output, all_answers=all_answers)
         rows += _kept(reader.examples(found.tables), report, seen, limit=limit, require_output=require_output)
         reports.append(report)
         missing = reader.finish()

@@ -23,7 +23,7 @@ from ptune.data.layouts import (
     unknown_layout,
 )
 from ptune.data.sources import Table
-from ptune.data.squad import first_answer, flat_rows
+from ptune.data.squad import answers_in, flat_rows
 from ptune.data.values import Texts
 from ptune.errors import DataError, listed, shown
 
@@ -39,6 +39,7 @@ class _RowParser:
     report: DataReport
     texts: Texts
     require_output: bool
+    all_answers: bool
     rows: int = 0
 
     def parse(self, row: Mapping[str, Any], place: str) -> Example | None:
@@ -60,10 +61,13 @@ class _RowParser:
         earlier = (
             self._talk("history").history(row[self.columns["history"]], place) if "history" in self.columns else []
         )
+        asked = self._text(row, "instruction", place)
+        answers = self._answers(row, place) if "output" in self.columns else []
         return Example(
-            instruction=self._text(row, "instruction", place),
+            instruction=asked,
             input=given,
-            output=self._answer(row, place) if "output" in self.columns else "",
+            output=answers[0] if answers else "",
+            further=tuple(answers[1:]) if self.all_answers else (),
             system=(self._text(row, "system", place) or None) if "system" in self.columns else None,
             history=tuple((turn.role, turn.content) for turn in earlier),
             source=place,
@@ -73,13 +77,16 @@ class _RowParser:
     def _talk(self, part: str) -> ConversationReader:
         return ConversationReader(self.columns[part], self.texts, self.report, self.require_output)
 
-    def _answer(self, row: Mapping[str, Any], place: str) -> str:
-        if self.layout.answer != "answers":
-            return self._text(row, "output", place)
+    def _answers(self, row: Mapping[str, Any], place: str) -> list[str]:
+        """The answer, or all of a list of them where that may be one."""
         column = self.columns["output"]
-        answer, others = first_answer(row[column])
-        self.report.further_answers += others
-        return self.texts.of(answer, column, f"an answer in {column!r}", place)
+        if self.layout.answer != "answers" and not (self.all_answers and isinstance(row[column], list)):
+            return [self._text(row, "output", place)]
+        given = answers_in(row[column])
+        if not self.all_answers:
+            self.report.further_answers += len(given) > 1
+            given = given[:1]
+        return [self.texts.of(one, column, f"an answer in {column!r}", place) for one in given]
 
     def _text(self, row: Mapping[str, Any], part: str, place: str) -> str:
         column = self.columns[part]
@@ -96,12 +103,16 @@ class RowReader:
         mapping: Field → column, as the user gave it.
         report: Counts.
         require_output: False accepts rows without an answer.
+        all_answers: Take every answer of a row that has a list of them.
     """
 
-    def __init__(self, mapping: Mapping[str, str], report: DataReport, *, require_output: bool) -> None:
+    def __init__(
+        self, mapping: Mapping[str, str], report: DataReport, *, require_output: bool, all_answers: bool
+    ) -> None:
         self.mapping = mapping
         self.report = report
         self.require_output = require_output
+        self.all_answers = all_answers
         self.texts = Texts(report.converted)
         self._parsers: list[_RowParser] = []
 
@@ -144,6 +155,7 @@ class RowReader:
             report=self.report,
             texts=self.texts,
             require_output=self.require_output,
+            all_answers=self.all_answers,
         )
         self._parsers.append(parser)
         return parser

@@ -1,7 +1,7 @@
 """SQuAD: questions on paragraphs, nested as the original files have them or flat as on the hub.
 
 Nested: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`. Flat:
-`context`, `question`, `answers: {"text": [...]}`. Of several answers the first is taken; a question that cannot be
+`context`, `question`, `answers: {"text": [...]}`. Of several answers the first is learned; a question that cannot be
 answered from its paragraph has none, and is dropped and counted as any row without an answer.
 """
 
@@ -45,8 +45,8 @@ def _questions(row: dict[str, Any], place: str) -> Iterator[Row]:
             yield f"{at}, question {which}", {**article, **about, **question}
 
 
-def first_answer(value: Any) -> tuple[Any, bool]:
-    """The first of a question's answers (None when it has none), and whether other ones follow.
+def answers_in(value: Any) -> list[Any]:
+    """A question's answers, each once; none when it has none.
 
     Args:
         value: A list of `{"text": ...}` or of texts, or `{"text": [...]}`.
@@ -55,4 +55,4 @@ def first_answer(value: Any) -> tuple[Any, bool]:
         value = value.get("text")
     answers = value if isinstance(value, list) else [value]
     given = [text for text in (one.get("text") if isinstance(one, dict) else one for one in answers) if text]
-    return (given[0] if given else None), any(text != given[0] for text in given[1:])
+    return [text for at, text in enumerate(given) if text not in given[:at]]

@@ -1,14 +1,15 @@
-"""Answers to many prompts, in padded batches of similar length."""
+"""Answers to many questions, in padded batches of similar length.
+
+Shapes: `B` rows, `T` tokens of the longest question.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ptune.data.template import Segments
-from ptune.data.tokenize import encode_prompt
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import GREEDY
@@ -18,52 +19,46 @@ from ptune.recipe import GREEDY
 def generate_answers(
     model: PTunedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Segments],
+    questions: Sequence[Sequence[int]],
     *,
+    prompt_names: Sequence[str | None],
     batch_size: int = 16,
     max_new_tokens: int = 64,
-    with_prompt: bool = True,
-    progress: Callable[[int], None] | None = None,
     **options: object,
 ) -> list[str]:
-    """Greedy answers (unless `options` say otherwise), in the order of the prompts.
+    """Greedy answers (unless `options` say otherwise), in the order of the questions.
 
     Args:
-        model: The model with its prompt; it answers in eval mode and is left in the mode it was in.
+        model: The model with its prompts; it answers in eval mode and is left in the mode it was in.
         tokenizer: Its tokenizer.
-        prompts: Text to go on from, as a template made it.
+        questions: Token ids of each.
+        prompt_names: The prompt in front of each; None asks the frozen model alone.
         batch_size: Rows a batch.
         max_new_tokens: Longest answer.
-        with_prompt: False asks the frozen model alone.
-        progress: Called with the number of answers so far.
         options: For `generate`, such as `do_sample`.
     """
     was_training = model.training
     model.eval()
-    ids = [encode_prompt(item, tokenizer) for item in prompts]
-    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-    answers = [""] * len(ids)
-    done = 0
+    order = sorted(range(len(questions)), key=lambda index: len(questions[index]))
+    answers = [""] * len(questions)
+    device = device_of(model.base)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        width = max(len(ids[row]) for row in rows)
+        width = max(len(questions[row]) for row in rows)
         padded = torch.full((len(rows), width), int(tokenizer.pad_token_id or 0))
         mask = torch.zeros_like(padded)
         for at, row in enumerate(rows):
-            padded[at, width - len(ids[row]) :] = torch.tensor(ids[row])
-            mask[at, width - len(ids[row]) :] = 1
+            padded[at, width - len(questions[row]) :] = torch.tensor(questions[row])
+            mask[at, width - len(questions[row]) :] = 1
         output = model.generate(
-            padded.to(device_of(model.base)),
-            attention_mask=mask.to(device_of(model.base)),
-            prompt_names=None if with_prompt else [None] * len(rows),
+            padded.to(device),
+            attention_mask=mask.to(device),
+            prompt_names=[prompt_names[row] for row in rows],
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             **{**GREEDY, **options},
         )
         for at, row in enumerate(rows):
             answers[row] = str(tokenizer.decode(output[at, width:], skip_special_tokens=True))
-        done += len(rows)
-        if progress is not None:
-            progress(done)
     model.train(was_training)
     return answers

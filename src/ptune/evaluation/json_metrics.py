@@ -1,45 +1,37 @@
-"""How well answers that should be JSON objects match the expected ones."""
+"""How well answers that should be JSON objects match the expected ones, whatever the order of their keys."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
-class JsonScores:
-    """Shares in [0, 1] over all answers."""
+class JsonMatch:
+    """One answer beside the expected objects."""
 
-    valid: float
-    """The answer parses as one JSON object."""
-    exact: float
-    """That object equals the expected one, whatever the order of its keys."""
-    fields: dict[str, float]
-    """For each key of the expected objects: how often its value is right."""
+    valid: bool
+    """It parses as one JSON object."""
+    exact: bool
+    """That object equals an expected one."""
+    keys: Mapping[str, bool] = field(default_factory=dict)
+    """For each key of the expected object: whether its value is right; of several objects the one that it fits best."""
 
 
-def score_json(answers: Sequence[str], expected: Sequence[str]) -> JsonScores:
-    """Compare answers with the expected JSON objects, row by row.
-
-    Raises:
-        ValueError: An expected text is not a JSON object, or the lengths differ.
-    """
-    wanted = [json.loads(text) for text in expected]
-    found = [parse_object(text) for text in answers]
-    keys = list(dict.fromkeys(key for item in wanted for key in item))
-    rows = list(zip(found, wanted, strict=True))
-    total = max(len(rows), 1)
-
-    def share(key: str) -> float:
-        right = [item is not None and key in item and item[key] == want.get(key) for item, want in rows]
-        return right.count(True) / total
-
-    return JsonScores(
-        valid=sum(item is not None for item in found) / total,
-        exact=sum(item == want for item, want in rows) / total,
-        fields={key: share(key) for key in keys},
+def match_json(answer: str, expected: Sequence[str]) -> JsonMatch:
+    """Compare an answer with the expected JSON objects; expected texts that are none are passed over."""
+    found = parse_object(answer)
+    wanted = [one for one in map(parse_object, expected) if one is not None]
+    right = [
+        {key: found is not None and key in found and found[key] == value for key, value in one.items()}
+        for one in wanted
+    ]
+    return JsonMatch(
+        valid=found is not None,
+        exact=found in wanted,
+        keys=max(right, key=lambda one: sum(one.values()), default={}),
     )
 
 

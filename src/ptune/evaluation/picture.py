@@ -1,65 +1,67 @@
-"""`result.png`: what a prompt changed, as one picture: the loss while it learned, and scores before and after."""
+"""Pictures in the colours of a theme, as PNG and as SVG, without a screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptune.errors import OutputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BEFORE, _AFTER, _LINE = "#8b949e", "#2da44e", "#1f6feb"
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a picture."""
+
+    ground: str
+    ink: str
+    faint: str
 
 
-def plot_before_after(
-    path: Path,
-    *,
-    title: str,
-    losses: Sequence[tuple[int, float]],
-    scores: Mapping[str, tuple[float, float]],
-) -> Path:
-    """Draw the training loss beside bars of the scores.
+LIGHT, DARK = Theme("#ffffff", "#1f2328", "#8b949e"), Theme("#0d1117", "#e6edf3", "#6e7681")
 
-    Args:
-        path: The PNG to write.
-        title: Stands above both panels.
-        losses: (optimizer step, loss in nats a token).
-        scores: For each score its share in [0, 1] before and after.
 
-    Raises:
-        OutputError: The file cannot be written.
-    """
+def themed(theme: Theme, *, width: float = 6.8, height: float = 4.6) -> tuple[Figure, Axes]:
+    """An empty figure in a theme's colours, so many inches wide and high."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    left.plot(*zip(*losses, strict=True), color=_LINE, linewidth=2, marker=".")
-    left.set(xlabel="optimizer step", ylabel="training loss (nats a token)")
-    left.set_ylim(bottom=0)
-    left.grid(alpha=0.25)
-    names = list(scores)
-    height = 0.38
-    for shift, part, color, label in ((-1, 0, _BEFORE, "frozen model alone"), (1, 1, _AFTER, "with the prompt")):
-        places = [row + shift * height / 2 for row in range(len(names))]
-        values = [100 * scores[name][part] for name in names]
-        bars = right.barh(places, values, height, color=color, label=label)
-        right.bar_label(bars, labels=[f"{value:.0f}%" for value in values], padding=3, fontsize=9)
-    right.set_yticks(range(len(names)), names)
-    right.invert_yaxis()
-    right.set_xlim(0, 112)
-    right.set_xlabel("share of held-out messages (%)")
-    right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
-    return save_figure(figure, path)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.ground)
+    axes = figure.add_subplot()
+    paint(axes, theme)
+    return figure, axes
+
+
+def paint(axes: Axes, theme: Theme) -> None:
+    """Give axes a theme's colours, and a grid."""
+    axes.set_facecolor(theme.ground)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(theme.faint)
+    axes.tick_params(colors=theme.ink)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
+    axes.grid(alpha=0.2)
+
+
+def as_svg(figure: Figure) -> bytes:
+    """A figure as SVG."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    FigureCanvasSVG(figure)
+    pipe = io.BytesIO()
+    with rc_context({"svg.hashsalt": "ptune"}):
+        figure.savefig(pipe, format="svg", metadata={"Date": None})
+    return pipe.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, without a screen.
+    """Write a figure as PNG.
 
     Raises:
         OutputError: The file cannot be written.

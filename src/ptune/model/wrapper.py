@@ -26,7 +26,8 @@ from ptune.frozen.view import ModelView
 from ptune.internals import leave_out_of_ddp
 from ptune.model.adapter_names import AdapterNames
 from ptune.model.on_hub import PromptOnHub
-from ptune.model.running import DISABLED, RunsPrompts
+from ptune.model.running import DISABLED
+from ptune.model.scoring import ScoresTokens
 from ptune.model.self_check import self_check as check_ways
 from ptune.packed.attention import PACKED
 from ptune.packed.fused import replacement
@@ -42,11 +43,12 @@ from ptune.saved.opened_folder import OpenedFolder, open_folder
 DEFAULT_PROMPT = "default"
 
 
-class PTunedModel(PromptOnHub, AdapterNames, RunsPrompts):
+class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
     """A frozen model and its soft prompts.
 
-    `RunsPrompts` says how text runs behind them, `PromptOnHub` how they are saved, loaded and shared, `AdapterNames`
-    what they are called in PEFT, and `StandsIn` how other libraries see the whole.
+    `RunsPrompts` says how text runs behind them, `ScoresTokens` how likely it is there, `PromptOnHub` how they are
+    saved, loaded and shared, `AdapterNames` what they are called in PEFT, and `StandsIn` how other libraries see the
+    whole.
 
     Args:
         base: Any decoder from `AutoModelForCausalLM`, with or without layers that PEFT has injected (LoRA). It is
