@@ -45,8 +45,8 @@ def test_dtype_is_honoured(tiny_model_dir: Path, dtype: str) -> None:
 
 
 def test_auto_is_float32_on_cpu_and_bfloat16_on_cuda() -> None:
-    assert backbone._dtype("auto", torch.device("cpu")) == torch.float32
-    assert backbone._dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert backbone.chosen_dtype("auto", torch.device("cpu")) == torch.float32
+    assert backbone.chosen_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -62,7 +62,7 @@ def test_auto_is_float32_on_cards_that_emulate_bfloat16(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert backbone._dtype("auto", torch.device("cuda:0")) is wanted
+    assert backbone.chosen_dtype("auto", torch.device("cuda:0")) is wanted
     assert asked == [False]
 
 

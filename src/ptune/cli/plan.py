@@ -98,12 +98,12 @@ def run(argv: Sequence[str]) -> int:
 def _forecaster(args: argparse.Namespace) -> Forecaster:
     import torch
 
-    from ptune.loading.load import load_config
+    from ptune.loading.load import chosen_dtype, load_config
     from ptune.methods.apply import MethodSettings
     from ptune.planning.forecast import Forecaster
 
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    dtype = str(chosen_dtype(args.dtype, torch.device(device))).removeprefix("torch.")
     return Forecaster(
         load_config(args.model, trust_remote_code=args.trust_remote_code, revision=args.revision),
         MethodSettings(

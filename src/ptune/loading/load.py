@@ -86,7 +86,7 @@ def load_model(
     if device is not None and device_map is not None:
         raise ConfigError(f"device={device!r} and device_map exclude each other.", hint="Leave one out.")
     place = _device(device)
-    number = _dtype(dtype, place)
+    number = chosen_dtype(dtype, place)
     packed = {} if quantization is None else quantization_options(quantization, number, place)
     source = _source(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -261,8 +261,12 @@ def _device(device: str | None) -> torch.device:
     return place
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype by name; "auto" depends on the device."""
+def chosen_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype by name; "auto" depends on the device, a GPU that is not here being one that has bfloat16.
+
+    Raises:
+        ConfigError: It is unknown.
+    """
     if dtype == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
