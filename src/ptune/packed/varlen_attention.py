@@ -25,10 +25,11 @@ _WIDEST, _MULTIPLE = 256, 8
 """What the kernel takes as a head dimension."""
 
 
-def takes_varlen(query: torch.Tensor) -> bool:
-    """Whether the kernel takes such queries."""
+def takes_varlen(query: torch.Tensor, *, forecast: bool = False) -> bool:
+    """Whether the kernel takes such queries; on their own device, or (`forecast`) on one that has it."""
     width = query.shape[-1]
-    return query.dtype in _HALF and width <= _WIDEST and width % _MULTIPLE == 0 and has_kernel(query.device)
+    fits = query.dtype in _HALF and width <= _WIDEST and width % _MULTIPLE == 0
+    return fits and (forecast or has_kernel(query.device))
 
 
 @cache
@@ -125,6 +126,6 @@ def _plan(rows: PackedRows, device: torch.device) -> _Plan:
         shares=tuple((*place, at) for place, at in zip(shares, found[2:-2], strict=True)),
         query_ends=found[-2],
         key_ends=found[-1],
-        most_queries=int(lengths[0].max()),
-        most_keys=int(lengths[1].max()),
+        most_queries=max(span.length for span in rows.spans),
+        most_keys=rows.reach,
     )

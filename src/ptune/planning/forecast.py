@@ -217,6 +217,7 @@ class Forecaster:
             self.settings,
             Shape(rows, length, self.supervised_share),
             dtype=DTYPES[self.dtype],
+            device=self.device,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
         )
