@@ -98,7 +98,8 @@ def run(argv: Sequence[str]) -> int:
 def _forecaster(args: argparse.Namespace) -> Forecaster:
     import torch
 
-    from ptune.loading.load import chosen_dtype, load_config
+    from ptune.loading.load import load_config
+    from ptune.loading.place import chosen_dtype
     from ptune.methods.apply import MethodSettings
     from ptune.planning.forecast import Forecaster
 
@@ -133,7 +134,7 @@ def _rates(forecaster: Forecaster, args: argparse.Namespace) -> MachineRates | N
 
     if not args.calibrate or (forecaster.device == "cuda" and not torch.cuda.is_available()):
         return None
-    from ptune.loading.load import DTYPES
+    from ptune.loading.place import DTYPES
     from ptune.planning.clock import calibrate
 
     text = forecaster.config.get_text_config(decoder=True)

@@ -37,7 +37,8 @@ from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
-from ptune.loading.load import chosen_dtype, load_base, load_tokenizer
+from ptune.loading.load import load_base, load_tokenizer
+from ptune.loading.place import chosen_dtype
 from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
