@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
+from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
@@ -31,6 +32,7 @@ from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.output import OutputFolder
+from ptune.training.processes import processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
 from ptune.training.result import (
@@ -44,7 +46,6 @@ from ptune.training.result import (
     show_rows,
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
-from ptune.training.sharding import check_not_sharded
 from ptune.training.signals import StopRequest
 from ptune.training.start import start_from
 from ptune.training.trainer import PTuneTrainer
@@ -78,7 +79,7 @@ def train(
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
     args, given = arguments, given or ()
-    check_not_sharded(args)
+    sharded = take_over_sharding(args, recipe)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -89,7 +90,7 @@ def train(
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         asked = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = prompted_model(recipe, args, tokenizer)
+        model = prompted_model(recipe, args, tokenizer, sharded=sharded)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
@@ -104,6 +105,7 @@ def train(
         show_rows(rows, say)
         show_parameters(model, say)
         lines = [*model.capability.notes, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        lines += processes_lines(args, sharded=sharded)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
@@ -168,14 +170,16 @@ def push(folder: Path, args: TrainingArguments) -> str:
     )
 
 
-def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
-    """The frozen model with a new prompt, the same in every process.
+def prompted_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, sharded: bool = False
+) -> PTunedModel:
+    """The frozen model with a new prompt, the same in every process; `sharded`: each holds a part of its layers.
 
     Raises:
         ModelError: The model cannot be loaded, or does not go with the tokenizer.
         ConfigError: The prompt does not fit the model.
     """
-    base = load_base(recipe, args.device, tokenizer)
+    base = load_base(recipe, args.device, tokenizer, on_cpu=sharded)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     set_seed(args.seed)
     if recipe.init_from is None:
@@ -185,6 +189,8 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
         start_from(model, recipe, tokenizer)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
+    if sharded:
+        shard(model, args.device)
     return model
 
 
@@ -200,8 +206,7 @@ def measure(
     """The loss on the held-out rows, each process taking its share; None when there are none."""
     if rows.held_out_tokens is None:
         return None
-    dataset: Dataset = rows.held_out_tokens.dataset
-    share = dataset.select(range(args.process_index, len(dataset), args.world_size))
+    share = share_of(rows.held_out_tokens.dataset, args.process_index, args.world_size)
     result = held_out_loss(
         model,
         share,
@@ -213,6 +218,17 @@ def measure(
     whose = "with the prompt" if with_prompt else "of the frozen model alone"
     console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
     return result
+
+
+def share_of(dataset: Dataset, process: int, processes: int) -> Dataset:
+    """The rows that one of several processes measures; all have as many, some perhaps one without labels."""
+    whole = -(-len(dataset) // processes)
+    share = dataset.select(range(process, len(dataset), processes))
+    if len(share) == whole:
+        return share
+    row = dataset[0]
+    blank = Dataset.from_list([{**row, "labels": [IGNORE_INDEX] * len(row["labels"])}], features=dataset.features)
+    return concatenate_datasets([share, blank])
 
 
 def build_trainer(
