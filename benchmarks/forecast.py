@@ -26,7 +26,8 @@ from harness import OK, Answer, Benchmark, Case, Settings, command_line, main
 from ptune.comparison.job import Job
 from ptune.comparison.measured_run import run_job
 from ptune.errors import PTuneError
-from ptune.loading.load import DTYPES, load_config, load_tokenizer
+from ptune.loading.load import load_config, load_tokenizer
+from ptune.loading.place import DTYPES
 from ptune.planning.clock import calibrate
 from ptune.planning.forecast import Forecast, Forecaster
 from ptune.recipe import TrainRecipe

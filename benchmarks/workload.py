@@ -31,7 +31,8 @@ from ptune.data.template import get_template
 from ptune.data.tokenize import tokenize_examples
 from ptune.errors import DataError
 from ptune.frozen.product import is_plain
-from ptune.loading.load import DTYPES, load_model, load_tokenizer
+from ptune.loading.load import load_model, load_tokenizer
+from ptune.loading.place import DTYPES
 
 SMOLLM2 = "builtin:smollm2-135m"
 BLOOM, MOE, LATENT = "random:bloom-1b4", "random:qwen3-moe", "random:deepseek-v3"

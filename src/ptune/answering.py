@@ -7,6 +7,7 @@ Shapes: `T` text tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +44,8 @@ class Answerer:
         dtype: str = "auto",
         quantization: str | None = None,
         device: str | None = None,
+        device_map: str | Mapping[str, str | int] | None = None,
+        attn_implementation: str | None = None,
         revision: str | None = None,
         force: bool = False,
         self_check: bool = True,
@@ -54,9 +57,11 @@ class Answerer:
             folder: The prompt folder, or its hub id.
             model: The frozen model; by default the one that the prompt was trained on.
             template: By default the one that the prompt was trained with.
-            dtype: Of the frozen model's weights, as for `load_model`; so are the next two.
+            dtype: Of the frozen model's weights, as for `load_model`; so are the next four.
             quantization: `int8`, `8bit` or `4bit`.
             device: `cpu`, `cuda`, …; by default CUDA where there is one.
+            device_map: Spreads the model over several devices (`auto`, …), in place of `device`.
+            attn_implementation: The attention of transformers' own layers.
             revision: Branch, tag or commit of the prompt on the hub.
             force: Accept a model or a tokenizer that the prompt was not made for.
             self_check: As for `PTunedModel`.
@@ -77,6 +82,8 @@ class Answerer:
             dtype=dtype,
             quantization=quantization,
             device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision=base_at,
         )

@@ -6,6 +6,7 @@ are quick.
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ INITS_FROM_ROWS = ("frequent", "data")
 INIT_NAMES = ("random", "vocab", *INITS_FROM_ROWS, "text")
 QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAP_NAMES = ("auto", "balanced", "balanced_low_0", "sequential")
+_DEVICE = re.compile(r"cpu|disk|mps|(cuda|xpu|npu|hpu)(:\d+)?")
 TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
 MOST_WEIGHT = 1000
 METRIC_GROUPS = {
@@ -120,6 +123,17 @@ class TrainRecipe:
         "quantize the frozen model: int8 by torchao, 8bit and 4bit by bitsandbytes",
         choices=QUANTIZATION_NAMES,
     )
+    device_map: str | Mapping[str, str | int] | None = _flag(
+        _DATA,
+        None,
+        "spread the model over several devices: auto, balanced, sequential, a device (cuda:1), in a recipe a table too",
+        metavar="MAP",
+    )
+    attn_implementation: str | None = _flag(
+        _DATA,
+        None,
+        "attention of transformers' own layers: eager, sdpa, flash_attention_2, …; packed rows have ptune's",
+    )
     revision: str | None = _flag(_DATA, None, "revision of the model on the hub")
     trust_remote_code: bool = _flag(_DATA, False, "run model code that comes from the hub")
     self_check: bool = _flag(
@@ -206,6 +220,8 @@ class TrainRecipe:
             faults.append("eval_data and eval_rows exclude each other")
         if self.early_stopping_patience is not None and not (self.eval_data or self.eval_rows):
             faults.append("early_stopping_patience needs held-out rows: set eval_rows or eval_data")
+        if self.device_map is not None and (fault := device_map_fault(self.device_map)):
+            faults.append(fault)
         if self.init_from is not None and (self.init is not None or self.init_text is not None):
             faults.append("init_from excludes init and init_text")
         if self.tokens_per_batch is not None and not self.packing:
@@ -320,6 +336,16 @@ def refuse(faults: Sequence[str]) -> None:
     if faults:
         numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
         raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")
+
+
+def device_map_fault(device_map: str | Mapping[str, str | int]) -> str | None:
+    """What is wrong with the form of a device map; whether its devices are there is not known here."""
+    for place in device_map.values() if isinstance(device_map, Mapping) else (device_map,):
+        named = isinstance(place, str) and (_DEVICE.fullmatch(place) or place == device_map in DEVICE_MAP_NAMES)
+        if not named and (type(place) is not int or place < 0):
+            names = "" if isinstance(device_map, Mapping) else f"{', '.join(DEVICE_MAP_NAMES)} or "
+            return f"device_map: {place!r} is not {names}a device, such as cpu or cuda:1"
+    return "device_map is empty" if not device_map else None
 
 
 def allowed_types(hint: Any) -> tuple[type, ...]:

@@ -40,6 +40,12 @@ def test_generate_gives_the_tuned_answer(prompt_dir: Path, tiny_model_dir: Path)
     assert ran.out == answer_by_hand(tiny_model_dir, prompt_dir, "green red") + "\n"
 
 
+def test_generate_on_a_model_that_is_spread(prompt_dir: Path, tiny_model_dir: Path):
+    ran = run("generate", prompt_dir, "green red", *NEW, "--device-map", "auto", "--attn-implementation", "eager")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == answer_by_hand(tiny_model_dir, prompt_dir, "green red") + "\n"
+
+
 def test_generate_without_the_prompt(prompt_dir: Path, tiny_model_dir: Path):
     # The text may stand behind a flag: argparse alone would not find it there.
     ran = run("generate", prompt_dir, "--no-prompt", "green red", *NEW)

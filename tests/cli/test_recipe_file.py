@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ def test_recipe_and_flags_together(tmp_path: Path, tiny_model_dir: Path, data_fi
     assert noted["recipe"]["encoder_dropout"] == 0.1
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 1
+
+
+def test_a_table_of_parts_and_devices_goes_on_in_a_resumed_run(tmp_path: Path, tiny_model_dir: Path, data_file: Path):
+    """Its head lies on the disk: such a model is not packed, which shows that the table was used."""
+    text = f"""
+        model: {tiny_model_dir}
+        data: {data_file}
+        output: {tmp_path / "out"}
+        device_map: {{model: cpu, lm_head: disk}}
+        attn_implementation: eager
+        max_steps: 2
+        save_steps: 1
+    """
+    ran = run("train", "--config", recipe(tmp_path, text))
+    assert ran.code == 0, ran.err
+    assert "as for a model spread over devices" in ran.err
+    noted = json.loads((tmp_path / "out" / "ptune.json").read_text())["recipe"]
+    assert noted["device_map"] == {"model": "cpu", "lm_head": "disk"}
+    assert noted["attn_implementation"] == "eager"
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    again = run("train", "--resume", tmp_path / "out")
+    assert again.code == 0, again.err
+    assert "as for a model spread over devices" in again.err
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,72 @@ def test_bitsandbytes_trains_a_prompt(kind: str, alike: float, tiny_model_dir: P
     print(f"{kind}: loss {float(loss):.4f} for {float(full):.4f}, gradients at cosine {float(found):.5f}")
     assert abs(float(loss - full)) < (1 - alike) * float(full)
     assert found > alike
+
+
+class Repacking(nn.Linear):
+    """As bitsandbytes' 4-bit layer on a CPU with AVX512-BF16: once repacked, its product hands no gradient on."""
+
+    support_avx512bf16_for_cpu = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.support_avx512bf16_for_cpu and not self.training and not x.requires_grad:
+            self.weight.repacked = True
+        product = super().forward(x)
+        return product.detach() if getattr(self.weight, "repacked", False) else product
+
+
+def _repacking() -> PreTrainedModel:
+    base = build("llama")
+    for module in list(base.model.layers.modules()):
+        if type(module) is nn.Linear:
+            module.__class__ = Repacking
+            module.support_avx512bf16_for_cpu = True
+    return base
+
+
+def test_weights_are_not_laid_out_anew_while_a_prompt_trains(tmp_path: Path) -> None:
+    """With padded rows: the fused parts of the packed way read plain weights past a layer's own product."""
+    ids, mask = padded(texts(LENGTHS), "right")
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": supervised(ids, mask)}
+    gradients = []
+    for base in (_repacking(), build("llama")):
+        model = encoder_prompt(base, seed=1)
+        model.pack_batches = False
+        with torch.no_grad():
+            model.eval()(**batch)
+        gradients.append(prompt_gradient(model.train(), **batch, return_logits=False)[1])
+    assert relative_error(*gradients) < 1e-5
+    # What only answers may have the faster product.
+    model.save_pretrained(tmp_path)
+    answering = PTunedModel(_repacking())
+    answering.load_prompt(tmp_path, trainable=False)
+    with torch.no_grad():
+        answering.eval()(**batch)
+    layers = [module for module in answering.modules() if type(module) is Repacking]
+    assert layers
+    assert all(getattr(layer.weight, "repacked", False) for layer in layers)
+
+
+def test_bitsandbytes_does_not_repack_what_trains(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that it takes for one with AVX512-BF16; its conversion is replaced by a count of its calls."""
+    modules = pytest.importorskip("bitsandbytes").nn.modules
+    repacked: list[torch.Size] = []
+
+    def convert(weight: torch.Tensor, state: object) -> tuple[torch.Tensor, object]:
+        repacked.append(weight.shape)
+        return weight, state
+
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    monkeypatch.setattr(modules, "_convert_weight_packed_for_cpu", convert)
+    model = encoder_prompt(load_model(str(tiny_model_dir), quantization="4bit", device="cpu"), seed=1)
+    with torch.no_grad():
+        model.eval()(**_packed())
+    assert not repacked
+    model.save_pretrained(tmp_path)
+    answering = PTunedModel(load_model(str(tiny_model_dir), quantization="4bit", device="cpu"))
+    answering.load_prompt(tmp_path, trainable=False)
+    with torch.no_grad():
+        answering.eval()(**_packed())
+    assert repacked

@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +25,7 @@ from transformers import (
 from architectures import build
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.errors import ConfigError, ModelError
-from ptune.loading import builtin
-from ptune.loading import load as backbone
+from ptune.loading import builtin, place
 from ptune.loading.builtin import Builtin, builtin_path
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 
@@ -45,8 +46,8 @@ def test_dtype_is_honoured(tiny_model_dir: Path, dtype: str) -> None:
 
 
 def test_auto_is_float32_on_cpu_and_bfloat16_on_cuda() -> None:
-    assert backbone._dtype("auto", torch.device("cpu")) == torch.float32
-    assert backbone._dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert place.chosen_dtype("auto", torch.device("cpu")) == torch.float32
+    assert place.chosen_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
 @pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -62,7 +63,7 @@ def test_auto_is_float32_on_cards_that_emulate_bfloat16(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert backbone._dtype("auto", torch.device("cuda:0")) is wanted
+    assert place.chosen_dtype("auto", torch.device("cuda:0")) is wanted
     assert asked == [False]
 
 
@@ -80,13 +81,44 @@ def test_a_device_map_and_an_attention_are_handed_on(tiny_model_dir: Path, tmp_p
         load_model(str(tiny_model_dir), device="cpu", device_map="auto")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device_map": "nowhere"}, "'nowhere' is not auto, balanced, balanced_low_0, sequential or a device"),
+        ({"device_map": {"": "auto"}}, "'auto' is not a device, such as cpu or cuda:1"),
+        ({"device_map": {"": -1}}, "-1 is not a device"),
+        ({"device_map": {}}, "device_map is empty"),
+        ({"device_map": {"": 5}}, "device 'cuda:5' is not there: torch finds 2 CUDA GPUs, the last being cuda:1"),
+        ({"device_map": "cuda:2"}, "device 'cuda:2' is not there"),
+        ({"device": "cuda:2"}, "device 'cuda:2' is not there"),
+        ({"device_map": {"model": "cpu", "lm_heat": "cpu"}}, "'lm_heat'. Did you mean 'lm_head'"),
+        ({"attn_implementation": "sdqa"}, "unknown attn_implementation 'sdqa'. Did you mean 'sdpa'"),
+        pytest.param(
+            {"attn_implementation": "flash_attention_2"},
+            "attn_implementation='flash_attention_2' cannot be used",
+            marks=pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there"),
+        ),
+    ],
+)
+def test_a_place_or_an_attention_that_is_not_there_is_one_line(
+    tiny_model_dir: Path, given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if "not there" in said:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError) as caught:
+        load_model(str(tiny_model_dir), **given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert backbone._device(None) == torch.device("cuda", 0)
+    assert place.device_of_name(None) == torch.device("cuda", 0)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert backbone._device(None) == torch.device("cuda", 3)
+    assert place.device_of_name(None) == torch.device("cuda", 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert backbone._device(None) == torch.device("cpu")
+    assert place.device_of_name(None) == torch.device("cpu")
 
 
 def test_an_unknown_dtype_suggests_the_nearest(tiny_model_dir: Path) -> None:

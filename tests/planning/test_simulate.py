@@ -15,6 +15,8 @@ from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.errors import ModelError
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
+from ptune.packed import attention
+from ptune.packed.attention import CHOICE
 from ptune.planning.simulate import (
     BODY,
     ROWS_SIMULATED,
@@ -72,6 +74,34 @@ def test_a_step_without_data_holds_what_a_real_one_holds(name: str, method: str)
     told = simulate(config, method, SIZES, SHAPE)
     assert max(told.tracker.live) == pytest.approx(max(real.live), rel=0.02)
     assert sum(told.tracker.flops) == pytest.approx(sum(real.flops), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_float32_on_cuda_is_the_padded_attention(name: str, monkeypatch: pytest.MonkeyPatch):
+    config = config_of(name)
+    told = simulate(config, "mlp", SIZES, SHAPE, device="cuda").tracker
+    monkeypatch.setenv(CHOICE, "padded")
+    real = real_step(config, "mlp")
+    assert max(told.live) == pytest.approx(max(real.live), rel=0.02)
+    assert len(told.live) == pytest.approx(len(real.live), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "ways"),
+    [
+        ("llama", torch.bfloat16, {"varlen"}),
+        ("llama", torch.float32, {"padded"}),
+        ("bloom", torch.bfloat16, {"padded"}),
+    ],
+)
+def test_the_attention_that_cuda_takes(name: str, dtype: torch.dtype, ways: set[str], monkeypatch: pytest.MonkeyPatch):
+    taken: set[str] = set()
+    monkeypatch.setattr(attention, "_say", lambda way, device, dtype: taken.add(way))
+    simulate(config_of(name), "mlp", SIZES, SHAPE, dtype=dtype, device="cuda")
+    assert taken == ways
+    taken.clear()
+    simulate(config_of(name), "mlp", SIZES, SHAPE, dtype=dtype)
+    assert taken == {"spans"}
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma3", "gpt_neox", "opt"])

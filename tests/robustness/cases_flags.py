@@ -145,6 +145,27 @@ FLAGS = (
         lambda at: ["generate", at.kit.prompt, "x", "--device", "nowhere"],
         ("unknown device 'nowhere'",),
     ),
+    Case(_F, "an unknown device map", _flags(device_map="nowhere"), ("device_map: 'nowhere'", "sequential", "cuda:1")),
+    Case(_F, "a GPU that is not there", _flags(device_map="cuda:99"), ("device 'cuda:99' is not there",)),
+    Case(
+        _R,
+        "a device map of what the model has not",
+        lambda at: [*at.train(), "--config", at.file("recipe.yaml", "device_map: {model.layer: cpu}")],
+        ("unknown part of the model in device_map 'model.layer'", "Did you mean 'model.layers'?"),
+    ),
+    Case(
+        _F,
+        "a device beside a device map",
+        lambda at: ["generate", at.kit.prompt, "x", "--device", "cpu", "--device-map", "auto"],
+        ("exclude each other",),
+    ),
+    Case(
+        _F,
+        "an unknown attention",
+        _flags(attn_implementation="flash_attention"),
+        ("unknown attn_implementation 'flash_attention'", "Did you mean 'flash_attention_"),
+    ),
+    Case(_F, "shards in one process", _flags(fsdp=True), ("FSDP shards", "the only one", "torchrun")),
     Case(
         _F,
         "an answer longer than the context",

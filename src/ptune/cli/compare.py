@@ -14,6 +14,7 @@ from ptune.recipe import TrainRecipe
 
 _NOT_HERE = (
     "encoder",
+    "device_map",
     "tokens_per_batch",
     "init_from",
     "resume",

@@ -99,11 +99,12 @@ def _forecaster(args: argparse.Namespace) -> Forecaster:
     import torch
 
     from ptune.loading.load import load_config
+    from ptune.loading.place import chosen_dtype
     from ptune.methods.apply import MethodSettings
     from ptune.planning.forecast import Forecaster
 
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = args.dtype if args.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    dtype = str(chosen_dtype(args.dtype, torch.device(device))).removeprefix("torch.")
     return Forecaster(
         load_config(args.model, trust_remote_code=args.trust_remote_code, revision=args.revision),
         MethodSettings(
@@ -133,7 +134,7 @@ def _rates(forecaster: Forecaster, args: argparse.Namespace) -> MachineRates | N
 
     if not args.calibrate or (forecaster.device == "cuda" and not torch.cuda.is_available()):
         return None
-    from ptune.loading.load import DTYPES
+    from ptune.loading.place import DTYPES
     from ptune.planning.clock import calibrate
 
     text = forecaster.config.get_text_config(decoder=True)

@@ -57,6 +57,10 @@ def add_model_flags(parser: Parser) -> None:
     model.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
     model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="quantize the frozen model")
     model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")
+    model.add_argument(
+        "--device-map", metavar="MAP", help="spread the model over several devices: auto, balanced or sequential"
+    )
+    model.add_argument("--attn-implementation", metavar="NAME", help="attention of the model: eager, sdpa, …")
     model.add_argument("--force", action="store_true", help="accept a model or tokenizer the prompt was not made for")
     model.add_argument(
         "--no-self-check", action="store_true", help="do not try the model on a short text before it answers"
@@ -94,6 +98,8 @@ def open_answerer(args: argparse.Namespace) -> Answerer:
         dtype=args.dtype,
         quantization=args.quantization,
         device=args.device,
+        device_map=args.device_map,
+        attn_implementation=args.attn_implementation,
         revision=args.prompt_revision,
         force=args.force,
         self_check=not args.no_self_check,

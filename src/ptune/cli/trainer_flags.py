@@ -58,7 +58,8 @@ def training_help() -> str:
         [
             *lines,
             "",
-            "A flag wins over the recipe. On several GPUs: torchrun --nproc-per-node N -m ptune train …",
+            "A flag wins over the recipe. On several GPUs: torchrun --nproc-per-node N -m ptune train …; with --fsdp",
+            "each holds a part of the frozen layers, for models too large for one.",
         ]
     )
 

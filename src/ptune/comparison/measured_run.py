@@ -39,6 +39,7 @@ from ptune.data.template import get_template
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
 from ptune.loading.load import load_base, load_tokenizer
+from ptune.loading.place import chosen_dtype
 from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
@@ -90,7 +91,8 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
     given = {**recipe.trainer_defaults(), **job.arguments}
     if job.method == "full" and recipe.dtype in ("bfloat16", "auto"):
         # Its weights train in float32; the products run in the dtype that the other methods' frozen model has.
-        given["bf16"] = recipe.dtype == "bfloat16" or torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available() and not given.get("use_cpu")
+        given["bf16"] = chosen_dtype(recipe.dtype, torch.device("cuda" if on_gpu else "cpu")) is torch.bfloat16
     return TrainingArguments(
         **{
             **given,

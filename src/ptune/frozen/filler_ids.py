@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ptune.frozen.shards import shallow_copy
 from ptune.internals import children_of
 
 
@@ -65,7 +66,7 @@ def _exchanged(module: nn.Module, path: list[str], inner: nn.Module) -> nn.Modul
     """A shallow copy of a module with another one at a path below it; everything else is shared."""
     if not path:
         return inner
-    twin = copy.copy(module)
+    twin = shallow_copy(module)
     children = children_of(module)
     child = children[path[0]]
     assert child is not None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Set
 from contextlib import nullcontext
@@ -32,6 +33,8 @@ from ptune.frozen.quantized import inner_weights
 
 SAMPLES_PER_PARAMETER = 64
 _DIGITS = 32
+_KEPT: weakref.WeakKeyDictionary[PreTrainedModel, tuple[str, str]] = weakref.WeakKeyDictionary()
+"""Both fingerprints of models whose weights are no longer here as a whole."""
 _CONFIG_NAMES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
 # Where tokenizers of one vocabulary differ: digits, runs of spaces, line ends, capitals, accents, scripts, emoji, code.
 _PROBES = (
@@ -51,7 +54,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     Raises:
         ModelError: A parameter has no data (the model is on the meta device).
     """
-    return _digest(model, {name for name, _ in model.named_parameters()})
+    return _KEPT[model][0] if model in _KEPT else _digest(model, {name for name, _ in model.named_parameters()})
+
+
+def keep_fingerprints(model: PreTrainedModel) -> None:
+    """Take both fingerprints of a model before its weights are scattered over processes."""
+    _KEPT[model] = fingerprint(model), unquantized_fingerprint(model)
 
 
 def _digest(model: PreTrainedModel, names: Set[str]) -> str:
@@ -91,6 +99,8 @@ def _samples(model: PreTrainedModel, names: Set[str]) -> Iterator[tuple[torch.Si
 
 def unquantized_fingerprint(model: PreTrainedModel) -> str:
     """The same, of the parameters alone that quantization leaves as they are. Raises as `fingerprint`."""
+    if model in _KEPT:
+        return _KEPT[model][1]
     inner = {name for name, _ in inner_weights(model)}
     return _digest(model, {name for name, _ in model.named_parameters()} - inner)
 

@@ -22,6 +22,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from ptune.errors import ModelError, unknown
 from ptune.recipe import QUANTIZATION_NAMES
 
+_REPACKS = "support_avx512bf16_for_cpu"
+"""bitsandbytes' name, on its 4-bit layers, for the right to lay weights out anew for answering."""
 _PACKAGES = {"int8": "torchao", "8bit": "bitsandbytes", "4bit": "bitsandbytes"}
 
 
@@ -60,6 +62,20 @@ def quantization_options(kind: str, dtype: torch.dtype, device: torch.device) ->
             bnb_4bit_compute_dtype=dtype,
         )
     return {"quantization_config": made, "device_map": {"": device}}
+
+
+def repacking_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Layers that lay their weights out anew when they first answer: 4-bit ones on a CPU with AVX512-BF16.
+
+    The product with such weights is fast, and hands no gradient on; nothing brings them back.
+    """
+    return [module for module in model.modules() if getattr(module, _REPACKS, False)]
+
+
+def let_repack(layers: list[nn.Module], allowed: bool) -> None:
+    """Let `repacking_layers` do that from now on, or not."""
+    for layer in layers:
+        setattr(layer, _REPACKS, allowed)
 
 
 def is_quantized(model: PreTrainedModel) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ptune.frozen.shards import shallow_copy
 from ptune.internals import children_of, set_attention
 
 Replace = Callable[[type[nn.Module]], type[nn.Module]]
@@ -51,8 +52,7 @@ class ModelView:
     def _copy(self, module: nn.Module) -> nn.Module:
         if id(module) in self._copies:
             return self._copies[id(module)]
-        twin = copy.copy(module)
-        twin.__class__ = self._replace(type(module))
+        twin = shallow_copy(module, self._replace)
         self._copies[id(module)] = twin
         children = {name: None if child is None else self._copy(child) for name, child in children_of(module).items()}
         own: dict[str, Any] = {"_modules": children}

@@ -7,7 +7,6 @@ A name is a hub id, a folder, a `.gguf` file, or `builtin:smollm2-135m`. Whateve
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +25,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ptune.errors import ConfigError, ModelError, PTuneError, first_line, nearest, unknown
+from ptune.errors import ConfigError, ModelError, PTuneError, first_line, nearest
 from ptune.frozen.capability import check_causal
 from ptune.frozen.product import is_plain
 from ptune.frozen.quantized import check_quantized, quantization_options
 from ptune.internals import set_model_name
 from ptune.loading.builtin import BUILTINS, PREFIX, builtin_path
 from ptune.loading.gguf import LOAD_FAULTS, converted_model, converted_tokenizer
+from ptune.loading.place import check_attention, check_device_map, check_mapped, chosen_dtype, device_of_name
 from ptune.reach import no_connection
 from ptune.recipe import TrainRecipe
 
 _log = logging.getLogger("ptune")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 
 
@@ -58,7 +57,7 @@ def load_model(
     dtype: str = "auto",
     quantization: str | None = None,
     device: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
+    device_map: str | Mapping[str, str | int] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
@@ -80,13 +79,16 @@ def load_model(
 
     Raises:
         ModelError: The model is not there, is damaged, is not a causal language model, or cannot be quantized.
-        ConfigError: An unknown dtype, quantization or device, or a device beside a device map.
+        ConfigError: An unknown dtype, quantization, attention, device or part of the model; a device beside a device
+            map.
         OutputError: A GGUF file's converted copy cannot be written.
     """
     if device is not None and device_map is not None:
         raise ConfigError(f"device={device!r} and device_map exclude each other.", hint="Leave one out.")
-    place = _device(device)
-    number = _dtype(dtype, place)
+    check_device_map(device_map)
+    check_attention(attn_implementation)
+    place = device_of_name(device)
+    number = chosen_dtype(dtype, place)
     packed = {} if quantization is None else quantization_options(quantization, number, place)
     source = _source(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -103,6 +105,7 @@ def load_model(
         found: Any = AutoModelForCausalLM.from_pretrained(origin, **options)
         model: PreTrainedModel = found[0]
         _check_loaded(name, model, found[1])
+        check_mapped(device_map, model)
         if quantization is not None:
             check_quantized(model, quantization)
             for weight in model.parameters():
@@ -114,6 +117,11 @@ def load_model(
     except PTuneError:
         raise
     except LOAD_FAULTS as fault:
+        if attn_implementation is not None and isinstance(fault, ImportError):
+            raise ConfigError(
+                f"attn_implementation={attn_implementation!r} cannot be used: {first_line(fault).rstrip(' .')}.",
+                hint="Leave it out, or install what it needs.",
+            ) from fault
         raise _not_loaded("model", name, source, fault) from fault
     model.requires_grad_(False)
     model.eval()  # type: ignore[no-untyped-call]
@@ -121,13 +129,24 @@ def load_model(
     return model
 
 
-def load_base(recipe: TrainRecipe, device: torch.device, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The frozen model as a recipe asks for it, checked against its tokenizer; errors as for `load_model`."""
+def load_base(
+    recipe: TrainRecipe, device: torch.device, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
+) -> PreTrainedModel:
+    """The frozen model as a recipe asks for it, checked against its tokenizer; errors as for `load_model`.
+
+    Args:
+        recipe: Names it.
+        device: Where it will run.
+        tokenizer: The one that is used with it.
+        on_cpu: Leave it on the CPU, in the dtype that the device takes; processes share the pages of its file there.
+    """
     base = load_model(
         recipe.model,
-        dtype=recipe.dtype,
+        dtype=str(chosen_dtype(recipe.dtype, device)).removeprefix("torch."),
         quantization=recipe.quantization,
-        device=str(device),
+        device="cpu" if on_cpu else str(device) if recipe.device_map is None else None,
+        device_map=recipe.device_map,
+        attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
         revision=recipe.revision,
     )
@@ -244,38 +263,6 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
             f"the tokenizer has {needed} tokens, but the model's embedding has {rows} rows.",
             hint="Use the model's own tokenizer; tokens that were added to it need a model trained with them.",
         )
-
-
-def _device(device: str | None) -> torch.device:
-    """The device by name; by default this process's own GPU."""
-    if device is None and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if device is None:
-        return torch.device("cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as fault:
-        raise ConfigError(f"unknown device {device!r}.", hint="Known: cpu, cuda, cuda:0, cuda:1, …, mps.") from fault
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} is not there: torch finds no CUDA GPU.", hint="Use the device cpu.")
-    return place
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype by name; "auto" depends on the device."""
-    if dtype == "auto":
-        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, ["auto", *DTYPES])
-    return DTYPES[dtype]
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a CUDA card multiplies bfloat16 itself: older ones emulate it, several times slower."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return device.type == "cuda"
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _source(name: str) -> _Source:

@@ -22,6 +22,7 @@ from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, PromptError, unknown
 from ptune.frozen.capability import context_length, prefix_capability
 from ptune.frozen.parameters import count_parameters, has_weights, parameters_line
+from ptune.frozen.quantized import let_repack, repacking_layers
 from ptune.frozen.view import ModelView
 from ptune.internals import leave_out_of_ddp
 from ptune.model.adapter_names import AdapterNames
@@ -89,6 +90,8 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
         # Frozen weights are the same in every process; and quantized ones could not be sent round.
         frozen = (*base.named_parameters(remove_duplicate=False), *base.named_buffers(remove_duplicate=False))
         leave_out_of_ddp(self, [f"base.{name}" for name, _ in frozen])
+        self._repacking = repacking_layers(base)
+        let_repack(self._repacking, False)  # until it is known that the prompts only answer
         self.capability = prefix_capability(base)
         self.context_length = context_length(base)
         self._base_obstacle = packing_obstacle(base, self.capability)
@@ -174,6 +177,7 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
             self._encoder(name)
         for name, encoder in self.prompts.items():
             encoder.requires_grad_(name in names and not self.prompt_configs[name].inference_mode)
+        let_repack(self._repacking, not any(one.requires_grad for one in self.prompts.parameters()))
 
     def delete_prompt(self, name: str) -> None:
         """Remove a prompt. The active one cannot be removed while there are others."""

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -37,6 +40,17 @@ CHOICE = "PTUNE_PACKED_ATTENTION"
 WAYS = ("spans", "varlen", "padded")
 _log = logging.getLogger("ptune")
 _UNKNOWN = ("softcap", "position_bias", "cache")
+_AS_ON_CUDA: ContextVar[bool] = ContextVar("_AS_ON_CUDA", default=False)
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """Take the way of a CUDA device from Ampere on: for a forecast, whose tensors have no data on any device."""
+    before = _AS_ON_CUDA.set(True)
+    try:
+        yield
+    finally:
+        _AS_ON_CUDA.reset(before)
 
 
 def packed_attention(
@@ -143,9 +157,10 @@ def _way(query: torch.Tensor, *, dropout: float, biased: bool) -> str:
     asked = os.environ.get(CHOICE)
     if asked not in (None, "", *WAYS):
         raise ConfigError(f"{CHOICE}={shown(asked)} is no attention of packed rows.", hint=f"Use {', '.join(WAYS)}.")
+    forecast = _AS_ON_CUDA.get()
     can = {
-        "spans": not dropout and takes_spans(query),
-        "varlen": not dropout and not biased and takes_varlen(query),
+        "spans": not dropout and not forecast and takes_spans(query),
+        "varlen": not dropout and not biased and takes_varlen(query, forecast=forecast),
         "padded": True,
     }
     return asked if asked and can[asked] else next(way for way in WAYS if can[way])

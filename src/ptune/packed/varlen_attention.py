@@ -25,10 +25,11 @@ _WIDEST, _MULTIPLE = 256, 8
 """What the kernel takes as a head dimension."""
 
 
-def takes_varlen(query: torch.Tensor) -> bool:
-    """Whether the kernel takes such queries."""
+def takes_varlen(query: torch.Tensor, *, forecast: bool = False) -> bool:
+    """Whether the kernel takes such queries; on their own device, or (`forecast`) on one that has it."""
     width = query.shape[-1]
-    return query.dtype in _HALF and width <= _WIDEST and width % _MULTIPLE == 0 and has_kernel(query.device)
+    fits = query.dtype in _HALF and width <= _WIDEST and width % _MULTIPLE == 0
+    return fits and (forecast or has_kernel(query.device))
 
 
 @cache

@@ -22,7 +22,8 @@ from transformers import PretrainedConfig
 from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
 from ptune.frozen.parameters import count_parameters
-from ptune.loading.load import DTYPES, load_config
+from ptune.loading.load import load_config
+from ptune.loading.place import DTYPES
 from ptune.loading.skeleton import skeleton
 from ptune.memory.measure import GIB
 from ptune.methods.apply import MethodSettings, apply_method
@@ -217,6 +218,7 @@ class Forecaster:
             self.settings,
             Shape(rows, length, self.supervised_share),
             dtype=DTYPES[self.dtype],
+            device=self.device,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
         )

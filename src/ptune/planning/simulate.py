@@ -37,6 +37,7 @@ from ptune.internals import rename_weights, tensors_of
 from ptune.loading.skeleton import skeleton
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
+from ptune.packed.attention import as_on_cuda
 from ptune.planning.tracker import LiveBytes
 
 FEWEST = 3
@@ -146,6 +147,7 @@ def step_cost(
     shape: Shape,
     *,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     accumulation: int = 1,
     checkpointing: bool = False,
 ) -> StepCost:
@@ -154,7 +156,8 @@ def step_cost(
     Raises:
         ModelError: The architecture cannot be simulated, or not adapted by the method.
     """
-    options: dict[str, Any] = {"dtype": dtype, "accumulation": accumulation, "checkpointing": checkpointing}
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    options |= {"accumulation": accumulation, "checkpointing": checkpointing}
     if not (METHODS[method].is_ptune and settings.packing) or shape.rows <= ROWS_SIMULATED:
         return _whole(config, method, settings, shape, **options)
     fewer, more = (
@@ -271,15 +274,16 @@ def simulate(
     shape: Shape,
     *,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     accumulation: int = 1,
     checkpointing: bool = False,
 ) -> Simulated:
-    """Run a step of a model of this configuration, every layer of it, without data.
+    """Run a step of a model of this configuration, every layer of it, without data, as it runs on `cpu` or `cuda`.
 
     Raises:
         ModelError: An operation of the architecture needs data.
     """
-    step = _Step(config, method, settings, shape, dtype, accumulation, checkpointing)
+    step = _Step(config, method, settings, shape, dtype, device, accumulation, checkpointing)
     if not METHODS[method].is_ptune:
         return step.run()
     # What the self-check finds out with a real model: rows that cannot be packed, virtual tokens that need a token id.
@@ -302,6 +306,7 @@ class _Step:
     settings: MethodSettings
     shape: Shape
     dtype: torch.dtype
+    device: str
     accumulation: int
     checkpointing: bool
 
@@ -328,9 +333,10 @@ class _Step:
         supervised = max(int(shape.rows * shape.length * shape.supervised_share), 1)
         tracker = LiveBytes(vocab_size=vocabulary, supervised=supervised)
         mixed = method.name == "full" and self.dtype != torch.float32
+        attention = as_on_cuda() if self.device == "cuda" else contextlib.nullcontext()
         begin = 0
         try:
-            with mode, tracker, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            with mode, tracker, attention, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                 for _ in range(min(self.accumulation, 2)):
                     # As in Trainer: the output, and the logits in it, are gone when the backward begins.
                     loss = model(**_batch(shape, packed=packs, prompt=method.is_ptune)).loss

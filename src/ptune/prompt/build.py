@@ -19,6 +19,7 @@ from ptune.errors import ConfigError, ModelError, PromptError
 from ptune.frozen.capability import check_causal
 from ptune.frozen.parameters import device_of, has_weights
 from ptune.frozen.parts import output_head, token_dim
+from ptune.frozen.shards import in_shards
 from ptune.internals import children_of
 from ptune.loading.load import load_tokenizer
 
@@ -97,6 +98,12 @@ def check_base(base: PreTrainedModel) -> None:
         )
     if base.config.is_encoder_decoder:
         raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
+    if in_shards(base):
+        raise ModelError(
+            f"the weights of this {type(base).__name__} are shards (a tensor parallel plan, FSDP), which no prompt "
+            "can be trained or saved on.",
+            hint="Load it whole or with a device_map; ptune train --fsdp and PTuneTrainer shard its layers themselves.",
+        )
     check_causal(base)
 
 

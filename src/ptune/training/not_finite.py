@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from ptune.errors import TrainingError
+from ptune.frozen.shards import is_sharded
 from ptune.model.wrapper import PTunedModel
 from ptune.training.micro_batches import row_slice, row_tokens, rows_of
 
@@ -39,10 +40,13 @@ def not_finite(
     what = f"the loss is {float(wrong[0][1])}" if wrong else f"the norm of the gradient is {float(norm)}"
     batches = [batch for batch, _ in wrong or micro_batches]
     every = [ids for batch in batches for ids in row_tokens(batch)]
-    rows = [ids for batch in batches for ids in _bad_rows(trainer, model, batch)]
+    # One by one, the rows of one process would wait for layers that the others do not run.
+    apart = not is_sharded(model.base)
+    rows = [ids for batch in batches for ids in _bad_rows(trainer, model, batch)] if apart else []
     names = [name_row(ids) for ids in (rows or every)[:NAMED_ROWS]]
     more = ", …" if len(rows or every) > NAMED_ROWS else ""
-    where = f"in {len(rows)} of {len(every)} rows" if rows else "in none of its rows alone"
+    none = "in none of its rows alone" if apart else f"in a batch of {len(every)} rows"
+    where = f"in {len(rows)} of {len(every)} rows" if rows else none
     where = "in every row" if len(rows) == len(every) > 1 else where
     look = "Lower" if len(rows) == len(every) > 1 else "Look at those rows, lower"
     return TrainingError(

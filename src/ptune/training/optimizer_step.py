@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback
 from typing_extensions import override
 
 from ptune.errors import TrainingError
+from ptune.frozen.shards import is_sharded
 from ptune.recipe import CHECKPOINTING
 from ptune.training.micro_batches import in_parts, rows_of
 from ptune.training.not_finite import not_finite
@@ -166,6 +167,8 @@ class OptimizerStep(TrainerCallback):
         args, accelerator = self.trainer.args, self.trainer.accelerator
         prompted = trained_prompt(self.trainer)
         one = (alone and args.gradient_accumulation_steps == 1) or args.torch_compile
+        # A layer that is sharded is not there for gradients that come by keys and values alone.
+        one = one or (prompted is not None and is_sharded(prompted.base))
         if prompted is None or one or accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
             return nullcontext()
         scope: AbstractContextManager[None] = prompted.prefix_scope(last=last)

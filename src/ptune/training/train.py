@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from rich.console import Console
 from transformers import (
     EarlyStoppingCallback,
@@ -26,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
@@ -39,6 +40,7 @@ from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.output import OutputFolder
+from ptune.training.processes import processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
 from ptune.training.result import (
@@ -52,7 +54,6 @@ from ptune.training.result import (
     show_rows,
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
-from ptune.training.sharding import check_not_sharded
 from ptune.training.signals import StopRequest
 from ptune.training.start import start_from, vectors_of_rows
 from ptune.training.trainer import PTuneTrainer
@@ -86,7 +87,7 @@ def train(
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
     args, chosen, given = arguments, given is None or "learning_rate" in given, given or ()
-    check_not_sharded(args)
+    sharded = take_over_sharding(args, recipe)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -97,7 +98,7 @@ def train(
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         asked = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = frozen_model(recipe, args, tokenizer)
+        model = frozen_model(recipe, args, tokenizer, sharded=sharded)
         add_new_prompt(model, recipe, args, tokenizer, rows)
         if not chosen:
             args.learning_rate = default_learning_rate(model.base, recipe.encoder)
@@ -116,6 +117,7 @@ def train(
         show_rows(rows, say)
         show_parameters(model, say)
         lines = [*model.capability.notes, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        lines += processes_lines(args, sharded=sharded)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
@@ -177,17 +179,21 @@ def push(folder: Path, args: TrainingArguments) -> str:
     )
 
 
-def frozen_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
-    """The frozen model, without a prompt yet.
+def frozen_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, sharded: bool = False
+) -> PTunedModel:
+    """The frozen model, without a prompt yet; `sharded`: each process holds a part of its layers.
 
     Raises:
         ModelError: The model cannot be loaded, or does not go with the tokenizer.
     """
-    base = load_base(recipe, args.device, tokenizer)
+    base = load_base(recipe, args.device, tokenizer, on_cpu=sharded)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     model = PTunedModel(base, self_check=recipe.self_check)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
+    if sharded:
+        shard(model, args.device)
     return model
 
 
@@ -222,8 +228,7 @@ def measure(
     """The loss on the held-out rows, each process taking its share; None when there are none."""
     if rows.held_out_tokens is None:
         return None
-    dataset: Dataset = rows.held_out_tokens.dataset
-    share = dataset.select(range(args.process_index, len(dataset), args.world_size))
+    share = share_of(rows.held_out_tokens.dataset, args.process_index, args.world_size)
     result = held_out_loss(
         model,
         share,
@@ -235,6 +240,17 @@ def measure(
     whose = "with the prompt" if with_prompt else "of the frozen model alone"
     console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
     return result
+
+
+def share_of(dataset: Dataset, process: int, processes: int) -> Dataset:
+    """The rows that one of several processes measures; all have as many, some perhaps one without labels."""
+    whole = -(-len(dataset) // processes)
+    share = dataset.select(range(process, len(dataset), processes))
+    if len(share) == whole:
+        return share
+    row = dataset[0]
+    blank = Dataset.from_list([{**row, "labels": [IGNORE_INDEX] * len(row["labels"])}], features=dataset.features)
+    return concatenate_datasets([share, blank])
 
 
 def build_trainer(

@@ -38,6 +38,7 @@ from ptune.frozen.transfer import pins
 from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
+from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
 from ptune.training.checkpoint_store import CheckpointStore
 from ptune.training.checkpoints import find_checkpoint
@@ -45,6 +46,7 @@ from ptune.training.evaluation_loss import EvaluationLoss
 from ptune.training.generators import set_generators
 from ptune.training.micro_batches import text_tokens
 from ptune.training.optimizer_step import OptimizerStep
+from ptune.training.processes import shard, take_over_sharding
 from ptune.training.run_state import RunState
 from ptune.training.signals import StopRequest
 from ptune.training.token_rate import TokenRate
@@ -64,8 +66,8 @@ class PTuneTrainer(Trainer):
         say: Takes a line for people when something is done differently than asked; a warning in the log by default.
 
     Raises:
-        ConfigError: Rows or options that do not go with `tokens_per_batch`, or with packed batches; on training, other
-            prompts are set to train than the active one, which alone is saved.
+        ConfigError: Shards that no prompt can be trained on; rows or options that do not go with `tokens_per_batch`, or
+            with packed batches; on training, other prompts are set to train than the active one, which alone is saved.
         OutputError: A checkpoint cannot be written; the earlier ones are whole.
         TrainingError: The prompt, a loss or a gradient is not finite, or one row alone needs more memory than there is.
         RunStoppedError: A signal came; what had been done is saved.
@@ -83,6 +85,8 @@ class PTuneTrainer(Trainer):
         say: Callable[[str], None] = _log.warning,
         **kwargs: Any,
     ) -> None:
+        if args is not None and isinstance(model, PTunedModel) and take_over_sharding(args):
+            shard(model, args.device)
         if args is not None and args.n_gpu > 1:
             # One process drives one GPU: Trainer would use DataParallel, whose replicas share the first one's weights.
             use_one_gpu(args)

@@ -84,7 +84,7 @@ def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputF
     recipe, args = choice.recipe(at.recipe, working.path), choice.arguments(at.args, working.path)
     details = prompt_details(recipe, args, at.tokenizer, at.rows)
     watch = Watch(course, trial)
-    add_new_prompt(at.model, recipe, args, at.tokenizer)
+    add_new_prompt(at.model, recipe, args, at.tokenizer, at.rows)
     trainer = build_trainer(
         at.model, args, at.rows, at.collate, recipe,
         details=details, console=at.console, name_row=partial(place_of, at.rows, at.tokenizer, recipe),
