@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.config import PromptEncoderConfig
 from ptune.encoders import ENCODERS
 from ptune.errors import ConfigError
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.build import PromptConfig, encoder_kind
+from ptune.prompt.build import encoder_kind
 from ptune.recipe import TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
@@ -47,8 +48,16 @@ def _settings(saved: SavedPrompt) -> dict[str, Any]:
     return {**found, "encoder": kind}
 
 
-def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def start_from(
+    model: PTunedModel, recipe: TrainRecipe, config: PromptEncoderConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Give a model the prompt that `recipe.init_from` names to start from.
+
+    Args:
+        model: The model.
+        recipe: Names the prompt.
+        config: Of the prompt that is to train: where the folder's has other virtual tokens inside the text, these hold.
+        tokenizer: Compared with the one that the prompt was made with.
 
     Raises:
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
@@ -59,6 +68,7 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
     name = model.load_prompt(opened, name=DEFAULT_PROMPT, force=recipe.force, tokenizer=tokenizer)
     there = _settings(saved)
     if _same_encoder(recipe, there):
+        model.prompt_configs[name] = replace(model.prompt_configs[name], tokens_in_text=config.tokens_in_text)
         return
     if not ENCODERS[recipe.encoder].keeps_vectors:
         raise ConfigError(
@@ -67,9 +77,7 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
             hint="Leave the encoder's flags out to go on with that encoder, or take residual or embedding.",
         )
     vectors = saved.vectors
-    config: PromptConfig = replace(
-        recipe.prompt_config(), base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path
-    )
+    config = replace(config, base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path)
     model.delete_prompt(name)
     encoder = model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer)
     repeats = -(-config.num_virtual_tokens // len(vectors))

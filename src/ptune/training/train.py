@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
-from ptune.data.template import get_template
+from ptune.data.blocks import tokens_in_text, with_virtual_tokens
+from ptune.data.template import Template, get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.frozen.precision import check_mixed
@@ -87,10 +89,11 @@ def train(
     )
     with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        asked = get_template(recipe.template, tokenizer)
+        asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
+        recipe = with_virtual_tokens(recipe, asked)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = prompted_model(recipe, args, tokenizer)
-        check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
+        model = prompted_model(recipe, args, tokenizer, rows.template)
+        check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
         changed = [] if resume is None else check_same_run(resume, details)
@@ -168,8 +171,10 @@ def push(folder: Path, args: TrainingArguments) -> str:
     )
 
 
-def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase) -> PTunedModel:
-    """The frozen model with a new prompt, the same in every process.
+def prompted_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, template: Template
+) -> PTunedModel:
+    """The frozen model with a new prompt, the same in every process; the template says where its tokens stand.
 
     Raises:
         ModelError: The model cannot be loaded, or does not go with the tokenizer.
@@ -178,11 +183,12 @@ def prompted_model(recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreT
     base = load_base(recipe, args.device, tokenizer)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     set_seed(args.seed)
+    config = replace(recipe.prompt_config(), tokens_in_text=tokens_in_text(template.blocks))
     if recipe.init_from is None:
-        model = PTunedModel(base, recipe.prompt_config(), tokenizer=tokenizer, self_check=recipe.self_check)
+        model = PTunedModel(base, config, tokenizer=tokenizer, self_check=recipe.self_check)
     else:
         model = PTunedModel(base, self_check=recipe.self_check)
-        start_from(model, recipe, tokenizer)
+        start_from(model, recipe, config, tokenizer)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
     return model
