@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from architectures import EOS, PAD, build
+from decoders.small import small_decoder
 from prompting import draw, padded, prompt_gradient, relative_error, texts, tolerance
 from ptune.config import PromptTuningConfig
 from ptune.data.collate import PackingCollator
@@ -239,3 +240,68 @@ def test_without_the_prompt_the_frozen_model_reads_the_text_alone(name: str) -> 
         for at, text in enumerate(plain):
             answer = hard_answer(base, text)[0]
             assert torch.equal(out[at, ids.shape[1] :][: len(answer)], answer)
+
+
+def with_vectors(base: PreTrainedModel, hard: torch.Tensor, virtual: torch.Tensor, filler: int) -> torch.Tensor:
+    """`(T, V)`: one row alone; virtual tokens go by a filler's id, and the embedding layer gives their vectors."""
+    vectors = base.get_input_embeddings()(hard)
+    handle = base.get_input_embeddings().register_forward_hook(
+        lambda _module, _args, out: torch.where(virtual[:, None], vectors, out[0])[None]
+    )
+    with torch.no_grad():
+        logits = base(input_ids=hard.masked_fill(virtual, filler)[None], use_cache=False).logits[0]
+    handle.remove()
+    return logits
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_model_that_makes_more_of_ids(before: int) -> None:
+    """Gemma 4 has inputs of each layer by token id: there a virtual token goes by the filler."""
+    base = small_decoder("gemma4_text")
+    model = prompted(base, before)
+    filler = model.capability.filler_id
+    assert filler is not None
+    rows = rows_of(before)
+    wanted = []
+    for row in rows:
+        virtual = torch.cat([torch.ones(before, dtype=torch.bool), row < 0])
+        wanted.append(with_vectors(base, as_text(row, before), virtual, filler))
+        assert relative_error(wanted[-1], base(as_text(row, before)[None]).logits[0].detach()) > 1e-3, "ids matter"
+    ids, mask = padded(rows, "right")
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+        answer = model.generate(ids, attention_mask=mask, max_new_tokens=1, do_sample=False)
+    for at, right in enumerate(wanted):
+        assert relative_error(logits[at][mask[at].bool()], right[before:]) < 1e-5
+        assert int(answer[at, -1]) == int(right[-1].argmax())
+
+
+class TakesIdsAlone(LlamaForCausalLM):
+    """Refuses embeddings, so that it is run on ids by every way it has."""
+
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if inputs_embeds is not None:
+            raise ValueError("ids, please")
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["prefix", "concatenation"])
+def test_a_model_of_ids_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = build("llama", tie_word_embeddings=False)
+    base = TakesIdsAlone(plain.config).eval()
+    base.load_state_dict(plain.state_dict())
+    model = prompted(base, 4)
+    assert model.capability.filler_id is not None
+    assert model.capability.prefix
+    assert_on_way(model, way, 4, monkeypatch)
+    rows = rows_of(4)
+    ids, mask = padded(rows, "left")
+    with torch.no_grad():
+        logits = model(ids, attention_mask=mask).logits
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    for at, row in enumerate(rows):
+        with torch.no_grad():
+            wanted = plain(as_text(row, 4)[None]).logits[0, 4:]
+        assert relative_error(logits[at][mask[at].bool()], wanted) < 1e-5
+        answer = hard_answer(plain, as_text(row, 4))[0]
+        assert torch.equal(out[at, ids.shape[1] :][: len(answer)], answer)
