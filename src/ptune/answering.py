@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.data.blocks import check_template
 from ptune.data.template import History, Template, get_template
 from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError
@@ -90,8 +91,13 @@ class Answerer:
         check_tokenizer(base, tokenizer)
         prompted = PTunedModel(base, self_check=self_check)
         prompted.load_prompt(opened, trainable=False, force=force)
+        config = prompted.active_peft_config
         text = template or opened.details.get("template") or "tutorial"
-        return cls(prompted.eval(), tokenizer, get_template(text, tokenizer, files=bool(template)))
+        asked = get_template(
+            text, tokenizer, files=bool(template), virtual_tokens=config.num_virtual_tokens if template else None
+        )
+        check_template(asked, config, f"the prompt in {opened.path}")
+        return cls(prompted.eval(), tokenizer, asked)
 
     def answer(
         self,
@@ -137,7 +143,7 @@ class Answerer:
     def room(self, ids: torch.Tensor) -> int | None:
         """Tokens that prompt and text leave of the model's context, below 0 when they exceed it; None: no limit."""
         limit = self.model.context_length
-        width = max(config.num_virtual_tokens for config in self.model.prompt_configs.values())
+        width = max(config.leading_tokens for config in self.model.prompt_configs.values())
         return None if limit is None else limit - width - ids.shape[1]
 
     def new_tokens(self, ids: torch.Tensor, asked: int | None) -> int:

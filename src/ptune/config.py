@@ -85,6 +85,8 @@ class PromptLearningConfig:
 
     num_virtual_tokens: int = 20
     """Virtual tokens `P` that stand before the text. (PEFT has no default here and fails later without one.)"""
+    tokens_in_text: int = 0
+    """How many of them stand inside the text, where a template has a place for them: the last ones of the prompt."""
     task_type: TaskType | str | None = None
     """`CAUSAL_LM`, or None, which means the same."""
     token_dim: int | None = None
@@ -127,6 +129,11 @@ class PromptLearningConfig:
             faults.append(
                 f"num_virtual_tokens must be a whole number of at least 1, not {shown(self.num_virtual_tokens)}"
             )
+        elif not _is_int(self.tokens_in_text) or not 0 <= self.tokens_in_text <= self.num_virtual_tokens:
+            faults.append(
+                f"tokens_in_text must be from 0 to num_virtual_tokens={self.num_virtual_tokens}, not "
+                f"{shown(self.tokens_in_text)}"
+            )
         if self.token_dim is not None and (not _is_int(self.token_dim) or self.token_dim < 1):
             faults.append(_no_count("token_dim", self.token_dim))
         expected = _PEFT_TYPES[type(self).__name__]
@@ -156,6 +163,11 @@ class PromptLearningConfig:
         if not isinstance(self.inference_mode, bool):
             faults.append(f"inference_mode must be true or false, not {shown(self.inference_mode)}")
         return faults
+
+    @property
+    def leading_tokens(self) -> int:
+        """How many virtual tokens stand before the text."""
+        return self.num_virtual_tokens - self.tokens_in_text
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -36,6 +36,8 @@ METRIC_GROUPS = {
 }
 """What answers are measured by, and names for several at once."""
 METRIC_NAMES = tuple(dict.fromkeys(name for group in METRIC_GROUPS.values() for name in group))
+VIRTUAL_TOKENS = 10
+"""How many there are where neither the recipe nor its template says."""
 NEW_TOKENS = 128
 """Tokens of the longest answer where no length is asked for."""
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -102,7 +104,12 @@ class TrainRecipe:
     limit: int | None = _flag(_DATA, None, "use only this many rows of each of DATA, from the start")
     eval_data: str | None = _flag(_DATA, None, "held-out data, for the loss before and after")
     eval_rows: int = _flag(_DATA, 0, "hold out this many random rows of DATA instead")
-    template: str = _flag(_DATA, "tutorial", "tutorial, chat, a text with {instruction}, {input}, {output}, or @file")
+    template: str = _flag(
+        _DATA,
+        "tutorial",
+        "tutorial, chat, a text with {instruction}, {input}, {output}, or @file; {prompt:3} is a place for three "
+        "virtual tokens",
+    )
     train_on: str = _flag(
         _DATA,
         LAST_TURN,
@@ -140,7 +147,9 @@ class TrainRecipe:
         _DATA, True, "try the model on a short text first, and take no way through it that gives wrong numbers"
     )
     encoder: str = _flag(_PROMPT, EMBEDDING, "prompt encoder; embedding is prompt tuning", choices=ENCODER_NAMES)
-    num_virtual_tokens: int = _flag(_PROMPT, 10, "virtual tokens")
+    num_virtual_tokens: int | None = _flag(
+        _PROMPT, None, f"virtual tokens; by default those of the template, or {VIRTUAL_TOKENS}"
+    )
     encoder_hidden_size: int | None = _flag(
         _PROMPT, None, "width of the encoder's hidden layers; by default the model's"
     )
@@ -267,11 +276,16 @@ class TrainRecipe:
             ]
         return []
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many there are, whatever the template says."""
+        return VIRTUAL_TOKENS if self.num_virtual_tokens is None else self.num_virtual_tokens
+
     def prompt_config(self) -> PromptEncoderConfig:
         """The configuration of the prompt this recipe describes."""
         init = self.init or ("vocab" if self.init_text is None else "text")
         return PromptEncoderConfig(
-            num_virtual_tokens=self.num_virtual_tokens,
+            num_virtual_tokens=self.virtual_tokens,
             encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_hidden_size,
             encoder_num_layers=self.encoder_num_layers,

@@ -31,6 +31,6 @@ def test_concatenation_says_why() -> None:
     model.pack_batches = False
     checkpoint_activations(model.base)
     assert "activation checkpointing drops a filled cache" in path_of(model).reason
-    assert path_of(model, names=[None, None]).reason.endswith("no row has a prompt")
+    assert path_of(model, names=[None, None]).reason.endswith("no row has a prompt before it")
     mamba = encoder_prompt(ARCHITECTURES["mamba"]())
     assert path_of(mamba) == Path(Way.CONCATENATION, mamba.capability.reason)

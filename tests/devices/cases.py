@@ -43,6 +43,7 @@ BATCHES: dict[str, tuple[Any, dict[str, Any]]] = {
     "head": (PaddingCollator(0, "left"), {"return_logits": False}),
     "prompts": (PaddingCollator(0, "left"), {"prompt_names": SOME, "return_logits": True}),
 }
+INSIDE = {name: BATCHES[name] for name in ("packed", "left", "logits")}
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +52,14 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen_attention, "has_kernel", lambda device: device.type == "gpux")
 
 
-def prompted(base: PreTrainedModel, kind: str = "MLP") -> PTunedModel:
+def prompted(base: PreTrainedModel, kind: str = "MLP", *, tokens_in_text: int = 0) -> PTunedModel:
     torch.manual_seed(1)
-    config = PromptEncoderConfig(num_virtual_tokens=4, encoder_reparameterization_type=kind, encoder_hidden_size=16)
+    config = PromptEncoderConfig(
+        num_virtual_tokens=4,
+        tokens_in_text=tokens_in_text,
+        encoder_reparameterization_type=kind,
+        encoder_hidden_size=16,
+    )
     return PTunedModel(base, config).train()
 
 
@@ -153,6 +159,33 @@ def test_a_step_is_the_cpus(name: str, kind: str) -> None:
     wanted = step(prompted(build(name)), batch, **options)
     with FakeGpu():
         assert_close(step(prompted(to_gpu(build(name))), on_gpu(batch), **options), wanted)
+
+
+@pytest.mark.parametrize("kind", INSIDE)
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_virtual_tokens_inside_the_text(name: str, kind: str) -> None:
+    """A step is the CPU's, answers too; packed, the host waits no more often than without any inside."""
+    collate, options = INSIDE[kind]
+    made, waits = [], []
+    for row in rows():
+        made.append({"input_ids": [row["input_ids"][0], -4, *row["input_ids"][1:]], "labels": [-100, *row["labels"]]})
+    batch = collate(made)
+    wanted = step(prompted(build(name), tokens_in_text=1), batch, **options)
+    with FakeGpu():
+        assert_close(step(prompted(to_gpu(build(name)), tokens_in_text=1), on_gpu(batch), **options), wanted)
+        for inside, given in ((0, rows()), (1, made)):
+            model, there = prompted(to_gpu(build(name)), tokens_in_text=inside), on_gpu(collate(given))
+            LEDGER.reset()
+            model(**there, **options).loss.backward()
+            waits.append(sum(LEDGER.waits.values()))
+        assert waits[0] == waits[1]
+        if "attention_mask" in batch:
+            ask = {"attention_mask": batch["attention_mask"], "max_new_tokens": 4, "do_sample": False}
+            there = on_gpu({"input_ids": batch["input_ids"], **ask})
+            answers = model.eval().generate(**there)
+    if "attention_mask" in batch:
+        said = prompted(build(name), tokens_in_text=1).eval().generate(batch["input_ids"], **ask)
+        assert torch.equal(cpu(answers), said)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "RESIDUAL", "EMBEDDING"])

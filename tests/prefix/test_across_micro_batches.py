@@ -92,6 +92,26 @@ def test_gradient_is_that_of_separate_runs(kind: str, way: str) -> None:
     assert runs.count == 2
 
 
+@pytest.mark.parametrize("inside", [2, 6])
+@pytest.mark.parametrize("way", ["packed", "prefix", "concatenated"])
+def test_with_virtual_tokens_inside_the_text(way: str, inside: int) -> None:
+    """They are reached by every micro-batch beside the keys and values; with six inside, nothing stands before."""
+    model = moved(encoder_prompt(build("gpt2").double(), "LSTM", tokens_in_text=inside))
+    model.pack_batches = way == "packed"
+    if way == "concatenated":
+        checkpoint_activations(model.base)
+    batches = micro_batches("right", first=1)
+    for batch in batches:
+        ids = -1 - torch.arange(6 - inside, 6).expand(len(batch["input_ids"]), -1)
+        batch["input_ids"] = torch.cat([ids, batch["input_ids"]], dim=1)
+        batch["attention_mask"] = torch.cat([torch.ones_like(ids), batch["attention_mask"]], dim=1)
+        batch["labels"] = torch.cat([torch.full_like(ids, -100), batch["labels"]], dim=1)
+    wanted = gradients(model, batches, shared=False)
+    runs = Runs(model.prompts["default"])
+    assert_same(gradients(model, batches, shared=True), wanted, 1e-12)
+    assert runs.count == 1
+
+
 @pytest.mark.parametrize("supervises_first", [(True, False, False), (False, True, False), (False, False, True)])
 def test_what_the_last_micro_batch_does_not_reach(supervises_first: tuple[bool, ...]) -> None:
     """The prefix's logits are reached where a row's first token is supervised."""

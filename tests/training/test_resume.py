@@ -107,6 +107,10 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "learning_rate": 0.1, "greater_is_better": True, "metric_for_best_model": "loss",
         },
     ),
+    "virtual tokens inside the text": (
+        {"template": "{prompt:2}{instruction}{prompt:2:task} It was {output}.", "eval_rows": 5},
+        {"gradient_accumulation_steps": 2, "save_steps": 2, "max_steps": 6, "eval_steps": 3},
+    ),
     "measured at the start": (
         {"eval_rows": 5}, {"eval_on_start": True, "save_steps": 2, "max_steps": 4, "eval_strategy": "no"}
     ),

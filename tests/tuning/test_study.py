@@ -48,7 +48,7 @@ def wait_for_trial(process: subprocess.Popen[str], folder: Path, number: int) ->
         time.sleep(0.02)
         try:
             trials = study_in(folder).trials
-        except Exception:  # noqa: BLE001, S112 (not begun yet)
+        except Exception:  # noqa: BLE001 (not begun yet)
             continue
         if len(trials) > number and trials[number].intermediate_values and not trials[number].state.is_finished():
             return

@@ -59,8 +59,8 @@ def choose_path(
     """
     if unpacked is None:
         return Path(Way.PACKED, "")
-    if not prompts.encoders:
-        return Path(Way.CONCATENATION, f"{unpacked}; no row has a prompt")
+    if not prompts.width:
+        return Path(Way.CONCATENATION, f"{unpacked}; no row has a prompt before it")
     if not capability.prefix:
         return Path(Way.CONCATENATION, capability.reason)
     if checkpoints_activations(base) and base.training:

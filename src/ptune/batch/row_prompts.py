@@ -1,17 +1,22 @@
 """Which soft prompt stands before which row of a batch, and whether prompt and text fit the model's context.
 
-Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `D` token dimension.
+A prompt's first virtual tokens stand before the text; the others inside it, where a template put them.
+
+Shapes: `B` rows, `T` text tokens, `P` virtual tokens, `A` of them before the text, `D` token dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedModel
 
+from ptune.batch.inside import Inside, check_inside
+from ptune.batch.text import check_ids
 from ptune.encoders import PromptEncoder
 from ptune.errors import ConfigError, ModelError
 from ptune.internals import checkpoints_activations
@@ -48,6 +53,16 @@ def names_of_rows(names: RowNames, rows: int, active: Callable[[str | None], str
     return list(names)
 
 
+def no_embeddings(prompts: RowPrompts) -> ConfigError:
+    """The error for rows that do not come as token ids, behind prompts with virtual tokens inside the text."""
+    name = next(iter(prompts.in_text))
+    return ConfigError(
+        f"the prompt {name!r} has {prompts.in_text[name]} virtual tokens inside the text, whose places token ids alone "
+        "can tell.",
+        hint="Pass input_ids, as the prompt's template writes them.",
+    )
+
+
 @dataclass(frozen=True)
 class RowPrompts:
     """The prompt of each row; rows may share one, and may have none. Encoded once, when it is first needed."""
@@ -64,6 +79,8 @@ class RowPrompts:
     """What is kept from one call to the next where no gradients are taken."""
     filler_id: int | None = None
     """The token id that virtual tokens go by; see `Capability`."""
+    in_text: Mapping[str, int] = field(default_factory=dict)
+    """How many virtual tokens of a prompt stand inside the text; none of a prompt that is not named."""
 
     @cached_property
     def vectors(self) -> Mapping[str, torch.Tensor]:
@@ -77,15 +94,38 @@ class RowPrompts:
             if not isinstance(encoder, GivenPrefix)
         }
 
+    @cached_property
+    def before(self) -> Mapping[str, int]:
+        """`A` of each prompt."""
+        return {name: one.num_virtual_tokens - self.in_text.get(name, 0) for name, one in self.encoders.items()}
+
+    @cached_property
+    def leading(self) -> Mapping[str, torch.Tensor]:
+        """`(A, D)` of each prompt that has vectors and any of them before the text."""
+        return {name: self._led(name, vectors) for name, vectors in self.vectors.items() if self.before[name]}
+
+    def _led(self, name: str, vectors: torch.Tensor) -> torch.Tensor:
+        """`(A, D)` of `(P, D)` vectors of a prompt."""
+        return vectors[: self.before[name]] if self.in_text.get(name) else vectors
+
+    @cached_property
+    def inside(self) -> Inside | None:
+        """The vectors that stand inside the text; None where there are none."""
+        parts = {name: self.vectors[name] for name in self.encoders if self.in_text.get(name)}
+        if not parts:
+            return None
+        starts = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
+        return Inside(torch.cat([*parts.values()]), tuple(starts.get(str(name), 0) for name in self.names))
+
     @property
     def width(self) -> int:
-        """Virtual tokens of the longest prompt; 0 when no row has one."""
-        return max((encoder.num_virtual_tokens for encoder in self.encoders.values()), default=0)
+        """The most virtual tokens before a text; 0 when there is none before any."""
+        return max(self.before.values(), default=0)
 
     @cached_property
     def differ(self) -> bool:
-        """Whether rows have prompts of different lengths, or some of them none."""
-        return None in self.names or len({one.num_virtual_tokens for one in self.encoders.values()}) > 1
+        """Whether not as many virtual tokens stand before every row."""
+        return len(set(self.sizes())) > 1
 
     def of(self, rows: Sequence[int]) -> RowPrompts:
         """The prompts of some of the rows."""
@@ -93,31 +133,43 @@ class RowPrompts:
         return replace(self, names=names, encoders={name: self.encoders[name] for name in names if name is not None})
 
     def sizes(self) -> list[int]:
-        """Virtual tokens of each row."""
-        return [0 if name is None else self.encoders[name].num_virtual_tokens for name in self.names]
+        """Virtual tokens before each row."""
+        return [0 if name is None else self.before[name] for name in self.names]
+
+    def check_ids(self, base: PreTrainedModel, ids: torch.Tensor) -> None:
+        """Raise `ModelError` for a token that neither the model nor a prompt has a vector for; ids of any shape."""
+        most = max((one.num_virtual_tokens for one in self.encoders.values()), default=0)
+        check_ids(base, ids, virtual=most if self.in_text else 0)
+
+    def check_inside(self, ids: torch.Tensor, lengths: Sequence[int]) -> None:
+        """Raise `PromptError` unless rows hold the virtual tokens inside the text; arguments as for `check_inside`."""
+        if self.in_text:
+            whole = [0 if name is None else self.encoders[name].num_virtual_tokens for name in self.names]
+            check_inside(ids, lengths, self.names, list(zip(self.sizes(), whole, strict=True)))
 
     def each(self) -> list[torch.Tensor | None]:
-        """The prompt of every row.
+        """What stands before every row.
 
         Raises:
-            PromptError: One is given as keys and values, and has no vectors.
+            PromptError: A prompt is given as keys and values, and has no vectors.
         """
         for encoder in self.encoders.values():
             if isinstance(encoder, GivenPrefix):
                 encoder()
-        vectors = self.vectors
+        leading = self.leading
         self.shared.settle()
-        return [None if name is None else vectors[name] for name in self.names]
+        return [None if name is None else leading.get(name) for name in self.names]
 
     def prefix(self, base: PreTrainedModel) -> RowPrefix:
         """The prefix of every row; each different prompt runs through the model once at most. Needs one prompt."""
-        prefixes = {name: self._prefix(base, name) for name in self.encoders}
-        if len(prefixes) == 1 and None not in self.names:
+        prefixes = {name: self._prefix(base, name) for name, size in self.before.items() if size}
+        if len(prefixes) == 1 and all(self.sizes()):
             return same_prefix(next(iter(prefixes.values())), len(self.names))
-        order = list(prefixes)
-        return mixed_prefix(
-            list(prefixes.values()), [None if name is None else order.index(name) for name in self.names]
-        )
+        return mixed_prefix(list(prefixes.values()), self.choice(list(prefixes)))
+
+    def choice(self, order: Sequence[str]) -> list[int | None]:
+        """For each row the place of its prompt among these; None where nothing stands before it."""
+        return [order.index(name) if name is not None and name in order else None for name in self.names]
 
     def _prefix(self, base: PreTrainedModel, name: str) -> Prefix:
         """The prefix of one prompt."""
@@ -127,7 +179,7 @@ class RowPrompts:
 
         def make() -> Prefix:
             encode = partial(encode_prefix, base, filler_id=self.filler_id)
-            return self.shared.prefix(name, self.vectors[name], encode)
+            return self.shared.prefix(name, self.vectors[name], lambda vectors: encode(self._led(name, vectors)))
 
         return self.kept.prefix(name, base, encoder, make)
 
@@ -140,10 +192,11 @@ class RowPrompts:
             model: The model that the batch runs through.
             encode: Runs it over a prompt's vectors.
         """
-        if len(self.vectors) == 1 and not (checkpoints_activations(model) and model.training):
+        if len(self.leading) == 1 == len(self.vectors) and not (checkpoints_activations(model) and model.training):
             name, vectors = next(iter(self.vectors.items()))
             if self.shared.holds(name):
-                return same_prefix(self.shared.prefix(name, vectors, encode), 1)
+                made = self.shared.prefix(name, vectors, lambda every: encode(self._led(name, every)))
+                return same_prefix(made, 1)
         self.shared.settle()
         return None
 

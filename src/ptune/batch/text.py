@@ -13,13 +13,14 @@ which the text came.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ptune.batch.inside import Inside, real_ids
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, ModelError, shown
 from ptune.frozen.transfer import sent
@@ -46,6 +47,8 @@ class Text:
     """`(A, C)`."""
     places: torch.Tensor | None
     """`(N,)`: where each token stood among the `A · C` of them; None where they stood in this order without a gap."""
+    inside: Inside | None = None
+    """The vectors of virtual tokens inside the text, which `ids` has below 0."""
 
     @classmethod
     def of(
@@ -137,17 +140,38 @@ class Text:
         return text.device
 
     def embeddings(self, model: PreTrainedModel) -> torch.Tensor:
-        """`(N, D)`, as the model embeds them."""
+        """`(N, D)`, as the model embeds them; virtual tokens by their vectors."""
         if self.embeds is not None:
             return self.embeds
         assert self.ids is not None
-        layer = model.get_input_embeddings()
+        ids, layer = self.ids_by(0), model.get_input_embeddings()
         if changes_output(layer):
             # Noise on embeddings (NEFTune) goes by the length of the padded rows.
-            rows: torch.Tensor = layer(self.padded(self.ids))
-            return self.flat(rows)
-        embeds: torch.Tensor = layer(self.ids[None])[0]
-        return embeds
+            embeds: torch.Tensor = self.flat(layer(self.padded(ids)))
+        else:
+            embeds = layer(ids[None])[0]
+        return embeds if self.inside is None else self.inside.placed(embeds, self.ids, self.lengths)
+
+    def ids_by(self, filler: int) -> torch.Tensor:
+        """`(N,)`: ids of the vocabulary, a filler for every virtual token."""
+        assert self.ids is not None
+        return self.ids if self.inside is None else real_ids(self.ids, filler)
+
+    def without_virtual(self, rows: Sequence[bool]) -> Text:
+        """The same without the virtual tokens of some rows, which take no part. The host waits for a device."""
+        assert self.ids is not None
+        lengths = torch.tensor(self.lengths)
+        chosen = torch.tensor(rows).repeat_interleave(lengths)
+        known = ((self.ids.cpu() >= 0) | ~chosen).nonzero().squeeze(1)
+        row = torch.arange(self.rows).repeat_interleave(lengths)[known]
+        keep = sent(known, self.device)
+        return replace(
+            self,
+            ids=self.ids[keep],
+            labels=None if self.labels is None else self.labels[known],
+            lengths=tuple(torch.bincount(row, minlength=self.rows).tolist()),
+            places=keep if self.places is None else self.places[keep],
+        )
 
     @cached_property
     def rows_and_columns(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,16 +207,22 @@ class Text:
         return values.reshape(*self.came_as, *values.shape[1:])
 
 
-def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    """Raise `ModelError` for a token that the model has no embedding for."""
+def check_ids(model: PreTrainedModel, ids: torch.Tensor, *, virtual: int = 0) -> None:
+    """Raise `ModelError` for a token that the model has no embedding for.
+
+    Args:
+        model: The model.
+        ids: Of any shape.
+        virtual: So many ids below 0 are those of virtual tokens inside the text.
+    """
     table: Any = model.get_input_embeddings().weight
     rows = int(table.shape[0])
     if not ids.numel() or type(ids) is not torch.Tensor:  # tensors without data are kinds of their own
         return
     least, most = (int(one) for one in torch.aminmax(ids))
-    if least < 0 or most >= rows:
+    if least < -virtual or most >= rows:
         raise ModelError(
-            f"the text holds token {least if least < 0 else most}, but the model's embedding has {rows} rows.",
+            f"the text holds token {least if least < -virtual else most}, but the model's embedding has {rows} rows.",
             hint="Use the model's own tokenizer, and give padding a token of the vocabulary.",
         )
 

@@ -98,6 +98,7 @@ def _question(args: argparse.Namespace, opened: OpenedFolder, prompt: SavedPromp
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    from ptune.data.blocks import check_template
     from ptune.data.template import get_template
     from ptune.data.text_ids import leading_special_ids
     from ptune.loading.load import load_tokenizer
@@ -107,6 +108,7 @@ def _question(args: argparse.Namespace, opened: OpenedFolder, prompt: SavedPromp
     tokenizer = load_tokenizer(model, revision=None if args.model else prompt.config.revision)
     named = args.template or prompt.details.get("template") or "tutorial"
     template = get_template(named, tokenizer, files=bool(args.template))
+    check_template(template, prompt.config, f"the prompt in {opened.path}")
     segments = _marked(template)
     before, after = segments.prompt.split(_MARK)
     leading = leading_special_ids(tokenizer) if segments.add_special_tokens else []

@@ -12,6 +12,7 @@ from ptune.cli.flags import Parser
 from ptune.errors import ConfigError, PromptError, printable
 
 if TYPE_CHECKING:
+    from ptune.prompt.build import PromptConfig
     from ptune.saved.format import SavedPrompt
     from ptune.saved.opened_folder import OpenedFolder
     from ptune.training.output import OutputFolder
@@ -68,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
             output.claim()
             write_prompt(args.output, prompt)
         else:
-            _write_checked(args, opened, origin, output)
+            _write_checked(args, opened, saved.config, origin, output)
     facts = {
         "output": str(args.output),
         "virtual_tokens": saved.vectors.shape[0],
@@ -123,9 +124,10 @@ def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
 
 
 def _write_checked(
-    args: argparse.Namespace, opened: OpenedFolder, origin: dict[str, str], output: OutputFolder
+    args: argparse.Namespace, opened: OpenedFolder, config: PromptConfig, origin: dict[str, str], output: OutputFolder
 ) -> None:
     """Write the prompt with its model: the sizes are compared, the fingerprint is noted."""
+    from ptune.data.blocks import check_template
     from ptune.data.template import get_template
     from ptune.frozen.fingerprint import tokenizer_fingerprint
     from ptune.loading.load import load_model, load_tokenizer
@@ -135,7 +137,8 @@ def _write_checked(
     noted: dict[str, Any] = {"imported_from": origin}
     if args.template is not None:
         tokenizer = load_tokenizer(args.model, **options)
-        template = get_template(args.template, tokenizer)
+        template = get_template(args.template, tokenizer, virtual_tokens=config.num_virtual_tokens)
+        check_template(template, config, "the adapter")
         noted |= {"template": template.text, "template_fingerprint": template.fingerprint}
         noted["tokenizer_fingerprint"] = tokenizer_fingerprint(tokenizer)
     base = load_model(args.model, device="cpu", **options)

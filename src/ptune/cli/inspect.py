@@ -74,14 +74,29 @@ def run(argv: Sequence[str]) -> int:
     opened = open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
     saved = read_prompt(opened)
     shape, facts = geometry(saved.vectors), describe(opened.path, saved)
+    places = _places(saved)
     vocabulary, missing = _look_up(args, opened, saved)
     if args.plot is not None:
         _draw(args, shape, vocabulary)
     if args.json:
-        print(json_line(_as_dict(args, facts, shape, vocabulary, missing)))
+        print(json_line({**_as_dict(args, facts, shape, vocabulary, missing), "places": places}))
     else:
-        _show(args, facts, shape, vocabulary, missing)
+        _show(args, facts, shape, vocabulary, missing=missing, places=places)
     return 0
+
+
+def _places(saved: SavedPrompt) -> list[str] | None:
+    """The block of the template that each virtual token stands in; None where it has no blocks for them."""
+    from ptune.data.blocks import tokens_of
+    from ptune.data.template import template_blocks
+
+    try:
+        blocks = template_blocks(saved.details.get("template") or "")
+    except PTuneError:
+        return None
+    if tokens_of(blocks) != saved.vectors.shape[0]:
+        return None
+    return [str(block) for block in blocks for _ in block.ids]
 
 
 def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
@@ -99,6 +114,7 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
         "base_fingerprint": details.get("base_fingerprint"),
         "encoder": details.get("encoder", str(PeftType(saved.config.peft_type).value)),
         "virtual_tokens": saved.vectors.shape[0],
+        "tokens_in_text": saved.config.tokens_in_text or None,
         "token_dim": saved.vectors.shape[1],
         "trainable_parameters": details.get("trainable_parameters"),
         "template": details.get("template"),
@@ -226,7 +242,9 @@ def _show(
     facts: Mapping[str, Any],
     shape: Geometry,
     vocabulary: _Vocabulary | None,
+    *,
     missing: str | None,
+    places: list[str] | None,
 ) -> None:
     """The facts and the virtual tokens, for people."""
     from rich.table import Table
@@ -255,25 +273,27 @@ def _show(
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(_tokens(args, shape, vocabulary))
+    console.print(_tokens(args, shape, vocabulary, places))
     if missing is not None:
         console.print(f"nearest tokens: {_short(missing)}", highlight=False, markup=False, soft_wrap=True)
     if args.plot is not None:
         console.print(f"plot: {printable(str(args.plot))}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _tokens(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | None) -> Any:
-    """A row for every virtual token: its length and what is near to it."""
+def _tokens(args: argparse.Namespace, shape: Geometry, vocabulary: _Vocabulary | None, places: list[str] | None) -> Any:
+    """A row for every virtual token: its place in the template, its length and what is near to it."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
     table.add_column("virtual token", justify="right")
+    if places is not None:
+        table.add_column("place")
     table.add_column("norm", justify="right")
     if vocabulary is not None:
         table.add_column(f"nearest in the vocabulary ({'cosine' if args.metric == 'cosine' else 'distance'})")
     for at, norm in enumerate(shape.norms.tolist()):
-        row = [str(at), f"{norm:.3f}"]
+        row = [str(at), *([] if places is None else [places[at]]), f"{norm:.3f}"]
         if vocabulary is not None:
             scores = vocabulary.nearest.scores[at].tolist()
             row.append(

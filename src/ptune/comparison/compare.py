@@ -66,6 +66,7 @@ def compare(
     """
     chosen, given = settings or CompareSettings(), dict(arguments or {})
     check_arguments(recipe, given)
+    recipe = replace(recipe, num_virtual_tokens=recipe.virtual_tokens)
     say = console or Console(stderr=True)
     folder = _claim(Path(recipe.output), recipe, given)
     jobs = make_jobs(recipe, chosen, given)

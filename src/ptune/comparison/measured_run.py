@@ -33,9 +33,11 @@ from transformers import (
 from typing_extensions import override
 
 from ptune.comparison.job import BASE, OK, Job, JobResult
+from ptune.data.blocks import listed_blocks
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
+from ptune.errors import ConfigError
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
 from ptune.loading.load import load_base, load_tokenizer
@@ -67,7 +69,13 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     args = training_arguments(job, recipe)
     tell({"phase": "reading"})
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-    rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=False)
+    template = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
+    if template.blocks:
+        raise ConfigError(
+            f"the template has {listed_blocks(template.blocks)}; not every method of a comparison has virtual tokens.",
+            hint="Leave them out: num_virtual_tokens says how many stand before the text.",
+        )
+    rows = load_rows(recipe, template, tokenizer, args, progress=False)
     start_gib = _held_gib(args.device)
     tell({"phase": "loading"})
     model = _load(job, recipe, args, tokenizer, rows)
@@ -124,7 +132,7 @@ def _load(
     elif job.method != BASE:
         set_seed(job.seed)
         sizes = MethodSettings(
-            num_virtual_tokens=recipe.num_virtual_tokens,
+            num_virtual_tokens=recipe.virtual_tokens,
             encoder_hidden_size=recipe.encoder_hidden_size,
             encoder_num_layers=recipe.encoder_num_layers,
             encoder_dropout=recipe.encoder_dropout,
@@ -205,7 +213,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train, and what it took."""
     recipe = job.train_recipe()
-    virtual = recipe.num_virtual_tokens if METHODS[job.method].encoder else 0
+    virtual = recipe.virtual_tokens if METHODS[job.method].encoder else 0
     base: Any = model.base if isinstance(model, PTunedModel) else model
     context = model.context_length if isinstance(model, PTunedModel) else _context(base)
     check_context(rows, virtual, context, recipe.max_length)

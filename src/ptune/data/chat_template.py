@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ptune.data.blocks import Block
 from ptune.data.example import Example, learned_turns
 from ptune.data.segments import History, Segments, as_segments, digest
 from ptune.errors import ConfigError, DataError, one_line, shown
@@ -46,6 +47,7 @@ class ChatTemplate:
     tokenizer: PreTrainedTokenizerBase
     name: str = "chat"
     text: str = "chat"
+    blocks: tuple[Block, ...] = ()
 
     @property
     def fingerprint(self) -> str:

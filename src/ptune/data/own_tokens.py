@@ -42,7 +42,7 @@ def frequent_tokens(rows: Iterable[Mapping[str, Any]], count: int, leave_out: Se
     """The `count` most frequent tokens of the rows, questions and answers; fewer where there are fewer."""
     seen: Counter[int] = Counter()
     for row in rows:
-        seen.update(row["input_ids"])
+        seen.update(token for token in row["input_ids"] if token >= 0)  # below: virtual tokens inside the text
     for token in leave_out:
         seen.pop(token, None)
     return [token for token, _ in seen.most_common(count)]

@@ -2,8 +2,8 @@ r"""Templates: how an `Example` becomes the text of a prompt and the text of its
 
 Three kinds. `tutorial` is the layout `Human: …\n\nAssistant: ` with the end-of-sequence token behind the answer, token
 for token what the P-tuning tutorial's `process_func` makes. `chat` is the tokenizer's own chat template. Any text with
-`{output}` and `{instruction}` (or `{input}`) is a template of the user's. The same object writes the prompt for
-training and for generation, so the two cannot drift apart.
+`{output}` and `{instruction}` (or `{input}`) is a template of the user's, and may have places for virtual tokens (see
+`ptune.data.blocks`). The same object writes the prompt for training and for generation, so the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptune.data.blocks import Block, is_block, read_blocks
 from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
-from ptune.data.segments import History, Segments, as_segments, digest, refuse_extras
+from ptune.data.segments import History, Inside, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
 from ptune.recipe import LAST_TURN
 
@@ -28,7 +29,7 @@ __all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "
 
 NAMES = ("tutorial", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
-_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{([A-Za-z_]\w*)\}")
+_PLACEHOLDER = re.compile(r"\{\{(\w+|prompt:[^{}]*)\}\}|\{([A-Za-z_]\w*|prompt:[^{}]*)\}")
 
 
 class Template(Protocol):
@@ -41,6 +42,10 @@ class Template(Protocol):
     @property
     def text(self) -> str:
         """What to store: `get_template(text, tokenizer)` makes this template again."""
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Its places for virtual tokens, in order; none where it does not say how many stand before the text."""
 
     @property
     def fingerprint(self) -> str:
@@ -69,14 +74,18 @@ class Template(Protocol):
         """The prompt for generation: the same text as in training, with an empty answer."""
 
 
-def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files: bool = True) -> Template:
+def get_template(
+    name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files: bool = True, virtual_tokens: int | None = None
+) -> Template:
     """The template of that name, or made from that text.
 
     Args:
         name_or_text: `tutorial`, `chat`, a text with `{output}` and `{instruction}` and/or `{input}`
             (also `{system}` and `{eos_token}`; `{{name}}` writes `{name}` itself), or `@file.txt` holding such a text.
+            `{prompt:3}` is a place for three virtual tokens.
         tokenizer: Gives the end-of-sequence token and the chat template.
         files: False for what a prompt folder says: it may name no file, and a text may begin with `@`.
+        virtual_tokens: How many `{prompt}` stands for, where a template's only block has no number.
 
     Raises:
         ConfigError: An unknown name, a text whose placeholders cannot be used, or a tokenizer without a chat template.
@@ -95,9 +104,10 @@ def get_template(name_or_text: str, tokenizer: PreTrainedTokenizerBase, *, files
             raise ConfigError(
                 f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
             )
-        return _custom(read_text(path).removesuffix("\n").removesuffix("\r"), end_token(tokenizer))
+        name_or_text = read_text(path).removesuffix("\n").removesuffix("\r")
+        return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
     if "{" in name_or_text:
-        return _custom(name_or_text, end_token(tokenizer))
+        return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
     error = unknown("template" if files else "template in the prompt folder:", name_or_text, NAMES)
     way = "Or give a text with {instruction} and {output}, or @file." if files else "Give another one with --template."
     error.hint = f"{error.hint} {way}"
@@ -130,6 +140,7 @@ class TutorialTemplate:
     eos: str
     name: str = "tutorial"
     text: str = "tutorial"
+    blocks: tuple[Block, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -175,14 +186,16 @@ def _opening(role: str, content: str) -> str:
     )
 
 
-def _custom(text: str, eos: str) -> CustomTemplate:
+def _custom(text: str, eos: str, virtual_tokens: int | None) -> CustomTemplate:
     """A template of the user's, checked."""
     names = [match[2] for match in _PLACEHOLDER.finditer(text) if match[2]]
     short = shown(text, 60)
     for name in names:
-        if name not in _FIELDS:
+        if name not in _FIELDS and not is_block(name):
             error = unknown(
-                f"placeholder in the template {short}:", "{" + name + "}", ["{" + one + "}" for one in _FIELDS]
+                f"placeholder in the template {short}:",
+                "{" + name + "}",
+                ["{" + one + "}" for one in (*_FIELDS, "prompt:N")],
             )
             error.hint = f"{error.hint} Write {{{{{name}}}}} for the text itself."
             raise error
@@ -195,12 +208,39 @@ def _custom(text: str, eos: str) -> CustomTemplate:
     if not {"instruction", "input"} & set(before):
         raise ConfigError(f"the template {short} asks nothing.", hint="Put {instruction} or {input} before {output}.")
     late = [name for name in after if name != "eos_token"]
+    if late and is_block(late[0]):
+        raise ConfigError(
+            f"the template {short} has {{{late[0]}}} after {{output}}, where no part of the answer sees it.",
+            hint="Put it before {output}: a causal model reads from left to right.",
+        )
     if late:
         raise ConfigError(
             f"the template {short} has {{{late[0]}}} after {{output}}, where the answer would contain it.",
             hint="Put it before {output}.",
         )
-    return CustomTemplate(text, eos)
+    blocks = template_blocks(text, virtual_tokens)
+    # The text that is stored says the number.
+    numbered = _PLACEHOLDER.sub(lambda match: str(blocks[0]) if match[2] == "prompt" else match[0], text)
+    return CustomTemplate(numbered, eos, blocks)
+
+
+def template_blocks(text: str, virtual_tokens: int | None = None) -> tuple[Block, ...]:
+    """A template's places for virtual tokens; those with nothing before them lead.
+
+    Args:
+        text: As `get_template` takes it; a name has none.
+        virtual_tokens: How many `{prompt}` stands for.
+
+    Raises:
+        ConfigError: One of them cannot be used.
+    """
+    found, start = [], 0
+    for match in _PLACEHOLDER.finditer(text):
+        if match[2] and is_block(match[2]):
+            leads = match.start() == start
+            found.append((match[2], leads))
+            start = match.end() if leads else start
+    return tuple(read_blocks(found, shown(text, 60), virtual_tokens))
 
 
 @dataclass(frozen=True)
@@ -209,12 +249,13 @@ class CustomTemplate:
 
     text: str
     eos: str
+    blocks: tuple[Block, ...] = ()
     name: str = "custom"
 
     @property
     def fingerprint(self) -> str:
         """The text and the end token."""
-        return digest(self.name, self.text, self.eos)
+        return digest(self.name, self.text, self.eos, *map(repr, self.blocks))
 
     def segments(self, example: Example, train_on: str = LAST_TURN) -> Segments:
         """Prompt and answer of an example."""
@@ -223,11 +264,11 @@ class CustomTemplate:
             return Segments("", "", True)
         place = f"{example.source}: " if example.source else ""
         earlier = (*example.history, *example.steps)
-        question = self._question(example.instruction, example.input, earlier, example.system, place)
-        ending = self._fill(self._halves()[1], {})
+        question, inside = self._question(example.instruction, example.input, earlier, example.system, place)
+        ending, _ = self._fill(self._halves()[1], {})
         if not ending.endswith(self.eos):
             ending += self.eos
-        return Segments(question, example.output + ending, True)
+        return Segments(question, example.output + ending, True, inside=inside)
 
     def prompt(
         self,
@@ -237,14 +278,17 @@ class CustomTemplate:
         system: str | None = None,
     ) -> Segments:
         """The text up to `{output}`."""
-        return Segments(self._question(instruction, input, history, system, ""), "", True)
+        question, inside = self._question(instruction, input, history, system, "")
+        return Segments(question, "", True, inside=inside)
 
     def _halves(self) -> tuple[str, str]:
         """The template before and after `{output}`."""
         match = next(match for match in _PLACEHOLDER.finditer(self.text) if match[2] == "output")
         return self.text[: match.start()], self.text[match.end() :]
 
-    def _question(self, instruction: str, extra: str, history: History, system: str | None, place: str) -> str:
+    def _question(
+        self, instruction: str, extra: str, history: History, system: str | None, place: str
+    ) -> tuple[str, tuple[Inside, ...]]:
         values = {"instruction": instruction, "input": extra, "system": system or ""}
         before = self._halves()[0]
         has = {match[2] for match in _PLACEHOLDER.finditer(before)}
@@ -261,6 +305,16 @@ class CustomTemplate:
             )
         return self._fill(before, values)
 
-    def _fill(self, text: str, values: dict[str, str]) -> str:
+    def _fill(self, text: str, values: dict[str, str]) -> tuple[str, tuple[Inside, ...]]:
+        """A half of the template with its placeholders filled, and the virtual tokens inside it."""
         filled = {**values, "eos_token": self.eos}
-        return _PLACEHOLDER.sub(lambda match: "{" + match[1] + "}" if match[1] else filled[match[2]], text)
+        made, end, inside, blocks = "", 0, [], iter(self.blocks)
+        for match in _PLACEHOLDER.finditer(text):
+            made, end = made + text[end : match.start()], match.end()
+            if match[1]:
+                made += "{" + match[1] + "}"
+            elif not is_block(match[2]):
+                made += filled[match[2]]
+            elif not (block := next(blocks)).leads:
+                inside.append(Inside(len(made), block.ids))
+        return made + text[end:], tuple(inside)

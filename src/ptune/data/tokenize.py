@@ -1,10 +1,10 @@
 """Segments become token ids and labels; the whole data set is encoded in batches and cached.
 
 Labels are -100 on everything but answers, by length. A row longer than `max_length` is cut at its end, as in the
-tutorial, and no further than its last answer; a row of which no answer token is left would teach nothing (its loss is
-0/0), so it is dropped and counted. A text without a question is cut into rows instead, and loses nothing. Tokenizers
-work on batches with all cores by themselves, which measured faster than worker processes; `num_proc` is there for
-machines with many cores and for tokenizers written in Python.
+tutorial, and no further than its last answer, so that no virtual token inside the text is cut off; a row of which no
+answer token is left would teach nothing (its loss is 0/0), so it is dropped and counted. A text without a question is
+cut into rows instead, and loses nothing. Tokenizers work on batches with all cores by themselves, which measured faster
+than worker processes; `num_proc` is there for machines with many cores and for tokenizers written in Python.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptune.data.blocks import listed_blocks, tokens_in_text
 from ptune.data.example import Example, learned_turns
 from ptune.data.labels import IGNORE_INDEX
+from ptune.data.segments import Pairs
 from ptune.data.template import Segments, Template, end_token
 from ptune.data.text_ids import ids_of, leading_special_ids
 from ptune.data.token_cache import Tokenized, fingerprint, from_cache, in_memory, to_cache
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 1000
 _NAMED_DROPS = 3
-
-Pairs = list[tuple[list[int], list[int]]]
-"""Token ids of what is given and of what is learned after it, in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +54,14 @@ class Encoded:
 
 
 def encode_prompt(segments: Segments, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the prompt alone, as in training. For generation."""
-    return _leading(segments, tokenizer) + ids_of([segments.prompt], tokenizer)[0]
+    """Token ids of the prompt alone, as in training, virtual tokens inside it by their own. For generation."""
+    return _pairs_of(segments, tokenizer)[-1][0]
 
 
 def encode(segments: Segments, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded | None:
     """Token ids and labels of one example; None when no token of its answers fits into `max_length`."""
-    texts = ids_of([text for pair in segments.pairs for text in pair], tokenizer)
-    texts[0] = _leading(segments, tokenizer) + texts[0]
-    return _join(list(zip(texts[::2], texts[1::2], strict=True)), max_length)
+    virtual = sum(len(one.ids) for one in segments.inside)
+    return _join(_pairs_of(segments, tokenizer), max_length + virtual)
 
 
 def encode_rows(
@@ -75,7 +73,7 @@ def encode_rows(
 ) -> list[Encoded]:
     """The rows that `tokenize_examples` makes of one example: one, several of a long text, or none."""
     encoder = _BatchEncoder(template, tokenizer, leading_special_ids(tokenizer), train_on)
-    return _rows_of(example, encoder([example])[0], max_length)
+    return _rows_of(example, encoder([example])[0], max_length + tokens_in_text(template.blocks))
 
 
 def _rows_of(example: Example, pairs: Pairs, max_length: int) -> list[Encoded]:
@@ -108,8 +106,9 @@ def _join(pairs: Pairs, max_length: int) -> Encoded | None:
     return Encoded(ids[:end], [1] * end, labels[:end], cut) if end else None
 
 
-def _leading(segments: Segments, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return leading_special_ids(tokenizer) if segments.add_special_tokens else []
+def _pairs_of(segments: Segments, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+    leading = leading_special_ids(tokenizer) if segments.add_special_tokens else []
+    return segments.joined(ids_of(segments.texts(), tokenizer), leading)
 
 
 def tokenize_examples(
@@ -158,7 +157,7 @@ def tokenize_examples(
         if (cached := from_cache(cache)) is not None:
             return cached
     encoder = _BatchEncoder(template, tokenizer, leading_special_ids(tokenizer), train_on)
-    rows = _Rows(max_length)
+    rows = _Rows(max_length, tokens_in_text(template.blocks))
     for batch, encoded in _encoded_batches(examples, encoder, num_proc, progress):
         rows.add(batch, encoded)
     table, report = rows.table(), rows.report()
@@ -176,18 +175,18 @@ class _BatchEncoder:
 
     def __call__(self, examples: Sequence[Example]) -> list[Pairs]:
         made = [self._segments(example) for example in examples]
-        texts = [text for one in made for pair in one.pairs for text in pair]
-        ids = iter(ids_of(texts, self.tokenizer))
-        found = []
-        for one in made:
-            pairs = [(next(ids), next(ids)) for _ in one.pairs]
-            if one.add_special_tokens:
-                pairs[0] = (self.leading + pairs[0][0], pairs[0][1])
-            found.append(pairs)
-        return found
+        texts = [one.texts() for one in made]
+        ids = iter(ids_of([text for parts in texts for text in parts], self.tokenizer))
+        return [one.joined([next(ids) for _ in parts], self.leading) for one, parts in zip(made, texts, strict=True)]
 
     def _segments(self, example: Example) -> Segments:
         if example.document:
+            if tokens_in_text(self.template.blocks):
+                place = f"{example.source}: " if example.source else ""
+                raise ConfigError(
+                    f"{place}a text without a question has no place for {listed_blocks(self.template.blocks)}.",
+                    hint="Take a template whose virtual tokens stand before the text, as {prompt:10} at its start.",
+                )
             return Segments("", example.output + end_token(self.tokenizer), True)
         return self.template.segments(example, self.train_on)
 
@@ -232,8 +231,8 @@ def _encoded_batches(
 class _Rows:
     """Collects encoded rows as Arrow batches, and counts."""
 
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
+    def __init__(self, max_length: int, virtual: int) -> None:
+        self.max_length, self.virtual = max_length, virtual
         self.batches: list[pa.RecordBatch] = []
         self.rows_read = self.kept = self.truncated = self.cut_off = self.tokens = self.supervised = self.longest = 0
         self.nothing_learned = self.answers = self.earlier_answers = self.rows_with_earlier = self.documents = 0
@@ -275,7 +274,7 @@ class _Rows:
             return []
         prompt = len(pairs[0][0])
         self.shortest_prompt = prompt if self.shortest_prompt is None else min(self.shortest_prompt, prompt)
-        rows = _rows_of(example, pairs, self.max_length)
+        rows = _rows_of(example, pairs, self.max_length + self.virtual)
         if not rows:
             self.cut_off += 1
             if len(self.dropped) < _NAMED_DROPS:
@@ -303,7 +302,8 @@ class _Rows:
             )
         raise DataError(
             f"no answer is left of any of the {self.rows_read:,} rows at max_length {self.max_length}: "
-            f"the shortest prompt alone has {self.shortest_prompt} tokens (first row: {self.dropped[0]}).",
+            f"the shortest prompt alone has {self.shortest_prompt - self.virtual} tokens (first row: "
+            f"{self.dropped[0]}).",
             hint="Raise max_length, or shorten the prompts.",
         )
 

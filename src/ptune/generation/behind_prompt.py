@@ -23,6 +23,7 @@ from ptune.frozen.cache_argument import CACHE_NAMES
 from ptune.frozen.capability import Capability
 from ptune.frozen.view import ModelView
 from ptune.generation.by_length import answer_by_length
+from ptune.generation.inside_text import WholeRows
 from ptune.generation.prompted_view import concat_forward, prefix_forward, prompted_view
 
 _REFUSED = ("position_ids", "prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens")
@@ -41,6 +42,7 @@ def generate_behind(
     *,
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
+    virtual: bool,
     options: dict[str, Any],
 ) -> Any:
     """Run `generate` behind the prompts; see `PTunedModel.generate` for the arguments and what comes back.
@@ -53,23 +55,19 @@ def generate_behind(
         prompts: The prompt of each row.
         input_ids: `(B, T)`; None where `options` hold `inputs_embeds`.
         attention_mask: `(B, T)`; without it padding is told by its token, where that is not the end token too.
+        virtual: Whether `input_ids` hold virtual tokens, of this model's prompts, inside the text.
         options: Everything else that `generate` takes.
     """
     _check_arguments(base, options)
     if capability.answer_obstacle is not None and prompts.encoders:
         raise ModelError(f"{capability.answer_obstacle}.", hint="Choose another model to answer with.")
-    embeds = options.get("inputs_embeds")
-    text = embeds if input_ids is None else input_ids
-    assert text is not None
-    if attention_mask is None:
-        attention_mask = _mask_of_padding(base, options, text, input_ids)
-    order = torch.argsort(attention_mask.to(torch.int8), dim=1, stable=True)
-    attention_mask = attention_mask.gather(1, order)
-    input_ids = None if input_ids is None else input_ids.gather(1, order)
-    if embeds is not None:
-        options["inputs_embeds"] = embeds.gather(1, order[:, :, None].expand_as(embeds))
-    length = text.shape[1]
-    new_tokens = _new_tokens(base, options, length)
+    fill = _fill(base, options)
+    input_ids, attention_mask = _padded_left(base, options, prompts, input_ids, attention_mask, virtual=virtual)
+    length = attention_mask.shape[1]
+    text_length = length
+    if virtual and input_ids is not None:
+        text_length = WholeRows.of(input_ids, attention_mask, fill).text_ids.shape[1]
+    new_tokens = _new_tokens(base, options, text_length)
     prompts.check_length(limit, length, new_tokens)
     beams = int(_setting(base, options, "num_beams") or 1) > 1
     if not capability.cached_decoding or (beams and not capability.beams_share):
@@ -77,16 +75,22 @@ def generate_behind(
     fits = fits_the_window(capability, attention_mask, prompts.width + length + new_tokens)
 
     def answer(own: RowPrompts, ids: torch.Tensor | None, mask: torch.Tensor, given: dict[str, Any]) -> Any:
-        if not own.encoders and capability.left_padding:
-            return generator(base).generate(ids, attention_mask=mask, **given)
-        chosen = choose_path(
-            base, capability, own, unpacked="answers are not packed", padding_fits=fits or bool(mask.all())
-        )
-        if chosen.way is Way.PREFIX:
-            forward = prefix_forward(view.current(), own.prefix(base), prompts.width + length + new_tokens)
-        else:
-            forward = concat_forward(view.current(), own.each(), filler_id=capability.filler_id)
-        return generator(prompted_view(base, forward)).generate(ids, attention_mask=mask, **given)
+        whole = WholeRows.of(ids, mask, fill) if virtual and ids is not None else None
+        read, seen = (ids, mask) if whole is None else (whole.text_ids, whole.text_mask)
+        model = base
+        if own.encoders or not capability.left_padding:
+            chosen = choose_path(
+                base, capability, own, unpacked="answers are not packed", padding_fits=fits or bool(mask.all())
+            )
+            if chosen.way is Way.PREFIX:
+                forward = prefix_forward(view.current(), own.prefix(base), prompts.width + length + new_tokens)
+            else:
+                forward = concat_forward(view.current(), own.each(), filler_id=capability.filler_id)
+            if whole is not None and own.inside is not None:
+                forward = whole.around(forward, view.current(), own.inside, capability.filler_id)
+            model = prompted_view(base, forward)
+        out = generator(model).generate(read, attention_mask=seen, **given)
+        return out if whole is None else whole.back(out)
 
     padded = prompts.differ or not bool(attention_mask.all())
     if not padded or (capability.left_padding and (fits or capability.concat_padding)):
@@ -96,9 +100,45 @@ def generate_behind(
         input_ids=input_ids,
         mask=attention_mask,
         sizes=prompts.sizes(),
-        options=_limits_on_new_tokens(base, options, length, new_tokens),
-        fill=_fill(base, options),
+        options=_limits_on_new_tokens(base, options, text_length, new_tokens),
+        fill=fill,
     )
+
+
+def _padded_left(
+    base: PreTrainedModel,
+    options: dict[str, Any],
+    prompts: RowPrompts,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    *,
+    virtual: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Ids and mask with every row at the right, checked; `inputs_embeds` among the options are put so too.
+
+    To a row without a prompt virtual tokens are padding.
+    """
+    embeds = options.get("inputs_embeds")
+    text = embeds if input_ids is None else input_ids
+    assert text is not None
+    if attention_mask is None:
+        attention_mask = _mask_of_padding(base, options, text, input_ids)
+    if virtual:
+        bare = torch.tensor([name is None for name in prompts.names], device=text.device)[:, None]
+        attention_mask = attention_mask.masked_fill(bare & (text < 0), 0)
+        input_ids = text.masked_fill((attention_mask == 0) & (text < 0), _fill(base, options))
+    order = torch.argsort(attention_mask.to(torch.int8), dim=1, stable=True)
+    attention_mask = attention_mask.gather(1, order)
+    if embeds is not None:
+        options["inputs_embeds"] = embeds.gather(1, order[:, :, None].expand_as(embeds))
+    if input_ids is None:
+        return None, attention_mask
+    input_ids = input_ids.gather(1, order)
+    prompts.check_ids(base, input_ids)
+    if prompts.in_text:
+        real = attention_mask.bool()
+        prompts.check_inside(input_ids[real], real.sum(dim=1).tolist())
+    return input_ids, attention_mask
 
 
 def generator(base: PreTrainedModel) -> Any:

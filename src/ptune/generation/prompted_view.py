@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,12 +74,11 @@ def prefix_forward(base: PreTrainedModel, prefix: RowPrefix, longest: int | None
         mask = prefix.attention_mask(attention_mask, rows, seen + length) if padded else None
         if padded and position_ids is not None:
             kwargs["position_ids"] = position_ids + prefix.lengths.repeat_interleave(rows // rows_given)[:, None]
-        return base(
-            input_ids=input_ids,
-            attention_mask=mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        run = base
+        inputs: Mapping[str, Any] = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if input_ids is not None and inputs_embeds is not None:
+            run, inputs = fed(base, inputs_embeds, input_ids)
+        return run(attention_mask=mask, **inputs, **kwargs)
 
     return forward
 

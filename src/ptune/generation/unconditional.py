@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from ptune.batch.row_prompts import RowPrompts
+from ptune.batch.row_prompts import RowPrompts, no_embeddings
 from ptune.encoders import PromptEncoder, build_encoder
 from ptune.errors import ModelError
 from ptune.prefix.across_calls import PrefixCache
@@ -24,7 +24,10 @@ def last_token_apart(prompts: RowPrompts) -> tuple[RowPrompts, torch.Tensor]:
     Raises:
         ModelError: A row has no prompt either, or the model makes more of token ids than their embeddings.
         PromptError: A prompt is given as keys and values.
+        ConfigError: A prompt has virtual tokens inside the text.
     """
+    if prompts.in_text:
+        raise no_embeddings(prompts)
     if None in prompts.names or prompts.filler_id is not None:
         raise ModelError("generate needs at least one token of text here.", hint="Pass input_ids.")
     for encoder in prompts.encoders.values():

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils.hub import cached_file
 
+from ptune.data.blocks import listed_blocks, tokens_in_text
 from ptune.data.template import get_template
 from ptune.data.tokenize import encode_prompt
-from ptune.errors import ModelError, first_line
+from ptune.errors import ConfigError, ModelError, first_line
 from ptune.loading.gguf import LOAD_FAULTS
 from ptune.loading.load import load_config, load_model, load_tokenizer, pretrained_source
 from ptune.loading.skeleton import skeleton
@@ -100,7 +101,14 @@ def embed_text(model: str, template: str, text: str) -> torch.Tensor:
         ConfigError: The template cannot be used.
     """
     tokenizer = load_tokenizer(model)
-    ids = encode_prompt(get_template(template, tokenizer).prompt(text), tokenizer)
+    asked = get_template(template, tokenizer)
+    if tokens_in_text(asked.blocks):
+        raise ConfigError(
+            f"the template has virtual tokens inside the text ({listed_blocks(asked.blocks)}), which are no embeddings "
+            "of the model.",
+            hint="Answer with ptune: Answerer, ptune generate.",
+        )
+    ids = encode_prompt(asked.prompt(text), tokenizer)
     table = load_embedding_table(model)
     return torch.cat([table.rows(token, token + 1) for token in ids])
 

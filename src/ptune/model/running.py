@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 
 from ptune.batch.path import Path, Way, choose_path
-from ptune.batch.row_prompts import BASE_MODEL, RowNames, RowPrompts, names_of_rows
-from ptune.batch.text import Text, check_ids, followed_by, take_flattened
+from ptune.batch.row_prompts import BASE_MODEL, RowNames, RowPrompts, names_of_rows, no_embeddings
+from ptune.batch.text import Text, followed_by, take_flattened
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
 from ptune.frozen.capability import Capability
@@ -118,7 +119,7 @@ class RunsPrompts(StandsIn):
         """Loss and logits behind the prompt.
 
         Args:
-            input_ids: `(B, T)` text tokens.
+            input_ids: `(B, T)` text tokens, and virtual tokens inside the text by their ids (`ptune.data.blocks`).
             attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
             labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual token predicts
                 it. In eval mode labels of another length than the text are its answers, and follow it.
@@ -141,7 +142,7 @@ class RunsPrompts(StandsIn):
         """
         at_once = return_logits or (return_logits is None and not (self.training and labels is not None))
         lengths = take_flattened(kwargs) if row_lengths is None else row_lengths
-        if self._disabled and lengths is None:
+        if self._disabled and lengths is None and not self._has_virtual(input_ids):
             if labels is not None:
                 kwargs.update(labels=labels, num_items_in_batch=num_items_in_batch)
             if position_ids is not None:
@@ -159,7 +160,7 @@ class RunsPrompts(StandsIn):
             "device": device_of(self.base),
         }
         text = Text.of(input_ids, inputs_embeds, attention_mask, labels, **form)
-        prompts = self._prompts_of(text, prompt_names, kwargs)
+        text, prompts = self._prompts_of(text, prompt_names, kwargs)
         chosen = self.path_of(text, prompts, at_once=at_once, kwargs=kwargs)
         if chosen.way is Way.PACKED:
             view = self._view.current()
@@ -170,21 +171,38 @@ class RunsPrompts(StandsIn):
             "narrow": return_logits is False and self.capability.narrow_head,
             "kwargs": kwargs,
         }
+        filler = self.capability.filler_id
         if chosen.way is Way.PREFIX:
-            return run_prefixed(self.base, prompts.prefix(self.base), text, **wanted)
-        return run_concatenated(self.base, prompts.each(), text, filler_id=self.capability.filler_id, **wanted)
+            return run_prefixed(self.base, prompts.prefix(self.base), text, filler_id=filler, **wanted)
+        return run_concatenated(self.base, prompts.each(), text, filler_id=filler, **wanted)
 
-    def _prompts_of(self, text: Text, names: RowNames, kwargs: dict[str, Any]) -> RowPrompts:
-        """The prompts of a batch's rows; whatever cannot be run is refused."""
-        if text.ids is not None and text.device.type == "cpu":  # elsewhere looking would wait for the device
-            check_ids(self.base, text.ids)
+    def _prompts_of(self, text: Text, names: RowNames, kwargs: dict[str, Any]) -> tuple[Text, RowPrompts]:
+        """A batch's rows with the virtual tokens inside them, and their prompts; what cannot be run is refused."""
         if names is None and (given := kwargs.pop("adapter_names", None)) is not None:
             names = _as_prompt_names(given)
         prompts = self._row_prompts([None] * text.rows if self._disabled else names, text.rows)
+        if text.ids is not None and None in prompts.names and self._in_text:
+            text = text.without_virtual([name is None for name in prompts.names])
+        if text.ids is not None and text.device.type == "cpu":  # elsewhere looking would wait for the device
+            prompts.check_ids(self.base, text.ids)
+            prompts.check_inside(text.ids, text.lengths)
+        if prompts.in_text:
+            if text.ids is None:
+                raise no_embeddings(prompts)
+            text = replace(text, inside=prompts.inside)
         prompts.check_length(self.context_length, text.longest)
         if text.labels is not None and self.training and torch.is_grad_enabled():
             self._check_training(prompts)
-        return prompts
+        return text, prompts
+
+    @property
+    def _in_text(self) -> dict[str, int]:
+        """The prompts that have virtual tokens inside the text, and how many."""
+        return {name: one.tokens_in_text for name, one in self.prompt_configs.items() if one.tokens_in_text}
+
+    def _has_virtual(self, ids: torch.Tensor | None) -> bool:
+        """Whether there are virtual tokens inside a text, which the bare model does not know."""
+        return ids is not None and bool(self._in_text) and bool((ids < 0).any())
 
     def _check_training(self, prompts: RowPrompts) -> None:
         """Raise `PromptError` where some of the prompts that rows name train and others, which could, do not."""
@@ -250,12 +268,13 @@ class RunsPrompts(StandsIn):
             "device": device_of(self.base),
         }
         text = Text.of(input_ids, inputs_embeds, attention_mask, **form)
-        prompts = self._prompts_of(text, prompt_names, kwargs)
+        text, prompts = self._prompts_of(text, prompt_names, kwargs)
         chosen = self.path_of(text, prompts, at_once=False, kwargs=kwargs)
         if chosen.way is Way.PACKED:
             hidden = through_the_layers(self._view.current(), text, prompts).of_the_text
         elif chosen.way is Way.PREFIX:
-            hidden = text.flat(prefixed_output(layers, prompts.prefix(self.base), text, kwargs).last_hidden_state)
+            output = prefixed_output(layers, prompts.prefix(self.base), text, self.capability.filler_id, kwargs)
+            hidden = text.flat(output.last_hidden_state)
         else:
             each = prompts.each()
             output = concatenated_output(layers, each, text, self.capability.filler_id, kwargs)
@@ -271,9 +290,11 @@ class RunsPrompts(StandsIn):
         """The prompt of each of `rows` rows."""
         check_autocast(self.base, device_of(self.base))
         each = names_of_rows(names, rows, self._active)
+        encoders = {name: self._encoder(name) for name in dict.fromkeys(each) if name is not None}
         return RowPrompts(
             names=each,
-            encoders={name: self._encoder(name) for name in dict.fromkeys(each) if name is not None},
+            encoders=encoders,
+            in_text={name: count for name, count in self._in_text.items() if name in encoders},
             dtype=embedding_table(self.base).dtype,
             shared=self.shared_prefix,
             kept=self.prefixes,
@@ -292,7 +313,7 @@ class RunsPrompts(StandsIn):
         """The `generate` of transformers, behind the prompt, with sampling, beams, streamers, processors and the rest.
 
         Args:
-            input_ids: `(B, T)` text tokens, padded left or right. Rows padded on the right come back padded on the
+            input_ids: `(B, T)` as for `forward`, padded left or right. Rows padded on the right come back padded on the
                 left, so that the new tokens are `output[:, T:]` for every row. Without any text (and without
                 `inputs_embeds`) the prompt alone begins the answer; only new tokens come back then.
             attention_mask: `(B, T)`, 0 at padding. Without it padding is told by its token, where that is not EOS too.
@@ -300,7 +321,8 @@ class RunsPrompts(StandsIn):
             kwargs: As for `GenerationMixin.generate`; length limits and processors count text tokens alone.
 
         Returns:
-            What `generate` returns: text and new tokens, no virtual tokens.
+            What `generate` returns: text and new tokens. Virtual tokens before the text are not among them; the places
+            of those inside it hold padding.
 
         Raises:
             ModelError: A filled cache is passed, or prompt, text and new tokens exceed the context.
@@ -311,16 +333,16 @@ class RunsPrompts(StandsIn):
             prompt_names = _as_prompt_names(given)
         text = kwargs.get("inputs_embeds") if input_ids is None else input_ids
         if self._disabled:
-            if text is None or self.capability.left_padding:
+            if text is None or (self.capability.left_padding and not self._has_virtual(input_ids)):
                 return generator(self.base).generate(input_ids, attention_mask=attention_mask, **kwargs)
             prompt_names = [None] * text.shape[0]
-        if input_ids is not None:
-            check_ids(self.base, input_ids)
         if text is None:
             rows = 1 if prompt_names is None or isinstance(prompt_names, str) else len(prompt_names)
             prompts, kwargs["inputs_embeds"] = last_token_apart(self._row_prompts(prompt_names, rows))
         else:
             prompts = self._row_prompts(prompt_names, text.shape[0])
+            if input_ids is None and prompts.in_text:
+                raise no_embeddings(prompts)
         return generate_behind(
             self.base,
             self._answering,
@@ -329,6 +351,7 @@ class RunsPrompts(StandsIn):
             prompts,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            virtual=self._has_virtual(input_ids),
             options=kwargs,
         )
 

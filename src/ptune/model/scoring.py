@@ -48,14 +48,14 @@ class ScoresTokens(RunsPrompts):
         """
         ids = torch.tensor([list(chain.from_iterable(rows))], device=device_of(self.base))
         text = Text.of(ids, row_lengths=[len(row) for row in rows])
-        prompts = self._prompts_of(text, prompt_names, {})
+        text, prompts = self._prompts_of(text, prompt_names, {})
         chosen = self.path_of(text, prompts, at_once=False, kwargs={})
         if chosen.way is Way.PACKED:
             return packed_answers(self._view.current(), text, prompts, queries)
-        narrow = self.capability.narrow_head
+        narrow, filler = self.capability.narrow_head, self.capability.filler_id
         if chosen.way is Way.PREFIX:
-            return prefixed_answers(self.base, prompts.prefix(self.base), text, queries, narrow=narrow)
-        filler = self.capability.filler_id
+            prefix = prompts.prefix(self.base)
+            return prefixed_answers(self.base, prefix, text, queries, filler_id=filler, narrow=narrow)
         return concatenated_answers(self.base, prompts.each(), text, queries, filler_id=filler, narrow=narrow)
 
     @torch.no_grad()
@@ -84,9 +84,12 @@ class ScoresTokens(RunsPrompts):
         device, table = device_of(self.base), embedding_table(self.base)
         ids = torch.tensor([list(chain.from_iterable(row for _, row in rows))], device=device)
         text = Text.of(ids, row_lengths=[len(row) for _, row in rows])
-        before = self._row_prompts(prompt_names, len(texts)).each()
-        words = self.base.get_input_embeddings()(torch.tensor(list(chain.from_iterable(texts)), device=device))
-        each = zip(before, words.split([len(one) for one in texts]), strict=True)
+        shared = Text.of(
+            torch.tensor([list(chain.from_iterable(texts))], device=device), row_lengths=[len(one) for one in texts]
+        )
+        shared, before = self._prompts_of(shared, prompt_names, {})
+        words = torch.split(shared.embeddings(self.base), list(shared.lengths))
+        each = zip(before.each(), words, strict=True)
         whole = [one if first is None else torch.cat([first, one]) for first, one in each]
         prompts = RowPrompts(
             names=[str(number) for number, _ in rows],

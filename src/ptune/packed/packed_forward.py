@@ -84,19 +84,19 @@ def run_packed(
 def through_the_layers(view: PreTrainedModel, text: Text, prompts: RowPrompts) -> Packed:
     """The hidden states of all rows, and of the prompts where they are part of the sequence."""
     assert text.ids is not None
-    filled = [(length, name) for length, name in zip(text.lengths, prompts.names, strict=True) if length]
     filler = prompts.filler_id
     shared = prompts.shared_prefix(view, partial(encode_alone, view, filler_id=filler))
-    order = list(prompts.vectors)
+    leading = prompts.leading
+    choice = prompts.choice(list(leading))
     rows = PackedRows.of(
-        [length for length, _ in filled],
-        [prompts.vectors[name].shape[0] for name in order],
-        [None if name is None else order.index(name) for _, name in filled],
+        [length for length in text.lengths if length],
+        [len(vectors) for vectors in leading.values()],
+        [one for one, length in zip(choice, text.lengths, strict=True) if length],
         inside=shared is None,
     )
-    embeds, ids = text.embeddings(view), text.ids
+    embeds, ids = text.embeddings(view), text.ids_by(filler or 0)
     if shared is None:
-        embeds = torch.cat([*prompts.vectors.values(), embeds])
+        embeds = torch.cat([*leading.values(), embeds])
         ids = with_fillers(ids, len(embeds) - len(ids), filler or 0)
     cache = None if shared is None else shared.cache()
     return Packed(_run_layers(view, embeds, None if filler is None else ids, rows, cache), rows, shared)

@@ -19,7 +19,13 @@ from ptune.prefix.keys_values import RowPrefix
 
 
 def prefixed_answers(
-    base: PreTrainedModel, prefix: RowPrefix, text: Text, queries: TokenQueries, *, narrow: bool
+    base: PreTrainedModel,
+    prefix: RowPrefix,
+    text: Text,
+    queries: TokenQueries,
+    *,
+    filler_id: int | None,
+    narrow: bool,
 ) -> TokenAnswers:
     """Answer what is asked about rows behind their prefixes; see `ptune.batch.token_queries`.
 
@@ -28,6 +34,7 @@ def prefixed_answers(
         prefix: Of each row.
         text: The rows.
         queries: The questions.
+        filler_id: The token id that virtual tokens inside the text go by, where the model needs ids.
         narrow: Run the LM head at the places asked about alone.
     """
     queries, answers = queries.to(text.device), TokenAnswers.unknown(len(queries.tokens))
@@ -37,7 +44,7 @@ def prefixed_answers(
     if len(inner):
         rows, columns = queries.rows[inner], queries.places[inner] - 1
         with head_at(base, rows, columns) if narrow else nullcontext():
-            logits = prefixed_output(base, prefix, text, {}).logits
+            logits = prefixed_output(base, prefix, text, filler_id, {}).logits
         answers.put(inner, *look_up(logits[0] if narrow else logits[rows, columns], queries.tokens[inner]))
     return answers
 

@@ -46,6 +46,7 @@ def run_prefixed(
     prefix: RowPrefix,
     text: Text,
     *,
+    filler_id: int | None = None,
     num_items: torch.Tensor | int | None,
     return_logits: bool,
     narrow: bool,
@@ -57,21 +58,26 @@ def run_prefixed(
     """
     predictors = None if text.labels is None else find_predictors(text, prefix.predicting, None)
     with _narrowed(base, predictors, narrow):
-        output = prefixed_output(base, prefix, text, kwargs)
+        output = prefixed_output(base, prefix, text, filler_id, kwargs)
     loss = None
     if predictors is not None:
         loss = cross_entropy(_at(output.logits, predictors, narrow), prefix.logits, predictors, num_items)
     return _as_it_came(output, loss, text, text.flat, return_logits=return_logits, width=prefix.width)
 
 
-def prefixed_output(model: PreTrainedModel, prefix: RowPrefix, text: Text, kwargs: dict[str, Any]) -> Any:
+def prefixed_output(
+    model: PreTrainedModel, prefix: RowPrefix, text: Text, filler_id: int | None, kwargs: dict[str, Any]
+) -> Any:
     """What a model, or its layers alone, make of the rows behind the prefix: `(B, T, …)`."""
     if prefix.mask is not None:
         kwargs["position_ids"] = torch.arange(text.longest, device=text.device) + prefix.lengths[:, None]
-    ids, embeds = text.ids, text.embeds
-    return model(
-        input_ids=None if ids is None else text.padded(ids),
-        inputs_embeds=None if embeds is None else text.padded(embeds),
+    if text.ids is not None and text.inside is None:
+        run, inputs = model, {"input_ids": text.padded(text.ids)}
+    else:
+        beside = None if filler_id is None or text.ids is None else text.padded(text.ids_by(filler_id), filler_id)
+        run, inputs = fed(model, text.padded(text.embeddings(model)), beside)
+    return run(
+        **inputs,
         attention_mask=prefix.attention_mask(None, text.rows, text.longest),
         **as_cache(model, prefix.cache()),
         use_cache=True,
@@ -124,7 +130,7 @@ def concatenated_output(
             raise ConfigError("this model makes more of token ids than their embeddings.", hint="Pass input_ids.")
         columns = _columns(prompts, text)
         ids = text.ids.new_full((text.rows, columns.shape[1] + embeds.shape[1]), filler_id)
-        ids = ids.scatter(1, columns, text.padded(text.ids, filler_id))[:, : embeds.shape[1]]
+        ids = ids.scatter(1, columns, text.padded(text.ids_by(filler_id), filler_id))[:, : embeds.shape[1]]
     run, inputs = fed(model, embeds, ids)
     return run(**inputs, use_cache=False, **kwargs)
 

@@ -17,7 +17,9 @@ from ptune import PTunedModel
 model = PTunedModel.from_pretrained("this-folder")
 ```
 
-or `ptune chat this-folder`. PEFT reads the folder too: `PeftModel.from_pretrained(base_model, "this-folder")`."""
+or `ptune chat this-folder`. """
+_BY_PEFT = 'PEFT reads the folder too: `PeftModel.from_pretrained(base_model, "this-folder")`.'
+_NOT_BY_PEFT = "PEFT cannot: some of the virtual tokens stand inside the text."
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKS = re.compile(r"([\\`\[\]|<>&])")
@@ -45,7 +47,8 @@ def model_card(details: Mapping[str, Any]) -> str:
     rows |= {name.replace("_", " "): value for name, value in dict(details.get("metrics") or {}).items()}
     lines += ["| | |", "| --- | --- |"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]
-    return "\n".join([*lines, "", "## Use", "", _LOAD, ""])
+    peft = _NOT_BY_PEFT if config.get("tokens_in_text") else _BY_PEFT
+    return "\n".join([*lines, "", "## Use", "", _LOAD + peft, ""])
 
 
 def _cell(value: Any) -> str:

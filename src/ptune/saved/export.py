@@ -2,7 +2,8 @@
 
 Only the baked vectors go along; whoever takes them needs no prompt encoder. Everything is written under temporary names
 and renamed. What stands in the place is replaced when that was asked for and it is an earlier export, and never else:
-an export says in its README, or in its file's metadata, what it is.
+an export says in its README, or in its file's metadata, what it is. Each of these programs puts all virtual tokens
+before the text; a prompt that has some inside it is refused.
 
 Shapes: `P` virtual tokens, `D` token dimension.
 """
@@ -35,8 +36,10 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
     """Write a folder that `PeftModel.from_pretrained` loads; gives back its files.
 
     Raises:
+        ConfigError: Some of the virtual tokens stand inside the text.
         OutputError: The folder holds something else, or cannot be written.
     """
+    _check_leading(prompt, "peft")
     config = replace(prompt.config, token_dim=prompt.vectors.shape[1])
     return _write_folder(
         output,
@@ -54,9 +57,10 @@ def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False)
     """Write one safetensors file: the tensor `prompt_embeds`, `(P, D)` in float32, and what it belongs to as metadata.
 
     Raises:
-        ConfigError: The file's name does not end in `.safetensors`.
+        ConfigError: The file's name does not end in `.safetensors`, or some virtual tokens stand inside the text.
         OutputError: Something else stands in its place, or it cannot be written.
     """
+    _check_leading(prompt, "embeds")
     if output.suffix != _SUFFIX:
         raise ConfigError(
             f"--to embeds writes one file, and {output.name!r} does not end in {_SUFFIX}.", hint="Name it so."
@@ -95,14 +99,27 @@ def export_vllm(
         overwrite: Replace an earlier export.
 
     Raises:
+        ConfigError: Some of the virtual tokens stand inside the text.
         OutputError: The folder holds something else, or cannot be written.
     """
+    _check_leading(prompt, "vllm")
     buffer = io.BytesIO()
     torch.save(prompt.vectors.to(PAYLOAD_DTYPES[dtype]).clone(), buffer)
     payload = base64.b64encode(buffer.getvalue()).decode("ascii")
     files = vllm_files(payload, question, virtual_tokens=prompt.vectors.shape[0])
     contents = {name: text.encode() for name, text in files.items()}
     return _write_folder(output, contents, kind="vllm", overwrite=overwrite)
+
+
+def _check_leading(prompt: SavedPrompt, form: str) -> None:
+    inside = prompt.config.tokens_in_text
+    if inside:
+        raise ConfigError(
+            f"{inside} of the prompt's {len(prompt.vectors)} virtual tokens stand inside the text, and --to {form} "
+            "puts all of them before it.",
+            hint="Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its "
+            "start alone.",
+        )
 
 
 def _write_folder(output: Path, contents: Mapping[str, bytes], *, kind: str, overwrite: bool) -> list[Path]:

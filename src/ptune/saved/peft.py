@@ -23,6 +23,8 @@ CONFIG_CLASSES = {"P_TUNING": "PromptEncoderConfig", "PROMPT_TUNING": "PromptTun
 PREFIX_TUNING = "PREFIX_TUNING"
 
 _PEFT_ENCODERS = (PromptEncoderReparameterizationType.MLP, PromptEncoderReparameterizationType.LSTM)
+IN_TEXT = "P_TUNING_IN_TEXT"
+"""No type of PEFT's, which knows no place for virtual tokens but before the text: it refuses the folder."""
 _NOT_OURS = ("auto_mapping", "tokenizer_kwargs")
 """Of PEFT's own file: what concerns its loading alone."""
 _OTHER_PROMPTS = {
@@ -35,7 +37,7 @@ _OTHER_PROMPTS = {
 
 
 def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, Any]:
-    """The `adapter_config.json` with which PEFT loads the baked vectors."""
+    """The `adapter_config.json` with which PEFT loads the baked vectors, or refuses them: see `IN_TEXT`."""
     common = {
         "auto_mapping": None,
         "base_model_name_or_path": config.base_model_name_or_path,
@@ -50,6 +52,8 @@ def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, A
         "task_type": "CAUSAL_LM",
         "token_dim": config.token_dim,
     }
+    if config.tokens_in_text:
+        return {**common, "peft_type": IN_TEXT}
     if isinstance(config, PromptEncoderConfig) and config.encoder_reparameterization_type in _PEFT_ENCODERS:
         kind = PromptEncoderReparameterizationType(config.encoder_reparameterization_type)
         return {
@@ -76,6 +80,11 @@ def plain_values(adapter: Mapping[str, Any]) -> dict[str, Any]:
 
 def not_a_soft_prompt(folder: Path, kind: object) -> PromptError:
     """The error for an adapter that no virtual tokens can stand for, with the way out."""
+    if kind == IN_TEXT:
+        return PromptError(
+            f"{folder} has virtual tokens inside the text, and no ptune.json that says where.",
+            hint="Download or copy the whole folder again.",
+        )
     what = f"{folder} holds a PEFT adapter of type {shown(kind)}, not a soft prompt"
     if str(kind) in _OTHER_PROMPTS:
         return PromptError(

@@ -125,6 +125,7 @@ def load_prompt(
     if not trainable or saved.encoder is None:
         config = PromptTuningConfig(
             num_virtual_tokens=saved.config.num_virtual_tokens,
+            tokens_in_text=saved.config.tokens_in_text,
             token_dim=dim,
             base_model_name_or_path=saved.config.base_model_name_or_path,
             revision=saved.config.revision,

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.data.blocks import tokens_in_text
 from ptune.data.data_report import DataReport
 from ptune.data.records import Examples, load_examples
 from ptune.data.template import Template, get_template
@@ -127,7 +128,7 @@ def load_rows(
         DataError: Data that cannot be read, or of which nothing is left.
     """
     examples, held_out = read_rows(recipe, args.seed)
-    if all(example.document for example in examples):
+    if all(example.document for example in examples) and not tokens_in_text(template.blocks):
         template = get_template(BARE, tokenizer)
     tokens, held_out_tokens = (
         None if part is None else _tokenize(part, template, tokenizer, recipe=recipe, args=args, progress=progress)

@@ -15,10 +15,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ptune.config import PromptEncoderConfig
 from ptune.data.own_tokens import ROWS, answer_tokens, frequent_tokens
 from ptune.encoders.initialise import token_vectors
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.build import PromptConfig, encoder_kind
+from ptune.prompt.build import encoder_kind
 from ptune.recipe import TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
@@ -49,8 +50,16 @@ def _settings(saved: SavedPrompt) -> dict[str, Any]:
     return {**found, "encoder": kind}
 
 
-def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def start_from(
+    model: PTunedModel, recipe: TrainRecipe, config: PromptEncoderConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Give a model the prompt that `recipe.init_from` names to start from.
+
+    Args:
+        model: The model.
+        recipe: Names the prompt.
+        config: Of the prompt that is to train: where the folder's has other virtual tokens inside the text, these hold.
+        tokenizer: Compared with the one that the prompt was made with.
 
     Raises:
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
@@ -61,10 +70,9 @@ def start_from(model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTok
     name = model.load_prompt(opened, name=DEFAULT_PROMPT, force=recipe.force, tokenizer=tokenizer)
     there = _settings(saved)
     if _same_encoder(recipe, there):
+        model.prompt_configs[name] = replace(model.prompt_configs[name], tokens_in_text=config.tokens_in_text)
         return
-    config: PromptConfig = replace(
-        recipe.prompt_config(), base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path
-    )
+    config = replace(config, base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path)
     model.delete_prompt(name)
     model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=saved.vectors)
 
@@ -75,7 +83,7 @@ def vectors_of_rows(
     """The embeddings of tokens that are typical of the rows: of their answers, or of all of them; `(tokens, D)`."""
     typical = answer_tokens if recipe.init == "data" else frequent_tokens
     first = rows.select(range(min(ROWS, len(rows))))
-    ids = typical(first, recipe.num_virtual_tokens, tokenizer.all_special_ids)
+    ids = typical(first, recipe.virtual_tokens, tokenizer.all_special_ids)
     return token_vectors(model.base.get_input_embeddings(), ids)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transformers import (
     set_seed,
 )
 
+from ptune.data.blocks import tokens_in_text, with_virtual_tokens
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
@@ -96,13 +98,14 @@ def train(
     )
     with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        asked = get_template(recipe.template, tokenizer)
+        asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
+        recipe = with_virtual_tokens(recipe, asked)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
         model = frozen_model(recipe, args, tokenizer, sharded=sharded)
         add_new_prompt(model, recipe, args, tokenizer, rows)
         if not chosen:
             args.learning_rate = default_learning_rate(model.base, recipe.encoder)
-        check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
+        check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
         changed = [] if resume is None else check_same_run(resume, details)
@@ -207,13 +210,14 @@ def add_new_prompt(
         PromptError: There is none to start from.
     """
     set_seed(args.seed)
+    config = replace(recipe.prompt_config(), tokens_in_text=tokens_in_text(rows.template.blocks))
     if recipe.init_from is not None:
-        start_from(model, recipe, tokenizer)
+        start_from(model, recipe, config, tokenizer)
         return
     start = None
     if recipe.init in INITS_FROM_ROWS:
         start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
-    model.add_prompt(DEFAULT_PROMPT, recipe.prompt_config(), tokenizer=tokenizer, start=start)
+    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
 
 
 def measure(
