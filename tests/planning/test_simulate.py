@@ -83,7 +83,8 @@ def test_float32_on_cuda_is_the_padded_attention(name: str, monkeypatch: pytest.
     monkeypatch.setenv(CHOICE, "padded")
     real = real_step(config, "mlp")
     assert max(told.live) == pytest.approx(max(real.live), rel=0.02)
-    assert len(told.live) == pytest.approx(len(real.live), rel=0.02)
+    # Norms are one kernel there, and a few on a CPU.
+    assert len(told.live) == pytest.approx(len(real.live), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ CHECKPOINT = tuple(
             damaged(lambda folder: None, "--per-device-train-batch-size", 2),
             ("per_device_train_batch_size=8, not 2", "--init-from"),
         ),
-        ("another rate", damaged(lambda folder: None, "--learning-rate", 1), ("learning_rate=0.001, not 1.0",)),
+        ("another rate", damaged(lambda folder: None, "--learning-rate", 1), ("learning_rate=0.06, not 1.0",)),
     )
 )
 
@@ -260,8 +260,14 @@ _LOG, _MORE = r"run/metrics\.jsonl", r"run/checkpoint-[3-6](/.*)?"
 TROUBLE = (
     Case(
         "training", "a rate at which numbers overflow",
-        lambda at: at.train(learning_rate=1e30, max_grad_norm=0, max_steps=3, warmup_steps=0),
+        lambda at: at.train(encoder="mlp", learning_rate=1e30, max_grad_norm=0, max_steps=3, warmup_steps=0),
         ("the loss is nan at step 2", "no checkpoint was written", "Lower learning_rate"),
+        leaves=("new(/out(/metrics.jsonl)?)?",),
+    ),
+    Case(
+        "training", "a rate that leads where nothing has a gradient",
+        lambda at: at.train(learning_rate=1e30, max_grad_norm=0, max_steps=3, warmup_steps=0),
+        ("gradient of the prompt is exactly 0 at step 2", "no checkpoint was written", "lower learning_rate"),
         leaves=("new(/out(/metrics.jsonl)?)?",),
     ),
     Case(

@@ -119,7 +119,8 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
-        lines = [*model.capability.notes, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        rate = f"learning rate {args.learning_rate:g}{'' if chosen else ', by default for this model and encoder'}"
+        lines = [*model.capability.notes, rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=sharded)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
