@@ -15,6 +15,7 @@ from ptune.recipe import TrainRecipe
 _NOT_HERE = (
     "encoder",
     "tokens_per_batch",
+    "eval_metrics",
     "init_from",
     "resume",
     "force",

@@ -30,6 +30,7 @@ from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
+from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.output import OutputFolder
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
@@ -79,6 +80,7 @@ def train(
         arguments = training_arguments(recipe, arguments or {})
     args, given = arguments, given or ()
     check_not_sharded(args)
+    choose_best_by(recipe, args, given)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -96,6 +98,7 @@ def train(
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
+            more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
             details=details, console=say, metrics=folder.metrics, name_row=partial(place_of, rows, tokenizer, recipe),
         )  # fmt: skip
         if resume is not None:
@@ -222,6 +225,7 @@ def build_trainer(
     collate: Collator,
     recipe: TrainRecipe,
     *,
+    more_metrics: HeldOutMetrics | None,
     details: dict[str, Any],
     console: Console,
     metrics: Path,
@@ -249,6 +253,7 @@ def build_trainer(
             callbacks=callbacks,
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
+            more_metrics=more_metrics,
             stop=StopRequest(say),
             say=say,
             name_row=name_row,
