@@ -104,6 +104,13 @@ class TrainRecipe:
     limit: int | None = _flag(_DATA, None, "use only this many rows of each of DATA, from the start")
     eval_data: str | None = _flag(_DATA, None, "held-out data, for the loss before and after")
     eval_rows: int = _flag(_DATA, 0, "hold out this many random rows of DATA instead")
+    eval_metrics: Sequence[str] | None = _flag(
+        _DATA,
+        None,
+        f"what else to measure the held-out rows by at each evaluation (docs/evaluate.md); metric_for_best_model may "
+        f"name one: {', '.join(METRIC_NAMES)}; {', '.join(METRIC_GROUPS)} stand for several",
+        metavar="NAME",
+    )
     template: str = _flag(
         _DATA,
         "tutorial",
@@ -194,16 +201,20 @@ class TrainRecipe:
     )
     force: bool = _flag(_OUTPUT, False, "let --init-from take a prompt that was made for another model or tokenizer")
     early_stopping_patience: int | None = _flag(
-        _STOP, None, "stop after this many measurements without a lower held-out loss; the best prompt is kept"
+        _STOP,
+        None,
+        "stop after this many measurements without a lower held-out loss, or a better metric_for_best_model; the best "
+        "prompt is kept",
     )
-    early_stopping_threshold: float = _flag(_STOP, 0.0, "how much lower the held-out loss must be to count")
+    early_stopping_threshold: float = _flag(_STOP, 0.0, "how much better it must be to count")
 
     def __post_init__(self) -> None:
         if isinstance(self.data, (list, tuple)):
             # One is one, however it is written: what is recorded and compared does not depend on that.
             object.__setattr__(self, "data", self.data[0] if len(self.data) == 1 else tuple(self.data))
-        if isinstance(self.data_weights, list):
-            object.__setattr__(self, "data_weights", tuple(self.data_weights))
+        for name in ("data_weights", "eval_metrics"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = type_faults(self)
         if not faults:
             missing = [
@@ -227,10 +238,19 @@ class TrainRecipe:
         faults += self._data_faults()
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
-        if self.early_stopping_patience is not None and not (self.eval_data or self.eval_rows):
-            faults.append("early_stopping_patience needs held-out rows: set eval_rows or eval_data")
         if self.device_map is not None and (fault := device_map_fault(self.device_map)):
             faults.append(fault)
+        if not (self.eval_data or self.eval_rows):
+            faults += [
+                f"{name} needs held-out rows: set eval_rows or eval_data"
+                for name in ("early_stopping_patience", "eval_metrics")
+                if getattr(self, name) is not None
+            ]
+        faults += [
+            str(unknown("metric in eval_metrics", name, (*METRIC_NAMES, *METRIC_GROUPS)))
+            for name in self.eval_metrics or ()
+            if name not in METRIC_NAMES and name not in METRIC_GROUPS
+        ]
         if self.init_from is not None and (self.init is not None or self.init_text is not None):
             faults.append("init_from excludes init and init_text")
         if self.tokens_per_batch is not None and not self.packing:

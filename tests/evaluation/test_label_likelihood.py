@@ -7,12 +7,16 @@ import torch
 
 from architectures import build
 from prompting import add_tokens_as_prompt, draw, encoder_prompt, texts
-from ptune.evaluation.label_likelihood import AskedText, LabelSet, label_log_likelihoods
+from ptune.evaluation.label_likelihood import AskedText, LabelSet, label_likelihoods
 from ptune.model.wrapper import PTunedModel
 
 ONE_TOKEN = ((7,), (9,), (30,))
 SEVERAL = ((7, 8, 9), (7, 8), (7,), (20, 21), (20, 22, 5), (40,))
 TEXTS = (9, 4, 12, 5)
+
+
+def log_probs(model: PTunedModel, asked: list[AskedText], **options: int) -> list[list[float]]:
+    return [[one.log_prob for one in found] for found in label_likelihoods(model, asked, **options)]
 
 
 @torch.no_grad()
@@ -53,13 +57,13 @@ def test_each_is_that_of_its_tokens_alone(
 
     monkeypatch.setattr(model, "token_answers_behind", noted)
     rows, names = texts(TEXTS), ("other", "default", "other", None)
-    asked = [AskedText(row.tolist(), name) for row, name in zip(rows, names, strict=True)]
-    found = label_log_likelihoods(model, asked, LabelSet.of(labels))
+    asked = [AskedText(row.tolist(), name, LabelSet.of(labels)) for row, name in zip(rows, names, strict=True)]
+    found = log_probs(model, asked)
     for row, name, scores in zip(rows, names, found, strict=True):
         assert scores == pytest.approx([plain(model, row, name, label) for label in labels], abs=1e-4)
     # A short prompt is run again with each text, a long one is not.
     assert shared == ([4] if labels is SEVERAL and width == 2 else [])
-    few_at_a_time = label_log_likelihoods(model, asked, LabelSet.of(labels), most_tokens=20)
+    few_at_a_time = log_probs(model, asked, most_tokens=20)
     assert [one for scores in few_at_a_time for one in scores] == pytest.approx(
         [one for scores in found for one in scores], abs=1e-4
     )
@@ -67,9 +71,28 @@ def test_each_is_that_of_its_tokens_alone(
 
 def test_a_model_that_cannot_pack_repeats_the_text():
     model = encoder_prompt(build("llama")).eval()
-    asked = [AskedText(row.tolist(), "default") for row in texts(TEXTS)]
-    wanted = label_log_likelihoods(model, asked, LabelSet.of(SEVERAL))
+    asked = [AskedText(row.tolist(), "default", LabelSet.of(SEVERAL)) for row in texts(TEXTS)]
+    wanted = log_probs(model, asked)
     model._base_obstacle = "a test"
-    found = label_log_likelihoods(model, asked, LabelSet.of(SEVERAL))
+    found = log_probs(model, asked)
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+@torch.no_grad()
+def test_each_text_may_have_labels_of_its_own_and_greedy_is_told():
+    model = encoder_prompt(build("llama")).eval()
+    rows = texts(TEXTS)
+    ids = torch.stack([row[:4] for row in rows])
+    written = model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)[:, 4:].tolist()
+    sets = [(tuple(one), (*one[:2], (one[2] + 1) % 128), (one[0],), (5, 6)) for one in written]
+    asked = [
+        AskedText(row.tolist(), "default", LabelSet.of(labels[: 2 + at]))
+        for at, (row, labels) in enumerate(zip(ids, sets, strict=True))
+    ]
+    found = label_likelihoods(model, asked)
+    assert [len(one) for one in found] == [2, 3, 4, 4]
+    for each, one, labels in zip(found, asked, sets, strict=True):
+        for likelihood, label in zip(each, labels, strict=False):
+            assert likelihood.log_prob == pytest.approx(plain(model, torch.tensor(one.ids), "default", label), abs=1e-4)
+        assert [likelihood.greedy for likelihood in each[:3]] == [True, False, True][: len(each)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from robustness.cases_data import DATA
+from robustness.cases_evaluate import EVALUATE
 from robustness.cases_flags import FLAGS
 from robustness.cases_model import MODEL
 from robustness.cases_prompt import PROMPT
 from robustness.cases_training import CHECKPOINT, TROUBLE
 from robustness.workshop import Case
 
-CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *CHECKPOINT, *TROUBLE)
+CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *EVALUATE, *CHECKPOINT, *TROUBLE)

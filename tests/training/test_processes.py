@@ -49,16 +49,19 @@ def test_two_processes_are_one_with_twice_the_accumulation(
     tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path, more: list[str]
 ):
     """Packed, and with micro-batches that share a prefix where the model is whole in each process."""
-    one = run(*words(tiny_model_dir, train_file, held_out_file, tmp_path / "one", gradient_accumulation_steps=4))
+    data, given = (tiny_model_dir, train_file, held_out_file), {"eval_metrics": "f1"}
+    one = run(*words(*data, tmp_path / "one", gradient_accumulation_steps=4, **given))
     assert one.code == 0, one.err
     launch = ["--nproc-per-node", 2, "--master-port", 0, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command = words(tiny_model_dir, train_file, held_out_file, tmp_path / "two", gradient_accumulation_steps=2)
+    command = words(*data, tmp_path / "two", gradient_accumulation_steps=2, **given)
     two = run_apart(*launch, "-m", "ptune", *command, *more, module="torch.distributed.run")
     assert two.code == 0, two.err
     assert ("the frozen layers are in 2 shards" in two.err) is bool(more)
     assert logged(tmp_path / "two", "loss") == pytest.approx(logged(tmp_path / "one", "loss"), abs=1e-5)
     # Nine held-out rows in batches of two on two processes: three rows come twice, and must count once.
     assert logged(tmp_path / "two", "eval_loss") == pytest.approx(logged(tmp_path / "one", "eval_loss"), abs=1e-5)
+    assert logged(tmp_path / "two", "eval_f1") == pytest.approx(logged(tmp_path / "one", "eval_f1"), abs=1e-6)
+    assert logged(tmp_path / "two", "eval_f1")
     torch.testing.assert_close(vectors(tmp_path / "two"), vectors(tmp_path / "one"), atol=1e-5, rtol=0)
     result, alone = json.loads(two.out), json.loads(one.out)
     for name in ("tokens", "steps", "rows", "held_out_rows"):

@@ -16,6 +16,7 @@ _NOT_HERE = (
     "encoder",
     "device_map",
     "tokens_per_batch",
+    "eval_metrics",
     "init_from",
     "resume",
     "force",

@@ -80,13 +80,17 @@ class _RowParser:
     def _answers(self, row: Mapping[str, Any], place: str) -> list[str]:
         """The answer, or all of a list of them where that may be one."""
         column = self.columns["output"]
-        if self.layout.answer != "answers" and not (self.all_answers and isinstance(row[column], list)):
+        if self.layout.answer == "answers":
+            given = answers_in(row[column])
+            if not self.all_answers:
+                self.report.further_answers += len(given) > 1
+                given = given[:1]
+        elif self.all_answers and isinstance(row[column], list):
+            given = [one for one in row[column] if one is not None]
+        else:
             return [self._text(row, "output", place)]
-        given = answers_in(row[column])
-        if not self.all_answers:
-            self.report.further_answers += len(given) > 1
-            given = given[:1]
-        return [self.texts.of(one, column, f"an answer in {column!r}", place) for one in given]
+        texts = [self.texts.of(one, column, f"an answer in {column!r}", place) for one in given]
+        return list(dict.fromkeys(filter(None, texts)))
 
     def _text(self, row: Mapping[str, Any], part: str, place: str) -> str:
         column = self.columns[part]

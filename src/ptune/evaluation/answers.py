@@ -35,8 +35,10 @@ def generate_answers(
         prompt_names: The prompt in front of each; None asks the frozen model alone.
         batch_size: Rows a batch.
         max_new_tokens: Longest answer.
-        options: For `generate`, such as `do_sample`.
+        options: For `generate`, such as `do_sample` or `stop_strings`.
     """
+    if "stop_strings" in options:
+        options["tokenizer"] = tokenizer
     was_training = model.training
     model.eval()
     order = sorted(range(len(questions)), key=lambda index: len(questions[index]))

@@ -61,8 +61,6 @@ def _opened(prompt: str | Path | Answerer) -> Answerer:
 def run_evaluation(open_prompt: Callable[[], Answerer], settings: EvaluateSettings, say: Console) -> Evaluation:
     """`evaluate`, with the prompt opened when the rows have been read."""
     asked = read_asked(settings)
-    for line in asked.lines:
-        _say(say, line)
     answerer = open_prompt()
     was_training = answerer.model.training
     answerer.model.eval()
@@ -95,8 +93,6 @@ def _measured(run: _Run) -> Evaluation:
         [item_texts(item, answerer.template, answerer.tokenizer, room) for item in items]
         for items in (asked.items, asked.unrelated)
     )
-    if cut := sum(one.cut for one in texts):
-        _say(run.say, f"cut {cut:,} answers at {room:,} tokens")
     new_tokens = _new_tokens(asked, texts, width, limit=model.context_length, wanted=settings.max_new_tokens)
     with ExitStack() as stack:
         columns = [plain_column(ALONE, texts, None, 0)]
@@ -110,6 +106,11 @@ def _measured(run: _Run) -> Evaluation:
         noted = what_is_asked(answerer, asked, settings, telling, room=room, new_tokens=new_tokens)
         folder = None if settings.output is None else Path(settings.output)
         predictions = Predictions(folder, noted, overwrite=settings.overwrite)
+        # Whatever is wrong with the request has been said by now, in one line and with nothing written.
+        for line in asked.lines:
+            _say(run.say, line)
+        if cut := sum(one.cut for one in texts):
+            _say(run.say, f"cut {cut:,} answers at {room:,} tokens")
         if len(predictions):
             _say(run.say, f"going on behind the {len(predictions):,} lines of {settings.output}")
         work = partial(outcomes, model, answerer.tokenizer, needs=asked.needs, max_new_tokens=new_tokens)

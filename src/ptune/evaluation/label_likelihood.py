@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ptune.batch.token_queries import TokenQueries
 from ptune.evaluation.row_losses import MOST_TOKENS, by_tokens
 from ptune.model.wrapper import PTunedModel
@@ -66,45 +68,52 @@ class AskedText:
     """A text that labels are to follow."""
 
     ids: Sequence[int]
-    """`(T,)`."""
+    """`(T,)`, some at least."""
     prompt: str | None
     """The prompt in front of it."""
+    labels: LabelSet
+    """What may follow it."""
 
 
-def label_log_likelihoods(
-    model: PTunedModel, texts: Sequence[AskedText], labels: LabelSet, *, most_tokens: int = MOST_TOKENS
-) -> list[tuple[float, ...]]:
-    """The log-likelihood of each label behind each text.
+@dataclass(frozen=True)
+class Likelihood:
+    """Of one label behind one text."""
+
+    log_prob: float
+    """Summed over its tokens, in nats."""
+    greedy: bool
+    """Whether greedy decoding would write it."""
+
+
+def label_likelihoods(
+    model: PTunedModel, texts: Sequence[AskedText], *, most_tokens: int = MOST_TOKENS
+) -> list[tuple[Likelihood, ...]]:
+    """How likely each label is behind its text.
 
     Args:
         model: In eval mode.
-        texts: None of them empty.
-        labels: The same for all.
+        texts: In any number.
         most_tokens: Text tokens of a batch.
     """
-    found: list[tuple[float, ...]] = []
-    reads, beginnings = sum(map(len, labels.beginnings)), len(labels.beginnings)
-    lengths = [beginnings * len(text.ids) + reads for text in texts]
+    found: list[tuple[Likelihood, ...]] = []
+    lengths = [len(text.labels.beginnings) * len(text.ids) + sum(map(len, text.labels.beginnings)) for text in texts]
     for batch in by_tokens(lengths, most_tokens):
-        found += _together(model, [texts[at] for at in batch], labels)
+        found += _together(model, [texts[at] for at in batch])
     return found
 
 
-def _together(model: PTunedModel, texts: Sequence[AskedText], labels: LabelSet) -> list[tuple[float, ...]]:
+def _together(model: PTunedModel, texts: Sequence[AskedText]) -> list[tuple[Likelihood, ...]]:
     """Those of one batch."""
-    width = [0 if text.prompt is None else model.prompt_configs[text.prompt].num_virtual_tokens for text in texts]
-    repeated = (len(labels.beginnings) - 1) * sum(len(text.ids) for text in texts) + max(width)
-    share = model.shares_texts and len(labels.beginnings) > 1 and sum(width) < repeated
-    # Sharing, a beginning of no token has no row: what follows the text is asked of any other row.
+    share = model.shares_texts and _sharing_pays(model, texts)
     rows: list[tuple[int, Ids]] = []
     asked: list[tuple[int, int, int]] = []
     for number, text in enumerate(texts):
         before = () if share else tuple(text.ids)
         row_of = []
-        for beginning in labels.beginnings:
+        for beginning in text.labels.beginnings:
             row_of.append(len(rows))
             rows.append((number, before + beginning))
-        asked += labels.queries(row_of, len(before))
+        asked += text.labels.queries(row_of, len(before))
     queries = TokenQueries.of(asked)
     names = [text.prompt for text in texts]
     if share:
@@ -112,5 +121,20 @@ def _together(model: PTunedModel, texts: Sequence[AskedText], labels: LabelSet) 
     else:
         of_row = [names[number] for number, _ in rows]
         answers = model.token_answers([ids for _, ids in rows], queries, prompt_names=of_row)
-    scores = iter(answers.log_probs.double().tolist())
-    return [tuple(sum(next(scores) for _ in label) for label in labels.labels) for _ in texts]
+    log_probs, greedy = answers.log_probs.double(), answers.likeliest == queries.tokens
+    lengths = [len(label) for text in texts for label in text.labels.labels]
+    each = zip(torch.split(log_probs, lengths), torch.split(greedy, lengths), strict=True)
+    likelihoods = (Likelihood(float(sums.sum()), bool(alike.all())) for sums, alike in each)
+    return [tuple(next(likelihoods) for _ in text.labels.labels) for text in texts]
+
+
+def _sharing_pays(model: PTunedModel, texts: Sequence[AskedText]) -> bool:
+    """Whether a run of each text behind its own copy of its prompt has fewer tokens than repeating the texts has.
+
+    Nothing can stand behind a text alone, so that every label must have something to read.
+    """
+    if any(text.labels.beginnings == ((),) for text in texts):
+        return False
+    widths = [0 if text.prompt is None else model.prompt_configs[text.prompt].num_virtual_tokens for text in texts]
+    repeated = sum((len(text.labels.beginnings) - 1) * len(text.ids) for text in texts)
+    return sum(widths) < repeated + max(widths)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ptune.data.text_ids import ids_of
 from ptune.evaluation.answers import generate_answers
 from ptune.evaluation.columns import Column
-from ptune.evaluation.label_likelihood import AskedText, LabelSet, label_log_likelihoods
+from ptune.evaluation.label_likelihood import AskedText, LabelSet, label_likelihoods
 from ptune.evaluation.outcomes import Needs, Outcome
 from ptune.evaluation.row_losses import row_losses
 from ptune.model.wrapper import PTunedModel
@@ -45,8 +45,8 @@ def outcomes(
         losses, besides = _losses(model, column, numbers, () if labels is None else labels.next_tokens)
         likely = besides if labels is not None and labels.next_tokens else None
     if labels is not None and likely is None:
-        texts = [AskedText(ids, name) for ids, name in zip(questions, names, strict=True)]
-        likely = label_log_likelihoods(model, texts, labels)
+        texts = [AskedText(ids, name, labels) for ids, name in zip(questions, names, strict=True)]
+        likely = [tuple(one.log_prob for one in found) for found in label_likelihoods(model, texts)]
     if needs.answers:
         began = time.perf_counter()
         answers = generate_answers(

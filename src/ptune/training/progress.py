@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from ptune.errors import OutputError
+from ptune.recipe import METRIC_NAMES
 
 _NOT_LOGGED = ("total_flos",)
 
@@ -73,7 +74,13 @@ class ProgressReporter(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            self.console.print(f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}", highlight=False)
+            more = [
+                f", {name.replace('_', ' ')} {logs[key]:.4g}"
+                for name in METRIC_NAMES
+                if (key := f"eval_{name}") in logs
+            ]
+            line = f"step {state.global_step}: held-out loss {logs['eval_loss']:.4f}{''.join(more[1:])}"
+            self.console.print(line, highlight=False, soft_wrap=True)
             return
         if "loss" not in logs:
             return

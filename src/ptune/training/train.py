@@ -41,6 +41,7 @@ from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
+from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.output import OutputFolder
 from ptune.training.processes import processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
@@ -90,6 +91,7 @@ def train(
         arguments = training_arguments(recipe, arguments or {})
     args, chosen, given = arguments, given is None or "learning_rate" in given, given or ()
     sharded = take_over_sharding(args, recipe)
+    choose_best_by(recipe, args, given)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -111,6 +113,7 @@ def train(
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
+            more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
             details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
             callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
@@ -265,6 +268,7 @@ def build_trainer(
     collate: Collator,
     recipe: TrainRecipe,
     *,
+    more_metrics: HeldOutMetrics | None = None,
     details: dict[str, Any],
     console: Console,
     name_row: Callable[[list[int]], str],
@@ -292,6 +296,7 @@ def build_trainer(
             callbacks=list(callbacks),
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
+            more_metrics=more_metrics,
             stop=StopRequest(say),
             say=say,
             name_row=name_row,

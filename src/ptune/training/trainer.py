@@ -60,6 +60,7 @@ class PTuneTrainer(Trainer):
 
     Args:
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
+        more_metrics: Gives more scores of each evaluation, by their names without `eval_`.
         prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
         stop: While it is entered, a signal ends the training after the step at hand, with a checkpoint.
         name_row: What a row of these token ids is called in an error; its number in the data by default.
@@ -79,6 +80,7 @@ class PTuneTrainer(Trainer):
         args: TrainingArguments | None = None,
         *more: Any,
         tokens_per_batch: int | None = None,
+        more_metrics: Callable[[], Mapping[str, float]] | None = None,
         prompt_details: Mapping[str, Any] | None = None,
         stop: StopRequest | None = None,
         name_row: Callable[[list[int]], str] | None = None,
@@ -96,6 +98,7 @@ class PTuneTrainer(Trainer):
         super().__init__(model, args, *more, **kwargs)
         warn_of_missing_names()
         self.stop = stop
+        self.more_metrics = more_metrics
         self.store = CheckpointStore(self, prompt_details or {})
         self.tokens = TokenRate()
         self.run_state = RunState(self, self.store, self.tokens, stop)
@@ -284,9 +287,11 @@ class PTuneTrainer(Trainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            more = self.more_metrics() if self.more_metrics is not None and metric_key_prefix == "eval" else {}
         mean = self.evaluation_loss.mean()
         if mean.tokens and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = mean.loss
+            output.metrics.update({f"{metric_key_prefix}_{name}": score for name, score in more.items()})
         return output
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
