@@ -164,11 +164,13 @@ def test_a_step_is_the_cpus(name: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", INSIDE)
 @pytest.mark.parametrize("name", ["llama", "bloom"])
 def test_virtual_tokens_inside_the_text(name: str, kind: str) -> None:
-    """A step is the CPU's, answers too; packed, the host waits no more often than without any inside."""
+    """A step is the CPU's, answers too, and the host waits no more often than without any inside."""
     collate, options = INSIDE[kind]
-    made, waits = [], []
-    for row in rows():
-        made.append({"input_ids": [row["input_ids"][0], -4, *row["input_ids"][1:]], "labels": [-100, *row["labels"]]})
+    waits = []
+    made = [
+        {"input_ids": [row["input_ids"][0], -4, *row["input_ids"][1:]], "labels": [-100, *row["labels"]]}
+        for row in rows()
+    ]
     batch = collate(made)
     wanted = step(prompted(build(name), tokens_in_text=1), batch, **options)
     with FakeGpu():

@@ -146,9 +146,9 @@ def test_what_cannot_be_answered_is_refused() -> None:
     text = texts((5,))[0]
     with pytest.raises(PromptError, match=r"row 0 holds 0 virtual tokens .*'default' there are 4 \(\[2, 3, 4, 5\]\)"):
         model.generate(text[None])
+    row = whole(text)
+    wrong = torch.where(row == -5, -6, torch.where(row == -6, -5, row))
     with pytest.raises(PromptError, match=r"row 1 holds 4 virtual tokens inside the text \(\[2, 3, 5, 4\]\)"):
-        row = whole(text)
-        wrong = torch.where(row == -5, -6, torch.where(row == -6, -5, row))
         model(torch.stack([row, wrong]))
     with pytest.raises(ModelError, match="holds token -7"):
         model.generate(torch.cat([whole(text), torch.tensor([-7])])[None])

@@ -22,6 +22,8 @@ from ptune.model.wrapper import PTunedModel
 NAMES = ["llama", "gpt2", "bloom", "gemma3", "mamba"]
 TOKENS = draw(1, 7, seed=7)[0]
 """What the virtual tokens are embeddings of."""
+OTHERS = draw(1, 3, seed=8)[0]
+"""The same of a second prompt."""
 BEFORE = [4, 0]
 """Virtual tokens before the text; the others stand inside it."""
 LENGTHS = (9, 4, 14, 6)  # with the virtual tokens well beyond the window of 8
@@ -29,9 +31,9 @@ NEW = 6
 
 
 def prompted(base: PreTrainedModel, before: int, *, also: bool = False) -> PTunedModel:
-    """A model behind a prompt of `TOKENS`; where asked for, with a second one: its last token stands inside the text."""
+    """A model behind a prompt of `TOKENS`; where asked for, with a second one, whose last token stands inside."""
     model = PTunedModel(base)
-    prompts = {"default": (TOKENS, before), **({"other": (TOKENS[:3], 2)} if also else {})}
+    prompts = {"default": (TOKENS, before), **({"other": (OTHERS, 2)} if also else {})}
     for name, (tokens, leading) in prompts.items():
         model.add_prompt(name, PromptTuningConfig(num_virtual_tokens=len(tokens), tokens_in_text=len(tokens) - leading))
         with torch.no_grad():
@@ -125,14 +127,14 @@ def test_loss_and_gradient(name: str, way: str, side: str, before: int, monkeypa
 @pytest.mark.parametrize("way", ["packed", "prefix", "concatenation"])
 @pytest.mark.parametrize("name", NAMES)
 def test_mixed_prompts(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts with many virtual tokens inside the text, with one, and none, in one batch: each row's logits and loss."""
+    """Prompts with several virtual tokens inside the text, with one, and none in one batch: logits and loss."""
     if name == "mamba" and way != "concatenation":
         pytest.skip("Mamba has the one way")
     base = build(name)
     model = prompted(base, 4, also=True)
     assert_on_way(model, way, 4, monkeypatch)
     names = ["default", "other", None, "default", None]
-    kinds = {"default": (TOKENS, 4), "other": (TOKENS[:3], 2), None: (TOKENS[:0], 0)}
+    kinds = {"default": (TOKENS, 4), "other": (OTHERS, 2), None: (TOKENS[:0], 0)}
     found = texts((9, 4, 14, 6, 5))
     rows = [
         with_virtual(text, range(kinds[one][1], len(kinds[one][0]))) for one, text in zip(names, found, strict=True)
@@ -190,7 +192,7 @@ def test_answers(name: str, side: str, way: str, prefix: bool) -> None:
     ]
     hard = [
         as_text(rows[0], 4),
-        as_text(rows[1], 2, TOKENS[:3]),
+        as_text(rows[1], 2, OTHERS),
         found[2],
         as_text(rows[3], 4),
     ]
@@ -276,32 +278,41 @@ def test_a_model_that_makes_more_of_ids(before: int) -> None:
         assert int(answer[at, -1]) == int(right[-1].argmax())
 
 
-class TakesIdsAlone(LlamaForCausalLM):
-    """Refuses embeddings, so that it is run on ids by every way it has."""
+class MakesMoreOfIds(LlamaForCausalLM):
+    """Takes ids alone, and adds something of each to the logits behind it."""
 
-    def forward(self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    more: torch.Tensor
+
+    def forward(self, input_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any) -> Any:
         if inputs_embeds is not None:
             raise ValueError("ids, please")
-        return super().forward(*args, **kwargs)
+        output = super().forward(input_ids, **kwargs)
+        output.logits = output.logits + self.more[input_ids][:, -output.logits.shape[1] :]
+        return output
 
 
 @pytest.mark.parametrize("way", ["prefix", "concatenation"])
-def test_a_model_of_ids_alone(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_beside_embeddings_on_every_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = build("llama", tie_word_embeddings=False)
-    base = TakesIdsAlone(plain.config).eval()
+    base = MakesMoreOfIds(plain.config).eval()
     base.load_state_dict(plain.state_dict())
+    base.more = torch.randn(128, 128, generator=torch.Generator().manual_seed(1))
     model = prompted(base, 4)
-    assert model.capability.filler_id is not None
+    filler = model.capability.filler_id
+    assert filler is not None
     assert model.capability.prefix
     assert_on_way(model, way, 4, monkeypatch)
     rows = rows_of(4)
     ids, mask = padded(rows, "left")
     with torch.no_grad():
         logits = model(ids, attention_mask=mask).logits
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False, eos_token_id=None)
     for at, row in enumerate(rows):
-        with torch.no_grad():
-            wanted = plain(as_text(row, 4)[None]).logits[0, 4:]
-        assert relative_error(logits[at][mask[at].bool()], wanted) < 1e-5
-        answer = hard_answer(plain, as_text(row, 4))[0]
-        assert torch.equal(out[at, ids.shape[1] :][: len(answer)], answer)
+        read = row
+        for step in range(4):
+            with torch.no_grad():
+                right = plain(as_text(read, 4)[None]).logits[0, 4:] + base.more[read.masked_fill(read < 0, filler)]
+            if not step:
+                assert relative_error(logits[at][mask[at].bool()], right) < 1e-5
+            read = torch.cat([read, right[-1:].argmax(dim=-1)])
+        assert torch.equal(out[at, ids.shape[1] :], read[len(row) :][:3])

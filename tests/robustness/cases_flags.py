@@ -138,6 +138,74 @@ FLAGS = (
         ("{instruktion}", "Did you mean '{instruction}'"),
     ),
     Case(_F, "a template without an answer", _flags(template="{instruction}"), ("0 times {output}",)),
+    *(
+        Case(
+            _F,
+            f"a template with {block}",
+            _flags(template=f"{block}{{instruction}}{{output}}"),
+            (f"'{block}', which is no place for virtual tokens", "Write {prompt:3}"),
+        )
+        for block in ("{prompt:0}", "{prompt:x}", "{prompt:1e3}")
+    ),
+    Case(
+        _F,
+        "a template with {prompt} beside another block",
+        _flags(template="{prompt}{instruction}{prompt:2}{output}"),
+        ("does not say how many virtual tokens {prompt} is", "Write {prompt:3}"),
+    ),
+    Case(
+        _F,
+        "a template with {prompt} twice under one name",
+        _flags(template="{prompt:2:a}{instruction}{prompt:2:a}{output}"),
+        ("has {prompt} twice under the name 'a'", "another name"),
+    ),
+    Case(
+        _F,
+        "a template with virtual tokens after the answer",
+        _flags(template="{instruction}{output}{prompt:2}"),
+        ("{prompt:2} after {output}", "Put it before {output}"),
+    ),
+    Case(
+        _F,
+        "a template with virtual tokens and no answer",
+        _flags(template="{prompt:2}{instruction}"),
+        ("0 times {output}",),
+    ),
+    Case(
+        _F,
+        "other virtual tokens than the template has",
+        _flags(template="{prompt:2}{instruction}{prompt:3}{output}", num_virtual_tokens=4),
+        ("num_virtual_tokens=4, but the template has 5: {prompt:2}, {prompt:3}", "Leave num_virtual_tokens out"),
+    ),
+    Case(
+        _F,
+        "more virtual tokens in the template than context",
+        _flags(template="{instruction}{prompt:9999}{output}"),
+        (f"context of {CONTEXT} tokens",),
+    ),
+    Case(
+        _F,
+        "a text without a question for a template with virtual tokens inside",
+        lambda at: at.on_data("x.txt", "One text.\n", template="{instruction}{prompt:2}{output}"),
+        ("a text without a question has no place for {prompt:2}", "at its start"),
+    ),
+    Case(
+        _F,
+        "a template without a place for the prompt's virtual tokens",
+        lambda at: ["generate", at.configured(tokens_in_text=2), "x"],
+        ("'tutorial' has no {prompt:N}", "4 virtual tokens, 2 of them inside the text", "was trained with"),
+    ),
+    *(
+        Case(
+            _F,
+            f"virtual tokens inside the text exported to {form}",
+            lambda at, form=form: [
+                *("export", at.configured(tokens_in_text=2), "--to", form, "--output", at.at / "x.safetensors"),
+            ],
+            ("2 of the prompt's 4 virtual tokens stand inside the text", "puts all of them before it"),
+        )
+        for form in ("peft", "embeds")
+    ),
     Case(_F, "a name of 100,000 characters", _flags(encoder="x" * 100_000), ("unknown encoder 'xxx", "Known: ")),
     Case(
         _F,

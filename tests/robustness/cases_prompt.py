@@ -292,6 +292,18 @@ PROMPT = (
     ),
     Case(
         _G,
+        "more virtual tokens inside the text than there are",
+        lambda at: _inspect(at.configured(tokens_in_text=5)),
+        ("tokens_in_text must be from 0 to num_virtual_tokens=4, not 5",),
+    ),
+    Case(
+        _G,
+        "a template with 4 x 10^7 virtual tokens",
+        lambda at: _generate(at.prompt(template="{prompt:9999}" * 4000 + "{input}{output}")),
+        ("{prompt:9999}, …, and the prompt in", "4 virtual tokens, 0 of them inside the text"),
+    ),
+    Case(
+        _G,
         "an encoder 10^30 wide",
         lambda at: at.train(init_from=at.configured(encoder_hidden_size=10**30)),
         ("do not fit its configuration",),

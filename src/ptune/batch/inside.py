@@ -3,7 +3,8 @@
 Virtual token `k` of a row's prompt goes by the id `-1 - k` (see `ptune.data.blocks`). Of a prompt the first virtual
 tokens stand before the text and are no part of a row; the rest stand inside it, each once and in order.
 
-Shapes: `B` rows, `N` tokens, `P` virtual tokens of a prompt, `K` of all prompts together, `D` token dimension.
+Shapes: `B` rows, `N` tokens of all rows, `T` of padded ones, `P` virtual tokens of a prompt, `A` of them before the
+text, `K` of all prompts together, `D` token dimension.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ class Inside:
     starts: tuple[int, ...]
     """For each of the `B` rows where the vectors of its prompt begin among the `K`; 0 where nothing stands in it."""
 
-    def placed(self, embeds: torch.Tensor, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """`(N, D)`: the embeddings, with the vectors of virtual tokens in their places. Nobody waits for a device.
+    def placed(self, embeds: torch.Tensor, ids: torch.Tensor, lengths: Sequence[int] = ()) -> torch.Tensor:
+        """The embeddings, with the vectors of virtual tokens in their places. Nobody waits for a device.
 
         Args:
-            embeds: `(N, D)`, anything at virtual tokens.
-            ids: `(N,)`, of rows one after another.
-            lengths: Tokens of each of the `B` rows.
+            embeds: `(N, D)` or `(B, T, D)`, anything at virtual tokens.
+            ids: `(N,)`, of rows one after another, or `(B, T)`.
+            lengths: Tokens of each of the `B` rows that are one after another.
         """
         at = (-1 - ids).clamp_min(0)
         if any(self.starts):
-            starts = torch.tensor(self.starts).repeat_interleave(torch.tensor(lengths))
+            starts = torch.tensor(self.starts)
+            starts = starts[:, None] if ids.dim() > 1 else starts.repeat_interleave(torch.tensor(lengths))
             at = at + starts.to(ids.device, non_blocking=True)
         # In float32 at least: autograd sums what the rows send back.
         table = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))

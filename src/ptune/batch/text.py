@@ -144,13 +144,23 @@ class Text:
         if self.embeds is not None:
             return self.embeds
         assert self.ids is not None
-        ids, layer = self.ids_by(0), model.get_input_embeddings()
+        layer = model.get_input_embeddings()
         if changes_output(layer):
             # Noise on embeddings (NEFTune) goes by the length of the padded rows.
-            embeds: torch.Tensor = self.flat(layer(self.padded(ids)))
-        else:
-            embeds = layer(ids[None])[0]
+            return self.flat(self.padded_embeddings(model))
+        embeds: torch.Tensor = layer(self.ids_by(0)[None])[0]
         return embeds if self.inside is None else self.inside.placed(embeds, self.ids, self.lengths)
+
+    def padded_embeddings(self, model: PreTrainedModel) -> torch.Tensor:
+        """`(B, T, D)`: the same, every row at the left."""
+        if self.embeds is not None:
+            return self.padded(self.embeds)
+        assert self.ids is not None
+        ids = self.padded(self.ids)
+        if self.inside is None:
+            embeds: torch.Tensor = model.get_input_embeddings()(ids)
+            return embeds
+        return self.inside.placed(model.get_input_embeddings()(real_ids(ids, 0)), ids)
 
     def ids_by(self, filler: int) -> torch.Tensor:
         """`(N,)`: ids of the vocabulary, a filler for every virtual token."""

@@ -27,7 +27,7 @@ from ptune.recipe import TrainRecipe
 if TYPE_CHECKING:
     from ptune.data.template import Template
 
-_BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,5})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
+_BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,3})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ def read_blocks(placeholders: Sequence[tuple[str, bool]], template: str, virtual
         found = _BLOCK.fullmatch(text)
         if found is None:
             raise ConfigError(
-                f"the template {template} has {shown('{' + text + '}')}, which says no number of virtual tokens.",
-                hint="Write {prompt:3}, or {prompt:3:name}; {{prompt:…}} for the text itself.",
+                f"the template {template} has {shown('{' + text + '}')}, which is no place for virtual tokens.",
+                hint="Write {prompt:3} (1 to 9999), or {prompt:3:name}; {{prompt:…}} for the text itself.",
             )
         if found[1] is None and (len(placeholders) > 1 or virtual_tokens is None):
             raise ConfigError(

@@ -75,11 +75,8 @@ class WholeRows:
             ids = torch.cat([self.ids.repeat_interleave(repeats, dim=0), input_ids[:, text_width:]], dim=1)
             starts = tuple(start for start in inside.starts for _ in range(repeats))
             embeds = layer(real_ids(ids, filler_id or 0))
-            placed = Inside(inside.vectors, starts).placed(
-                embeds.flatten(0, 1), ids.flatten(), [ids.shape[1]] * len(ids)
-            )
             beside = None if filler_id is None else real_ids(ids, filler_id)
-            return {"inputs_embeds": placed.view_as(embeds), "input_ids": beside}
+            return {"inputs_embeds": Inside(inside.vectors, starts).placed(embeds, ids), "input_ids": beside}
 
         def whole_forward(
             input_ids: torch.Tensor,

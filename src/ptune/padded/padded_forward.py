@@ -75,7 +75,7 @@ def prefixed_output(
         run, inputs = model, {"input_ids": text.padded(text.ids)}
     else:
         beside = None if filler_id is None or text.ids is None else text.padded(text.ids_by(filler_id), filler_id)
-        run, inputs = fed(model, text.padded(text.embeddings(model)), beside)
+        run, inputs = fed(model, text.padded_embeddings(model), beside)
     return run(
         **inputs,
         attention_mask=prefix.attention_mask(None, text.rows, text.longest),
