@@ -34,6 +34,11 @@ class Choice:
     init: str
     learning_rate: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.encoder}, {self.num_virtual_tokens} virtual tokens, start {self.init}, rate {self.learning_rate:g}"
+        )
+
     def recipe(self, recipe: TrainRecipe, folder: Path) -> TrainRecipe:
         """The recipe that trains this choice into a folder."""
         return replace(
