@@ -68,7 +68,9 @@ class TuneSettings:
         + ")",
     )
     trials: int = _flag(_STUDY, 20, "trials in all, those of other processes and of earlier runs counted")
-    time_limit: float | None = _flag(_STUDY, None, "begin no trial after so many minutes", metavar="MINUTES")
+    time_limit: float | None = _flag(
+        _STUDY, None, "begin no trial after so many minutes of this run", metavar="MINUTES"
+    )
     measurements: int = _flag(
         _STUDY, 4, "times that the held-out loss of a trial is measured: at its end, half of it, a quarter, …"
     )
