@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ptune.cli import compare, export, import_, inspect, plan, train
+from ptune.cli import compare, export, import_, inspect, plan, train, tune
 from ptune.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +136,7 @@ def test_commands_and_flags_exist(name: str) -> None:
     trainer = {
         "--learning-rate", "--num-train-epochs", "--max-steps", "--report-to", "--load-best-model-at-end",
     }  # fmt: skip
-    own = (train, compare, plan, inspect, export, import_)
+    own = (train, tune, compare, plan, inspect, export, import_)
     known = {*(flag for command in own for flag in command.build_parser().flags()), *trainer, "--compare"}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known
 

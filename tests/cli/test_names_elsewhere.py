@@ -11,6 +11,7 @@ from ptune.cli import generate
 from ptune.cli.names_elsewhere import ELSEWHERE, meant
 from ptune.cli.recipe_file import own_names
 from ptune.cli.trainer_flags import trainer_names
+from ptune.tuning.tune_settings import TuneSettings
 
 MEANT = {
     "--pre-seq-len": "--num-virtual-tokens",
@@ -47,7 +48,7 @@ def test_where_the_command_has_no_such_flag_spelling_decides():
 
 
 def test_every_name_is_unknown_and_every_meaning_is_known():
-    trained = {*own_names(), *trainer_names()}
+    trained = {*own_names(), *own_names(TuneSettings), *trainer_names()}
     answered = {flag.removeprefix("--").replace("-", "_") for flag in generate.build_parser().flags()}
     for sense, names in ELSEWHERE.items():
         field = sense.split()[0]

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
     "README.zh.md",
-    *(f"docs/{name}.md" for name in ("index", "training", "data", "saving", "compare")),
+    *(f"docs/{name}.md" for name in ("index", "training", "tune", "data", "saving", "compare")),
 ]
 MODELS = ("Qwen/Qwen2.5-0.5B", "bigscience/bloom-1b1", "builtin:smollm2-135m", "MODEL")
 DATA, ARROW = ("my_data.json", "old.json", "new.jsonl"), "alpaca_en"
@@ -32,6 +32,7 @@ SHORTER = {
     "train": ("--max-steps", "2", "--overwrite", "--report-to", "none"),
     "compare": ("--max-steps", "2", "--overwrite", "--num-virtual-tokens", "3", "--methods", "mlp"),
     "import": ("--overwrite",),
+    "tune": ("--max-steps", "2", "--overwrite", "--num-virtual-tokens", "3", "--trials", "2"),
     "plan": ("--max-length", "96"),  # the small model has room for 128 tokens
 }
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)

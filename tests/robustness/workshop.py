@@ -43,7 +43,7 @@ class Kit:
         _tokenizer().save_pretrained(model)
         rows.write_text(ROWS, encoding="utf-8")
         prompt = folder / "prompt"
-        done = run(*train_words(model, rows, prompt, max_steps=1, num_virtual_tokens=4))
+        done = run(*train_words(model, rows, prompt, max_steps=1, num_virtual_tokens=4, encoder="mlp"))
         assert done.code == 0, done.err
         return cls(model, prompt)
 

@@ -16,11 +16,21 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from commands import SOURCES, run
 from ptune import TuneSettings
 from ptune.errors import ConfigError, OutputError
-from ptune.tuning.study import PROCESS, counted, give_up_dead, open_study, place_of, shown_url, this_process
+from ptune.tuning.study import (
+    PROCESS,
+    SILENT_SECONDS,
+    counted,
+    give_up_dead,
+    note_process,
+    open_study,
+    place_of,
+    shown_url,
+)
 from ptune.tuning.trial import Watch
 from tuning.conftest import Tune, outcome, results
 
@@ -103,7 +113,7 @@ def test_more_trials_and_no_more_time(searched: Path, tmp_path: Path):
     folder = Path(shutil.copytree(searched, tmp_path / "out"))
     assert run("tune", "--resume", "--output", folder, "--trials", 11, "--time-limit", 1e-9).code == 0
     assert outcome(folder) == outcome(searched)
-    ran = run("tune", "--resume", folder, "--trials", 11)
+    ran = run("tune", "--resume", folder, "--trials", 11, "--time-limit", 10)
     assert ran.code == 0, ran.err
     assert outcome(folder)[:10] == outcome(searched)
     assert len(outcome(folder)) == 11
@@ -175,15 +185,20 @@ def test_only_trials_of_processes_that_are_gone_are_given_up(tmp_path: Path):
     study = open_study(url_of(tmp_path), TuneSettings(), ABOUT, resume=False, overwrite=False)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    mine = this_process()
-    owners = [mine, {**mine, "pid": gone.pid}, {**mine, "began": 1.0}, {**mine, "host": "elsewhere", "pid": gone.pid}]
-    for owner in owners:
-        study.ask().set_user_attr(PROCESS, owner)
-    study.ask()  # of a process that was killed before it said who it is
+    changes: list[dict[str, Any]] = [
+        {},
+        {"pid": gone.pid},
+        {"began": 1.0},
+        {"host": "elsewhere", "pid": gone.pid},
+        {"host": "elsewhere", "seen": time.time() - SILENT_SECONDS},
+    ]
+    for change in changes:
+        trial = study.ask()
+        note_process(trial)
+        trial.set_user_attr(PROCESS, {**trial.user_attrs[PROCESS], **change})
     give_up_dead(study)
-    states = [trial.state.name for trial in study.trials]
-    assert states == ["RUNNING", "FAIL", "FAIL", "RUNNING", "RUNNING"]
-    assert [place_of(study, number) for number in (0, 3, 4)] == [0, 1, 2]
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "FAIL", "FAIL", "RUNNING", "FAIL"]
+    assert [place_of(study, number) for number in (0, 3, 5)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +244,28 @@ def test_a_database_that_cannot_be_opened(url: str, said: str):
         open_study(url, TuneSettings(), ABOUT, resume=False, overwrite=False)
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("CREATE TABLE studies", {}, Exception("table studies already exists")),
+        IntegrityError("INSERT INTO alembic_version", {}, Exception("UNIQUE constraint failed")),
+    ],
+)
+def test_another_process_makes_the_tables_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    storage, errors = optuna.storages.RDBStorage, [error]
+
+    def racing(*args: Any, **kwargs: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return storage(*args, **kwargs)
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", racing)
+    assert open_study(url_of(tmp_path), TuneSettings(), ABOUT, resume=False, overwrite=False).trials == []
+    assert not errors
 
 
 def test_passwords_are_not_written_down(tmp_path: Path):

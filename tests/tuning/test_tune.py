@@ -139,16 +139,16 @@ def test_the_model_is_loaded_once_and_stays_as_it_was(recipe: TrainRecipe, monke
 def test_first_trial_is_the_recipe_and_the_next_are_spread():
     recipe = TrainRecipe(model="m", data="d", output="o", eval_rows=1, num_virtual_tokens=20)
     settings = TuneSettings()
-    first = given_choice(0, settings, recipe, 1)
-    assert first == {"encoder": recipe.encoder, "num_virtual_tokens": 20, "init": "random", "times_own_rate": 1.0}
+    first = given_choice(0, settings, recipe, LEARNING_RATES, 1)
+    assert first == {"encoder": recipe.encoder, "num_virtual_tokens": 20, "init": "vocab", "times_own_rate": 1.0}
     for seed in (1, 2, 42):
-        spread = [given_choice(place, settings, recipe, seed) or {} for place in range(1, 9)]
+        spread = [given_choice(place, settings, recipe, LEARNING_RATES, seed) or {} for place in range(1, 9)]
         rates = sorted(one["times_own_rate"] for one in spread)
         eighths = [0.1 * 100 ** (number / 8) for number in range(9)]
         assert all(low <= rate < high for low, rate, high in zip(eighths[:-1], rates, eighths[1:], strict=True))
         assert sorted(one["encoder"] for one in spread) == sorted(2 * settings.encoder)
         assert sorted(one["num_virtual_tokens"] for one in spread) == sorted(2 * settings.num_virtual_tokens)
-    assert given_choice(9, settings, recipe, 1) is None
+    assert given_choice(9, settings, recipe, LEARNING_RATES, 1) is None
 
 
 def test_a_range_of_rates_holds_for_every_encoder(recipe: TrainRecipe):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptune.cli.flags import Parser, add_fields, dashed
-from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
+from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.comparison.settings import CompareSettings
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
 
     check_arguments(recipe, dict.fromkeys(given))
     args = make_arguments(recipe, trainer or trainer_parser("compare"), rest, {}, None)
-    comparison = compare(recipe, settings, {name: _plain(getattr(args, name)) for name in sorted(given)}, console())
+    comparison = compare(recipe, settings, given_values(args, given), console())
     if as_json:
         print(json.dumps(comparison.to_dict()))
     else:
@@ -101,8 +101,3 @@ def _recipe(values: dict[str, Any]) -> TrainRecipe:
         return TrainRecipe(**values)
     except ConfigError as error:
         raise ConfigError(error.message, hint="See ptune compare --help.") from error
-
-
-def _plain(value: Any) -> Any:
-    """A training argument as a value that JSON has: enums by their value."""
-    return getattr(value, "value", value)

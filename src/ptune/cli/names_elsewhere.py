@@ -44,6 +44,7 @@ ELSEWHERE = {
     "overwrite": "overwrite_output_dir overwrite_cache",
     "num_proc": "preprocessing_num_workers num_workers",
     "max_new_tokens": "max_tokens new_tokens max_gen_len max_length",
+    "trials": "n_trials num_trials max_trials",
     "num_beams": "beams beam_size beam_width",
 }
 """What is meant, a value behind it where the name elsewhere is a switch → the names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -104,6 +104,11 @@ def given_names(words: Sequence[str], values: Mapping[str, Any]) -> set[str]:
     """The training arguments that the command line or the recipe file name; `--no-X` names X."""
     flags = {word.partition("=")[0] for word in dashed(words) if word.startswith("--")}
     return {flag.removeprefix("--").replace("-", "_").removeprefix("no_") for flag in flags} | set(values)
+
+
+def given_values(args: Any, names: Collection[str]) -> dict[str, Any]:
+    """The training arguments of these names as plain values: enums by their value."""
+    return {name: getattr(found := getattr(args, name), "value", found) for name in sorted(names)}
 
 
 def make_arguments(

@@ -11,7 +11,7 @@ from typing import Any
 from ptune.cli.flags import Parser, add_fields, dashed
 from ptune.cli.recipe_file import own_names, own_values, read_recipe
 from ptune.cli.train import check_keys
-from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
+from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.errors import ConfigError
 from ptune.recipe import TrainRecipe
 from ptune.tuning.tune_settings import NOT_HERE, SEARCHED, SETTINGS_FILE, TuneSettings
@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     from ptune.tuning.tune import tune
 
     args = make_arguments(recipe, trainer or trainer_parser("tune"), rest, foreign, file)
-    result = tune(recipe, settings, args, console(), given=given)
+    result = tune(recipe, settings, given_values(args, given), console())
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

@@ -111,7 +111,7 @@ class OptimizerStep(TrainerCallback):
         raise TrainingError(
             f"the gradient of the prompt is exactly 0 at step {self.trainer.state.global_step + 1}, where the loss "
             f"is {float(losses.sum()):.4g}: nothing would be learned; {self.last_good()}.",
-            hint="Either the model's products hand no gradient on, or the vectors are too large for float32. Try another "
+            hint="The model's products hand no gradient on, or the vectors are too large for float32. Try another "
             "dtype, another quantization or none, or a lower learning_rate.",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import optuna
 import torch
 from transformers import TrainingArguments
 
-from ptune.recipe import LEARNING_RATES, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.tuning.study import RATE
 from ptune.tuning.tune_settings import TuneSettings
 
@@ -34,6 +35,11 @@ class Choice:
     init: str
     learning_rate: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.encoder}, {self.num_virtual_tokens} virtual tokens, start {self.init}, rate {self.learning_rate:g}"
+        )
+
     def recipe(self, recipe: TrainRecipe, folder: Path) -> TrainRecipe:
         """The recipe that trains this choice into a folder."""
         return replace(
@@ -52,13 +58,13 @@ class Choice:
         return own
 
 
-def choose(trial: optuna.Trial, settings: TuneSettings, recipe: TrainRecipe) -> Choice:
-    """Ask the study for a choice, and note its learning rate in the trial."""
+def choose(trial: optuna.Trial, settings: TuneSettings, recipe: TrainRecipe, own_rates: Mapping[str, float]) -> Choice:
+    """Ask the study for a choice, and note its learning rate in the trial; `own_rates` are the encoders' own."""
     encoder = trial.suggest_categorical("encoder", list(settings.encoder))
     length = trial.suggest_categorical("num_virtual_tokens", list(settings.num_virtual_tokens))
     init = trial.suggest_categorical("init", list(settings.inits(recipe)))
     if settings.learning_rate is None:
-        own = LEARNING_RATES[encoder]
+        own = own_rates[encoder]
         low, high = own * LEAST_TIMES, own * MOST_TIMES
         rate = own * trial.suggest_float(OWN_RATE, LEAST_TIMES, MOST_TIMES, log=True)
     else:
@@ -69,7 +75,9 @@ def choose(trial: optuna.Trial, settings: TuneSettings, recipe: TrainRecipe) -> 
     return Choice(encoder, length, init, rate)
 
 
-def given_choice(place: int, settings: TuneSettings, recipe: TrainRecipe, seed: int) -> dict[str, Any] | None:
+def given_choice(
+    place: int, settings: TuneSettings, recipe: TrainRecipe, own_rates: Mapping[str, float], seed: int
+) -> dict[str, Any] | None:
     """What the first trials take, by the study's names; None where the study is to draw.
 
     The first of all is the recipe as it is, as far as that is searched. The next eight are spread evenly: a scrambled
@@ -87,8 +95,8 @@ def given_choice(place: int, settings: TuneSettings, recipe: TrainRecipe, seed: 
         *shares, share = engine.draw(place, dtype=torch.float64)[-1].tolist()
         chosen = {name: options[name][int(part * len(options[name]))] for name, part in zip(names, shares, strict=True)}
         return {**chosen, rate_name: low * (high / low) ** share}
-    start = recipe.init or ("random" if recipe.init_text is None else "text")
+    start = recipe.init or ("vocab" if recipe.init_text is None else "text")
     own = {"encoder": recipe.encoder, "num_virtual_tokens": recipe.num_virtual_tokens, "init": start}
     chosen = {name: own[name] if own[name] in options[name] else options[name][0] for name in names}
-    rate = 1.0 if relative else LEARNING_RATES[chosen["encoder"]]
+    rate = 1.0 if relative else own_rates[chosen["encoder"]]
     return {**chosen, rate_name: rate if low <= rate <= high else math.sqrt(low * high)}

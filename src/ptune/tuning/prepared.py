@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from ptune.data.template import get_template
 from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
 from ptune.loading.load import load_tokenizer
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import TrainRecipe
+from ptune.prompt.default_rate import default_learning_rate
+from ptune.recipe import ENCODER_NAMES, TrainRecipe
 from ptune.training.batches import Collator, batches_line, budget_sampler, choose_collator
 from ptune.training.recorded import SAME_ARGUMENTS, SCHEDULE_ARGUMENTS, data_digest, recorded_arguments
 from ptune.training.result import show_line, show_rows
@@ -47,6 +48,8 @@ class Prepared:
     rows: Rows
     model: PTunedModel
     """Without a prompt between trials."""
+    own_rates: Mapping[str, float]
+    """The default learning rate of each encoder in front of this model."""
     collate: Collator
     console: Console
 
@@ -102,5 +105,6 @@ def prepare(
     collate = choose_collator(recipe, args, model, tokenizer, given)
     return Prepared(
         folder=Path(recipe.output), settings=settings, recipe=recipe, args=args, tokenizer=tokenizer, rows=rows,
-        model=model, collate=collate, console=console,
+        model=model, own_rates={name: default_learning_rate(model.base, name) for name in ENCODER_NAMES},
+        collate=collate, console=console,
     )  # fmt: skip

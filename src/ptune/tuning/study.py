@@ -5,7 +5,7 @@ depends on the seed, its place and the trials that have ended, on nothing else: 
 if nothing had happened, and the trial that was cut off is drawn and run again.
 
 Processes share a study through the database alone. A trial whose process has gone is given up: at once when it ran on
-this machine, else when nothing was heard of it for some minutes (optuna's heartbeat).
+this machine, else when nothing was heard of it for an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +26,16 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ptune.errors import ConfigError, OutputError, first_line, shown
 from ptune.tuning.tune_settings import TuneSettings
 
-HEARTBEAT_SECONDS, GRACE_SECONDS = 30, 300
+SILENT_SECONDS = 3600
+"""After which a trial on another machine counts as given up."""
 LOCK_SECONDS = 60
 """How long SQLite waits for another process's write."""
+_ATTEMPTS, _PAUSE_SECONDS = 10, 0.2
 _ABOUT = "ptune"
 """What a study notes of its task."""
 PROCESS, RATE, FAULT = "process", "learning_rate", "fault"
@@ -107,19 +110,23 @@ def open_study(
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:
-    """A database with the heartbeat of trials. Raises what its library raises; `OutputError` where it is none."""
+    """A database. Raises what its library raises for one that is out of order; `OutputError` where it is none."""
     options = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        try:
-            return optuna.storages.RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-            )
-        except (ImportError, RuntimeError, ValueError, KeyError, IndexError) as error:
-            raise OutputError(
-                f"the study's database {shown_url(url)} cannot be opened: {first_line(error)}.",
-                hint="Write --storage as optuna and SQLAlchemy do: sqlite:///study.db, postgresql://USER@HOST/NAME.",
-            ) from error
+    try:
+        for _ in range(_ATTEMPTS):
+            try:
+                return optuna.storages.RDBStorage(url, engine_kwargs=options)
+            except DBAPIError as error:
+                if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                    raise
+                # Another process makes the tables of a new database at the same moment.
+                time.sleep(_PAUSE_SECONDS)
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except (ImportError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise OutputError(
+            f"the study's database {shown_url(url)} cannot be opened: {first_line(error)}.",
+            hint="Write --storage as optuna and SQLAlchemy do: sqlite:///study.db, postgresql://USER@HOST/NAME.",
+        ) from error
 
 
 def _check_same(before: Any, now: Mapping[str, Mapping[str, Any]], where: str) -> None:
@@ -171,20 +178,28 @@ def place_of(study: optuna.Study, number: int) -> int:
     return sum(trial.number < number for trial in counted(study))
 
 
-def this_process() -> dict[str, Any]:
-    """What tells this process from every other one."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+def note_process(trial: optuna.Trial) -> None:
+    """Note in a trial who runs it, and that it is alive."""
+    began = psutil.Process().create_time()
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "began": began, "seen": time.time()}
+    trial.set_user_attr(PROCESS, who)
 
 
-def give_up_dead(study: optuna.Study) -> None:
-    """Give up the trials of processes of this machine that run no more."""
+def give_up_dead(study: optuna.Study) -> list[int]:
+    """Give up the trials whose processes run no more; their numbers."""
+    gone = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        process = trial.user_attrs.get(PROCESS)
-        if isinstance(process, dict) and process.get("host") == socket.gethostname() and not _runs(process):
+        began = 0.0 if trial.datetime_start is None else trial.datetime_start.timestamp()
+        if not _runs(trial.user_attrs.get(PROCESS) or {"host": None, "seen": began}):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            gone.append(trial.number)
+    return gone
 
 
 def _runs(process: Mapping[str, Any]) -> bool:
+    """Whether a process runs; on another machine, whether it was heard of lately."""
+    if process["host"] != socket.gethostname():
+        return bool(time.time() - process["seen"] < SILENT_SECONDS)
     try:
         return bool(psutil.Process(process["pid"]).create_time() == process["began"])
     except psutil.NoSuchProcess:

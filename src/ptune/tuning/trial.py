@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,12 @@ from ptune.training.train import add_new_prompt, build_trainer, result_of
 from ptune.training.trainer import PTuneTrainer
 from ptune.tuning.choice import Choice
 from ptune.tuning.prepared import Prepared
-from ptune.tuning.study import FAULT, pruner_called
+from ptune.tuning.study import FAULT, note_process, pruner_called
 from ptune.tuning.tune_progress import TuneProgress
 
 BEST, LOCK = "best", ".best.lock"
+NOTE_SECONDS = 60
+"""How often a trial notes that it is alive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,13 @@ class Course:
     stop: StopRequest
 
 
-def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float:
-    """Train a choice; gives its held-out loss, and keeps its prompt where there is no better one.
+def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float | None:
+    """Train a choice, and keep its prompt where there is no better one.
+
+    Returns:
+        Its held-out loss; None where it was given up, or could not go on (the trial then notes the fault).
 
     Raises:
-        optuna.TrialPruned: It was given up, or could not go on (the trial then notes the fault).
         RunStoppedError: The user stopped the search.
         ConfigError: The prompt does not fit the model.
     """
@@ -64,12 +69,10 @@ def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float:
     working = OutputFolder(working_folder(at.folder, trial.number), overwrite=True)
     working.claim()
     try:
-        result = _train(course, trial, choice, working)
-        assert result.after is not None
-        return result.after.loss
+        return _train(course, trial, choice, working)
     except TrainingError as error:
         trial.set_user_attr(FAULT, one_line(error))
-        raise optuna.TrialPruned from error
+        return None
     finally:
         if at.model.prompt_names:
             at.model.delete_prompt(DEFAULT_PROMPT)
@@ -79,7 +82,7 @@ def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float:
             torch.cuda.empty_cache()
 
 
-def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputFolder) -> TrainResult:
+def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputFolder) -> float | None:
     at = course.at
     recipe, args = choice.recipe(at.recipe, working.path), choice.arguments(at.args, working.path)
     details = prompt_details(recipe, args, at.tokenizer, at.rows)
@@ -95,7 +98,7 @@ def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputF
         with PeakMemory() as peak:
             outcome = trainer.train()
         if watch.pruned:
-            raise optuna.TrialPruned
+            return None
         check_finite(at.model)
         result = result_of(
             trainer, outcome, at.rows, folder=working.path, model=at.model, tokenizer=at.tokenizer,
@@ -105,7 +108,8 @@ def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputF
     finally:
         # Mixed precision has wrapped the model's forward; the next trainer wraps it again.
         trainer.accelerator.unwrap_model(at.model, keep_fp32_wrapper=False)
-    return result
+    assert watch.last is not None
+    return watch.last.loss
 
 
 class Watch(TrainerCallback):
@@ -122,6 +126,7 @@ class Watch(TrainerCallback):
         self.last: HeldOutLoss | None = None
         self.pruned = False
         self._steps: tuple[int, ...] = ()
+        self._noted = time.monotonic()
 
     @override
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -145,6 +150,9 @@ class Watch(TrainerCallback):
                 signal_number=number,
             )
         self.course.progress.step(step, state.max_steps)
+        if time.monotonic() > self._noted + NOTE_SECONDS:
+            note_process(self.trial)
+            self._noted = time.monotonic()
         if step not in self._steps:
             return
         assert at.rows.held_out_tokens is not None

@@ -23,7 +23,7 @@ def show_trials(result: TuneResult, console: Console) -> None:
     console.print(table)
     best = result.best
     show_line(
-        f"best: trial {best.trial}, {best.what()}: held-out loss {best.held_out_loss:.4f} (frozen model alone "
+        f"best: trial {best.trial}, {best.choice()}: held-out loss {best.held_out_loss:.4f} (frozen model alone "
         f"{result.frozen_loss:.4f})",
         console,
     )

@@ -6,40 +6,40 @@ rows that are tokenized once. So the best prompt is there when the search ends, 
 
 from __future__ import annotations
 
-import copy
 import shlex
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import TrialState
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ptune.errors import ConfigError, PTuneError, RunStoppedError, TrainingError
+from ptune.errors import ConfigError, RunStoppedError, TrainingError
 from ptune.evaluation.held_out_loss import HeldOutLoss
 from ptune.recipe import TrainRecipe
 from ptune.saved.files import make_folder
+from ptune.training.processes import take_over_sharding
 from ptune.training.result import show_line
 from ptune.training.signals import StopRequest
 from ptune.training.train import measure, training_arguments
 from ptune.tuning.choice import SPREAD, choose, given_choice
 from ptune.tuning.prepared import Prepared, prepare
 from ptune.tuning.study import (
-    PROCESS,
     counted,
     give_up_dead,
+    note_process,
     open_study,
     place_of,
     sampler_at,
     storage_faults,
-    this_process,
 )
 from ptune.tuning.trial import BEST, Course, best_loss, run_trial, working_folder
 from ptune.tuning.tune_files import (
@@ -52,21 +52,15 @@ from ptune.tuning.tune_files import (
     write_results,
 )
 from ptune.tuning.tune_progress import TuneProgress
-from ptune.tuning.tune_result import TuneResult, best_of, described, ended_trials, trial_result
+from ptune.tuning.tune_result import TuneResult, best_of, ended_trials, trial_result
 from ptune.tuning.tune_settings import TuneSettings, check_search
-
-
-class _EnoughError(Exception):
-    """Other processes have begun the last trials meanwhile."""
 
 
 def tune(
     recipe: TrainRecipe,
     settings: TuneSettings | None = None,
-    arguments: TrainingArguments | Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
     console: Console | None = None,
-    *,
-    given: Collection[str] | None = None,
 ) -> TuneResult:
     """Search for the encoder, number of virtual tokens, start and learning rate with the lowest held-out loss.
 
@@ -75,9 +69,8 @@ def tune(
     Args:
         recipe: Model, data, and what is the same for all trials; the search goes to its `output`.
         settings: What is searched, and how long.
-        arguments: `TrainingArguments` by name, the same for all trials (max_steps, …); or all of them, as an object.
+        arguments: `TrainingArguments` by name, the same for all trials (max_steps, per_device_train_batch_size, …).
         console: Where to report; standard error by default.
-        given: Names of the training arguments that somebody chose; those of `arguments` where they are a mapping.
 
     Returns:
         Every trial, and the best one with its prompt folder and recipe.
@@ -85,14 +78,10 @@ def tune(
     Raises:
         PTuneError: Anything the user can fix.
     """
-    chosen, say = settings or TuneSettings(), console or Console(stderr=True)
-    if given is None:
-        given = arguments if isinstance(arguments, Mapping) else ()
+    chosen, given, say = settings or TuneSettings(), dict(arguments or {}), console or Console(stderr=True)
     check_search(chosen, recipe, given)
-    if not isinstance(arguments, TrainingArguments):
-        arguments = training_arguments(recipe, arguments or {})
-    args = _for_trials(arguments)
-    values = {name: _plain(getattr(args, name)) for name in sorted(given)}
+    args = training_arguments(recipe, {**given, "save_strategy": "no", "eval_strategy": "no"})
+    check_one_process(args)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder, resume = Path(recipe.output), chosen.resume not in (None, False)
     check_folder(folder, resume=resume, overwrite=recipe.overwrite)
@@ -101,7 +90,7 @@ def tune(
     if chosen.storage is None:
         make_folder(folder)
     study = open_study(url, chosen, at.task(), resume=resume, overwrite=recipe.overwrite)
-    claim_folder(folder, recipe, chosen, values, overwrite=recipe.overwrite)
+    claim_folder(folder, recipe, chosen, given, overwrite=recipe.overwrite)
     at.show()
     before = measure(at.model, at.rows, at.collate, args, say, with_prompt=False)
     assert before is not None
@@ -111,24 +100,16 @@ def tune(
         storage_faults(url),
     ):
         _search(Course(at=at, before=before, progress=progress, stop=stop), study)
-    return _finish(at, study, before, values)
+    return _finish(at, study, before, given)
 
 
-def _for_trials(arguments: TrainingArguments) -> TrainingArguments:
-    """The training arguments without what a search does in its own way."""
-    if arguments.world_size > 1:
+def check_one_process(args: TrainingArguments) -> None:
+    """Raise `ConfigError` when several processes are to train one trial together."""
+    if take_over_sharding(args) or args.world_size > 1:
         raise ConfigError(
-            f"a search runs in one process, not in {arguments.world_size}.",
+            f"a search runs in one process, not in {args.world_size}.",
             hint="Start ptune tune several times with --resume, on one --output or --storage.",
         )
-    args = copy.copy(arguments)
-    args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-    return args
-
-
-def _plain(value: Any) -> Any:
-    """A training argument as a value that YAML has: enums by their value."""
-    return getattr(value, "value", value)
 
 
 def _search(course: Course, study: optuna.Study) -> None:
@@ -137,56 +118,42 @@ def _search(course: Course, study: optuna.Study) -> None:
     Raises:
         RunStoppedError: The user stopped it.
     """
-    at, settings = course.at, course.at.settings
-    limit = settings.time_limit
+    at, limit = course.at, course.at.settings.time_limit
     until = None if limit is None else time.monotonic() + 60 * limit
-    own_fault = False
-
-    def objective(trial: optuna.Trial) -> float:
-        nonlocal own_fault
-        own_fault = True
-        trial.set_user_attr(PROCESS, this_process())
-        place = place_of(study, trial.number)
-        if place >= settings.trials:
-            raise _EnoughError
-        seed = at.args.seed
-        study.sampler = sampler_at(place, seed, 1 + SPREAD, given_choice(place, settings, at.recipe, seed))
-        choice = choose(trial, settings, at.recipe)
-        course.progress.begin(
-            place,
-            described(choice.encoder, choice.num_virtual_tokens, choice.init, choice.learning_rate),
-            _best_loss(study),
-        )
+    while until is None or time.monotonic() < until:
+        for number in give_up_dead(study):
+            shutil.rmtree(working_folder(at.folder, number), ignore_errors=True)
+        if len(counted(study)) >= at.settings.trials:
+            return
+        trial = study.ask()
         try:
-            loss = run_trial(course, trial, choice)
-        except (UpdateFinishedTrialError, optuna.TrialPruned):
-            own_fault = False
+            _carry_out(course, study, trial)
+        except UpdateFinishedTrialError:
+            continue  # not heard of for long (a machine that slept), it was given up by another process
+        except BaseException as error:
+            with suppress(SQLAlchemyError, StorageInternalError):
+                study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            if isinstance(error, RunStoppedError):
+                error.hint = f"Go on with: ptune tune --resume {shlex.quote(str(at.folder))}"
             raise
-        own_fault = False
-        return loss
-
-    give_up_dead(study)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-        shutil.rmtree(working_folder(at.folder, trial.number), ignore_errors=True)
-    while len(counted(study)) < settings.trials and (until is None or time.monotonic() < until):
-        try:
-            study.optimize(objective, n_trials=1, callbacks=[partial(_tell, course.progress)])
-        except _EnoughError:
-            break
-        except RunStoppedError as error:
-            error.hint = f"Go on with: ptune tune --resume {shlex.quote(str(at.folder))}"
-            raise
-        except PTuneError:
-            raise
-        except ValueError:
-            # Not heard of for some minutes (a machine that slept), the trial was given up by another process.
-            if own_fault:
-                raise
 
 
-def _tell(progress: TuneProgress, study: optuna.Study, trial: FrozenTrial) -> None:
-    """Say what a trial gave."""
-    progress.done(trial_result(trial, place_of(study, trial.number)), _best_loss(study))
+def _carry_out(course: Course, study: optuna.Study, trial: optuna.Trial) -> None:
+    """Draw a trial, run it, and tell the study and the user what it gave."""
+    at, seed = course.at, course.at.args.seed
+    note_process(trial)
+    place = place_of(study, trial.number)
+    if place >= at.settings.trials:  # another process has begun the last one meanwhile
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    study.sampler = sampler_at(place, seed, 1 + SPREAD, given_choice(place, at.settings, at.recipe, at.own_rates, seed))
+    choice = choose(trial, at.settings, at.recipe, at.own_rates)
+    course.progress.begin(place, str(choice), _best_loss(study))
+    loss = run_trial(course, trial, choice)
+    state = TrialState.PRUNED if loss is None else TrialState.COMPLETE
+    ended = study.tell(trial, loss, state, skip_if_finished=True)
+    if ended.state is state:
+        course.progress.done(trial_result(ended, place), _best_loss(study))
 
 
 def _best_loss(study: optuna.Study) -> float | None:

@@ -21,10 +21,11 @@ from ptune.tuning.study import shown_url
 from ptune.tuning.trial import BEST
 from ptune.tuning.trials_plot import plot_trials
 from ptune.tuning.tune_result import TrialResult, TuneResult
-from ptune.tuning.tune_settings import SETTINGS_FILE, TuneSettings
+from ptune.tuning.tune_settings import NOT_HERE, SEARCHED, SETTINGS_FILE, TuneSettings
 
 DATABASE, RECIPE, RESULTS, PICTURE, AGAIN = "study.db", "best.yaml", "results.json", "trials.png", "best-again"
-_NOT_WRITTEN = ("overwrite", "resume", "force", "init_from", "encoder", "num_virtual_tokens", "init", "init_text")
+_NOT_WRITTEN = ("overwrite", "trust_remote_code", *NOT_HERE, *SEARCHED, "init_text")
+"""Of the recipe: what must be asked for again, is searched, or goes with what is searched."""
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

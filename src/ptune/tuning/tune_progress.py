@@ -71,5 +71,5 @@ class TuneProgress:
             said = loss + (" (the best so far)" if trial.held_out_loss == best else "")
         else:
             said = f"given up after step {trial.steps}, {loss}" if trial.fault is None else f"failed: {trial.fault}"
-        line = f"trial {trial.trial}/{self.total}: {trial.what()}: {said}, {clock(trial.seconds)}"
+        line = f"trial {trial.trial}/{self.total}: {trial.choice()}: {said}, {clock(trial.seconds)}"
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from ptune.tuning.choice import Choice
 from ptune.tuning.study import FAULT, RATE, counted
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
@@ -36,14 +37,9 @@ class TrialResult:
     fault: str | None
     """Why it could not go on."""
 
-    def what(self) -> str:
-        """Its choice in words."""
-        return described(self.encoder, self.num_virtual_tokens, self.init, self.learning_rate)
-
-
-def described(encoder: str, num_virtual_tokens: int, init: str, learning_rate: float) -> str:
-    """A choice in words."""
-    return f"{encoder}, {num_virtual_tokens} virtual tokens, start {init}, rate {learning_rate:g}"
+    def choice(self) -> Choice:
+        """What was tried."""
+        return Choice(self.encoder, self.num_virtual_tokens, self.init, self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

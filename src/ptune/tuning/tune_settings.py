@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ptune.errors import ConfigError, unknown
-from ptune.recipe import ENCODER_NAMES, INIT_NAMES, LEARNING_RATES, TrainRecipe, refuse, type_faults
+from ptune.recipe import ENCODER_NAMES, INIT_NAMES, TrainRecipe, refuse, type_faults
 
 PRUNERS = ("median", "halving", "none")
 NOT_HERE = ("init_from", "force", "early_stopping_patience", "early_stopping_threshold", "resume")
@@ -63,12 +63,12 @@ class TuneSettings:
     learning_rate: Sequence[float] | None = _flag(
         _SPACE,
         None,
-        "least and greatest rate, for every encoder; or one rate; by default a tenth to ten times each encoder's own ("
-        + ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
-        + ")",
+        "least and greatest rate, for every encoder; or one rate; by default a tenth to ten times each encoder's own",
     )
     trials: int = _flag(_STUDY, 20, "trials in all, those of other processes and of earlier runs counted")
-    time_limit: float | None = _flag(_STUDY, None, "begin no trial after so many minutes", metavar="MINUTES")
+    time_limit: float | None = _flag(
+        _STUDY, None, "begin no trial after so many minutes of this run", metavar="MINUTES"
+    )
     measurements: int = _flag(
         _STUDY, 4, "times that the held-out loss of a trial is measured: at its end, half of it, a quarter, …"
     )
