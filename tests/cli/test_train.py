@@ -41,7 +41,8 @@ def test_without_json_standard_output_is_empty(train: Callable[..., Ran]):
     for said in (
         "read 20 rows",
         "held-out rows: ",
-        "trainable params: 3,488 || all params: ",
+        "trainable params: 320 || all params: ",
+        "learning rate 0.06, by default for this model and encoder",
         "peak memory: ",
         "loss.png",
     ):

@@ -16,7 +16,7 @@ from ptune.cli.recipe_file import own_names
 from ptune.cli.train import build_parser, check_keys
 from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
 from ptune.errors import ConfigError
-from ptune.recipe import CHECKPOINTING, LEARNING_RATES, TrainRecipe
+from ptune.recipe import CHECKPOINTING, TrainRecipe
 
 NAME = "per_device_train_batch_size"
 NAMES = [item.name for item in fields(TrainingArguments) if item.init]
@@ -50,11 +50,9 @@ def test_option_reaches_the_arguments():
     assert args.output_dir == "o"
 
 
-@pytest.mark.parametrize("encoder", LEARNING_RATES)
-def test_rate_follows_the_encoder_unless_given(encoder: str):
-    assert arguments(encoder=encoder).learning_rate == LEARNING_RATES[encoder]
-    assert arguments("--learning-rate", "0.25", encoder=encoder).learning_rate == 0.25
-    assert arguments(values={"learning_rate": "2e-1"}, encoder=encoder).learning_rate == 0.2
+def test_a_rate_that_is_given():
+    assert arguments("--learning-rate", "0.25").learning_rate == 0.25
+    assert arguments(values={"learning_rate": "2e-1"}).learning_rate == 0.2
 
 
 def test_flag_wins_over_recipe_and_recipe_over_default():

@@ -57,7 +57,7 @@ def test_loss_falls(task: dict[str, Any], encoder: str, held_out_file: Path):
     result = run({**task, "encoder": encoder, "eval_data": str(held_out_file)}, max_steps=60, learning_rate=0.03)
     losses = [entry["loss"] for entry in read_metrics(result.folder / "metrics.jsonl") if "loss" in entry]
     assert len(losses) == 60
-    assert sum(losses[-5:]) / 5 < 0.75 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
     assert result.before is not None
     assert result.after is not None
     assert result.after.loss < 0.75 * result.before.loss
@@ -152,7 +152,7 @@ def test_what_is_written(task: dict[str, Any], tiny_model_dir: Path):
     for line in trained:
         assert all(math.isfinite(line[name]) for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"))
     noted = json.loads((result.folder / "ptune.json").read_text())
-    assert (noted["base_model"], noted["encoder"], noted["template"]) == (str(tiny_model_dir), "mlp", "tutorial")
+    assert (noted["base_model"], noted["encoder"], noted["template"]) == (str(tiny_model_dir), "embedding", "tutorial")
     assert noted["data_report"]["kept"] == 40
     assert noted["tokens_report"]["kept"] == 35
     assert noted["recipe"]["eval_rows"] == 5

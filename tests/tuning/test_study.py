@@ -256,14 +256,15 @@ def test_a_database_that_cannot_be_opened(url: str, said: str):
 def test_another_process_makes_the_tables_at_the_same_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
-    storage, errors = optuna.storages.RDBStorage, [error]
+    errors = [error]
 
-    def racing(*args: Any, **kwargs: Any) -> Any:
-        if errors:
-            raise errors.pop()
-        return storage(*args, **kwargs)
+    class Racing(optuna.storages.RDBStorage):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            if errors:
+                raise errors.pop()
+            super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", racing)
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Racing)
     assert open_study(url_of(tmp_path), TuneSettings(), ABOUT, resume=False, overwrite=False).trials == []
     assert not errors
 

@@ -19,6 +19,7 @@ import ptune.tuning.prepared
 from commands import run
 from ptune import Answerer, TrainRecipe, TuneSettings, tune
 from ptune.errors import ConfigError, TrainingError
+from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import LEARNING_RATES
 from ptune.saved.format import read_prompt
 from ptune.tuning.choice import given_choice
@@ -124,8 +125,8 @@ def test_the_model_is_loaded_once_and_stays_as_it_was(recipe: TrainRecipe, monke
     loaded = []
     load = training.load_base
 
-    def counting(*args: Any) -> Any:
-        loaded.append(load(*args))
+    def counting(*args: Any, **options: Any) -> Any:
+        loaded.append(load(*args, **options))
         loaded.append({name: weight.clone() for name, weight in loaded[0].named_parameters()})
         return loaded[0]
 
@@ -158,9 +159,10 @@ def test_a_range_of_rates_holds_for_every_encoder(recipe: TrainRecipe):
     assert {(one.learning_rate, one.encoder) for one in fixed.trials} == {(0.00123456, "lstm")}
 
 
-def test_rates_without_a_range_are_multiples_of_the_encoders_own(searched: Path):
+def test_rates_without_a_range_are_multiples_of_the_encoders_own(searched: Path, tiny_model_dir: Path):
+    base = ptune.load_model(str(tiny_model_dir))
     for one in results(searched)["trials"]:
-        own = LEARNING_RATES[one["encoder"]]
+        own = default_learning_rate(base, one["encoder"])
         assert 0.1 * own <= one["learning_rate"] <= 10 * own
         assert float(f"{one['learning_rate']:.3g}") == one["learning_rate"]
 

@@ -105,8 +105,13 @@ def _that_fit(
     return kept, texts
 
 
-def choose_best_by(recipe: TrainRecipe, args: TrainingArguments, given: Collection[str]) -> None:
-    """Check what the best checkpoint is chosen by, and note whether less of it is better.
+def choose_best_by(recipe: TrainRecipe, args: TrainingArguments, given: Collection[str] | None) -> None:
+    """Check what the best checkpoint is chosen by, and note whether less of it is better, unless somebody said so.
+
+    Args:
+        recipe: Names the metrics that are measured.
+        args: The arguments; `greater_is_better` is set.
+        given: Names of the arguments that somebody chose; None for all of them.
 
     Raises:
         ConfigError: Nothing measures it.
@@ -121,7 +126,7 @@ def choose_best_by(recipe: TrainRecipe, args: TrainingArguments, given: Collecti
         if name in METRICS:
             error.hint = f"Measure it at each evaluation: --eval-metrics {name}."
         raise error
-    if "greater_is_better" not in given:
+    if given is not None and "greater_is_better" not in given:
         args.greater_is_better = name not in LOWER_IS_BETTER
 
 

@@ -89,9 +89,10 @@ def train(
     if not isinstance(arguments, TrainingArguments):
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
-    args, chosen, given = arguments, given is None or "learning_rate" in given, given or ()
+    args, chosen = arguments, given is None or "learning_rate" in given
     sharded = take_over_sharding(args, recipe)
     choose_best_by(recipe, args, given)
+    given = given or ()
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
