@@ -20,6 +20,7 @@ class Ledger:
         self.by_site = collections.Counter()
         self.waits = collections.Counter()
         self.copies = collections.Counter()
+        self.host = collections.Counter()
 
     def kernel(self, op, number):
         self.kernels += number
@@ -34,6 +35,10 @@ class Ledger:
 
     def copy(self, kind):
         self.copies[(kind, site())] += 1
+
+    def computed_on_host(self, op):
+        """Note an operation on numbers that the host did by itself."""
+        self.host[(op, site())] += 1
 
     def report(self, top=25):
         lines = [f"kernels {self.kernels}  waits {sum(self.waits.values())}  copies {sum(self.copies.values())}"]

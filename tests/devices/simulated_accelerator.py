@@ -12,7 +12,7 @@ A process that imports this has the device for good: tests with it run in a proc
 from __future__ import annotations
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
@@ -319,7 +319,7 @@ class _Attention(torch.autograd.Function):
                 f"Expected one dtype in attention, but got {kinds} and mask {None if mask is None else mask.dtype}"
             )
         LEDGER.kernel("sdpa" + ("" if mask is None else "+mask"), 1)
-        with torch.enable_grad():
+        with torch.enable_grad(), _disable_current_modes():
             raws = [one.raw.detach().requires_grad_(one.is_floating_point()) for one in (query, key, value)]
             ctx.out = _sdpa(
                 *raws,
@@ -329,14 +329,17 @@ class _Attention(torch.autograd.Function):
                 scale=scale,
                 enable_gqa=grouped,
             )
+            out = _as_kernels_lay_out(ctx.out.detach())
         ctx.raws, ctx.device = raws, query.device
-        return GpuTensor(_as_kernels_lay_out(ctx.out.detach()), query.device)
+        return GpuTensor(out, query.device)
 
     @staticmethod
     def backward(ctx, grad):
         LEDGER.kernel("sdpa backward", 3)
-        found = torch.autograd.grad(ctx.out, ctx.raws, grad.raw, retain_graph=True)
-        return *(GpuTensor(_as_kernels_lay_out(one), ctx.device) for one in found), None, None, None, None, None
+        with _disable_current_modes():
+            grads = torch.autograd.grad(ctx.out, ctx.raws, grad.raw, retain_graph=True)
+            found = [GpuTensor(_as_kernels_lay_out(one), ctx.device) for one in grads]
+        return *found, None, None, None, None, None
 
 
 def _as_kernels_lay_out(heads):
@@ -429,8 +432,11 @@ class FakeGpu(TorchDispatchMode):
         wanted = kwargs.get("device")
         if wanted is not None and torch.device(wanted).type == NAME:
             return _run(func, args, kwargs)
-        if any(is_gpu(leaf) for leaf in tree_leaves((args, kwargs))):
+        leaves = tree_leaves((args, kwargs))
+        if any(is_gpu(leaf) for leaf in leaves):
             return _run(func, args, kwargs)
+        if not func.is_view and any(isinstance(one, torch.Tensor) and one.is_floating_point() for one in leaves):
+            LEDGER.computed_on_host(func._schema.name)
         return func(*args, **kwargs)
 
 
@@ -511,21 +517,25 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         LEDGER.kernel("rms_norm", 1)
-        wide = x.raw.float()
-        rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
-        ctx.kept, ctx.device = (wide, rstd, weight.raw.float(), x.dtype), x.device
+        with _disable_current_modes():
+            wide, weight = x.raw.float(), weight.raw.float()
+            rstd = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+            out = (wide * rstd * weight).to(x.dtype)
+        ctx.kept, ctx.device = (wide, rstd, weight, x.dtype), x.device
         ctx.set_materialize_grads(False)
         rstd = GpuTensor(rstd, x.device)
         ctx.mark_non_differentiable(rstd)
-        return GpuTensor((wide * rstd.raw * weight.raw.float()).to(x.dtype), x.device), rstd
+        return GpuTensor(out, x.device), rstd
 
     @staticmethod
     def backward(ctx, grad, _):
         LEDGER.kernel("rms_norm backward", 1)
         wide, rstd, weight, dtype = ctx.kept
-        scaled = grad.raw.float() * weight
-        along = (scaled * wide).mean(-1, keepdim=True) * rstd.square()
-        return GpuTensor(((scaled - wide * along) * rstd).to(dtype), ctx.device), None, None
+        with _disable_current_modes():
+            scaled = grad.raw.float() * weight
+            along = (scaled * wide).mean(-1, keepdim=True) * rstd.square()
+            found = ((scaled - wide * along) * rstd).to(dtype)
+        return GpuTensor(found, ctx.device), None, None
 
 
 def _fused_rms_norm(x, shape, weight, eps):
@@ -536,7 +546,8 @@ def _fused_rms_norm(x, shape, weight, eps):
 
 def _silu_backward(grad, x):
     LEDGER.kernel("silu_backward", 1)
-    return GpuTensor(aten.silu_backward.default(grad.raw, x.raw), x.device)
+    with _disable_current_modes():
+        return GpuTensor(aten.silu_backward.default(grad.raw, x.raw), x.device)
 
 
 _library.impl("_fused_rms_norm", _fused_rms_norm, "AutogradPrivateUse1")

@@ -1,4 +1,4 @@
-"""The cases on the simulated accelerator (`cases.py`), in a process that has that device."""
+"""The cases on the simulated accelerator, each file in a process of its own that has that device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-CASES = Path(__file__).with_name("cases.py")
+import pytest
 
 
-def test_on_the_simulated_accelerator() -> None:
+@pytest.mark.parametrize("file", ["cases.py", "whole_runs.py"])
+def test_on_the_simulated_accelerator(file: str) -> None:
     command = [
         sys.executable,
         "-m",
@@ -22,7 +23,7 @@ def test_on_the_simulated_accelerator() -> None:
         "no:xdist",
         "-W",
         "ignore",
-        str(CASES),
+        str(Path(__file__).with_name(file)),
     ]
     done = subprocess.run(
         command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False

@@ -116,7 +116,11 @@ SEARCH = tuple(
         ("a study of another model", _other_model, ("was begun with another model", "another --output")),
         ("a study of other rows", _other_rows, ("was begun with other training rows",)),
         ("a study with another template", _again("--template", "{instruction}={output}"), ("template=",)),
-        ("a study of another search", _again("--encoder", "mlp"), ("encoder=['mlp', 'lstm'", "not ['mlp']")),
+        (
+            "a study of another search",
+            _again("--encoder", "mlp"),
+            ("encoder=['embedding', 'residual', 'mlp'", "not ['mlp']"),
+        ),
         ("a study of another seed", _again("--seed", 1), ("seed=42, not 1",)),
         ("a study that is not ptune's", _somebody_elses, ("the study 'ptune' in sqlite:", "is not ptune's")),
         ("a database that is none", _no_database, ("study.db cannot be used", "file is not a database")),

@@ -50,6 +50,16 @@ class ItemTexts:
         """Tokens of the longest answer."""
         return self.longest - len(self.question)
 
+    def bare(self) -> ItemTexts:
+        """Without the virtual tokens that a template has inside the text: for a model without the prompt."""
+        question = tuple(token for token in self.question if token >= 0)
+        kept = [[at for at, token in enumerate(ids) if token >= 0] for ids, _ in self.rows]
+        rows = tuple(
+            (tuple(ids[at] for at in places), tuple(labels[at] for at in places))
+            for places, (ids, labels) in zip(kept, self.rows, strict=True)
+        )
+        return ItemTexts(question, rows, self.source, self.cut)
+
     def behind(self, shown: int) -> ItemTexts:
         """Without the first tokens, which stand in a prompt."""
         rows = tuple((ids[shown:], labels[shown:]) for ids, labels in self.rows)

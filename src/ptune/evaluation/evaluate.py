@@ -87,7 +87,7 @@ def _measured(run: _Run) -> Evaluation:
     """Ask every column, and score."""
     answerer, asked, settings, model = run.answerer, run.asked, run.settings, run.answerer.model
     name = model.active_prompt
-    width = 0 if name is None else model.prompt_configs[name].num_virtual_tokens
+    width = 0 if name is None else model.prompt_configs[name].leading_tokens
     room = _room(model.context_length, width, settings.max_length)
     texts, others = (
         [item_texts(item, answerer.template, answerer.tokenizer, room) for item in items]
@@ -95,14 +95,16 @@ def _measured(run: _Run) -> Evaluation:
     )
     new_tokens = _new_tokens(asked, texts, width, limit=model.context_length, wanted=settings.max_new_tokens)
     with ExitStack() as stack:
-        columns = [plain_column(ALONE, texts, None, 0)]
+        bare = [one.bare() for one in texts]
+        columns = [plain_column(ALONE, bare, None, 0)]
         telling = Telling.drawn(settings.written_prompt, asked.pool, settings.shots, settings.seed)
         if not asked.documents and (telling.words or telling.shown(asked.items[0])):
             answers = new_tokens if asked.needs.answers else 0
-            told = told_in_words(answerer, asked.items, telling, plain=texts, new_tokens=answers)
+            told = told_in_words(answerer, asked.items, telling, plain=bare, new_tokens=answers)
             column, telling = stack.enter_context(told)
             columns.append(column)
-        columns.append(plain_column(PROMPT, texts, name, width))
+        tokens = 0 if name is None else model.prompt_configs[name].num_virtual_tokens
+        columns.append(plain_column(PROMPT, texts, name, tokens))
         noted = what_is_asked(answerer, asked, settings, telling, room=room, new_tokens=new_tokens)
         folder = None if settings.output is None else Path(settings.output)
         predictions = Predictions(folder, noted, overwrite=settings.overwrite)

@@ -135,6 +135,6 @@ def _sharing_pays(model: PTunedModel, texts: Sequence[AskedText]) -> bool:
     """
     if any(text.labels.beginnings == ((),) for text in texts):
         return False
-    widths = [0 if text.prompt is None else model.prompt_configs[text.prompt].num_virtual_tokens for text in texts]
+    widths = [0 if text.prompt is None else model.prompt_configs[text.prompt].leading_tokens for text in texts]
     repeated = sum((len(text.labels.beginnings) - 1) * len(text.ids) for text in texts)
     return sum(widths) < repeated + max(widths)

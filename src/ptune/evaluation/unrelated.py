@@ -28,9 +28,9 @@ def compared(model: PTunedModel, texts: Sequence[ItemTexts], prompt: str | None)
         texts: Items, some at least.
         prompt: The prompt's name.
     """
-    rows = [(ids, _predicted(labels)) for one in texts for ids, labels in one.rows]
     alone, ours = (
-        row_losses(model, [LearnedRow(ids, labels, name) for ids, labels in rows]) for name in (None, prompt)
+        row_losses(model, [LearnedRow(ids, _predicted(labels), name) for one in given for ids, labels in one.rows])
+        for name, given in ((None, [one.bare() for one in texts]), (prompt, texts))
     )
     pairs = iter(zip(alone, ours, strict=True))
     lines = []

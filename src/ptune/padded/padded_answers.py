@@ -38,7 +38,8 @@ def prefixed_answers(
         narrow: Run the LM head at the places asked about alone.
     """
     queries, answers = queries.to(text.device), TokenAnswers.unknown(len(queries.tokens))
-    first = ((queries.places == 0) & (prefix.predicting[queries.rows] > 0)).nonzero().squeeze(1)
+    predicting = torch.tensor(prefix.predicting, device=text.device)
+    first = ((queries.places == 0) & (predicting[queries.rows] > 0)).nonzero().squeeze(1)
     answers.put(first, *look_up(prefix.logits[queries.rows[first]], queries.tokens[first]))
     inner = (queries.places > 0).nonzero().squeeze(1)
     if len(inner):
