@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from architectures import build
-from devices.ledger import LEDGER
 from devices import placing
+from devices.ledger import LEDGER
 from devices.placing import rows, spread
 from devices.simulated_accelerator import FakeGpu, cpu, is_gpu, to_gpu
 from ptune import PTunedModel, PTuneTrainer
