@@ -77,6 +77,16 @@ def test_a_prompt_takes_less_than_full_fine_tuning_and_less_than_peft(small: For
     assert mlp.logits < peft.logits
 
 
+@pytest.mark.parametrize(("method", "factor"), [("mlp", 4), ("full", 1)])
+def test_the_head_takes_more_positions_at_once_on_a_gpu(method: str, factor: int):
+    config = build("llama", vocab_size=131072).config
+    here, there = (
+        Forecaster(config, SIZES, device=device).forecast(method, 16, 64).memory for device in ("cpu", "cuda")
+    )
+    assert there.logits == pytest.approx(factor * here.logits, rel=0.01)
+    assert there.activations == here.activations
+
+
 def test_half_the_bytes_in_bfloat16():
     config = build("llama").config
     wide, narrow = (Forecaster(config, SIZES, dtype=dtype) for dtype in ("float32", "bfloat16"))

@@ -22,6 +22,12 @@ _FEWEST, _FEWEST_ELSEWHERE = 16, 512
 """The least positions of a chunk on the CPU, and on an accelerator, which a small product leaves idle."""
 
 
+def positions_at_once(vocab_size: int, device_type: str) -> int:
+    """`C`."""
+    fewest = _FEWEST if device_type == "cpu" else _FEWEST_ELSEWHERE
+    return max(CHUNK_BYTES // (4 * vocab_size), fewest)
+
+
 def summed_cross_entropy(head: FrozenHead, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The cross-entropy summed over positions, in nats; float32, or float64 where the model is.
 
@@ -40,8 +46,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        fewest = _FEWEST if hidden.device.type == "cpu" else _FEWEST_ELSEWHERE
-        chunk = max(CHUNK_BYTES // (4 * head.vocab_size), fewest)
+        chunk = positions_at_once(head.vocab_size, hidden.device.type)
         for start in range(0, hidden.shape[0], chunk):
             at = slice(start, start + chunk)
             logits, backward = head.with_backward(hidden[at])

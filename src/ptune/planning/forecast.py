@@ -28,6 +28,7 @@ from ptune.loading.skeleton import skeleton
 from ptune.memory.measure import GIB
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
+from ptune.packed.chunked_loss import positions_at_once
 from ptune.planning.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, step_cost
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
@@ -212,16 +213,23 @@ class Forecaster:
         return self.accumulation / min(self.accumulation, 2)
 
     def _simulated(self, method: str, rows: int, length: int) -> StepCost:
-        return step_cost(
+        shape = Shape(rows, length, self.supervised_share)
+        cost = step_cost(
             self.config,
             method,
             self.settings,
-            Shape(rows, length, self.supervised_share),
+            shape,
             dtype=DTYPES[self.dtype],
             device=self.device,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
         )
+        if not cost.packed:
+            return cost
+        # It was simulated on the CPU, whose LM head takes fewer positions at once.
+        vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
+        here, there = (min(positions_at_once(vocabulary, one), shape.supervised) for one in ("cpu", self.device))
+        return cost.with_logits(there / here)
 
     def _counted(self, method: str) -> _Counts:
         with torch.device("meta"):

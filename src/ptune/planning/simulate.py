@@ -56,6 +56,11 @@ class Shape:
     length: int
     supervised_share: float = 0.6
 
+    @property
+    def supervised(self) -> int:
+        """Positions that have labels."""
+        return max(int(self.rows * self.length * self.supervised_share), 1)
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -86,6 +91,14 @@ class StepCost:
     operations: float
     packed: bool
     """Whether rows stand one after another, without padding."""
+
+    def with_logits(self, factor: float) -> StepCost:
+        """With so many times the logits."""
+        early, late = (
+            replace(one, total=one.total + (factor - 1) * one.logits, logits=factor * one.logits)
+            for one in (self.early, self.late)
+        )
+        return replace(self, early=early, late=late)
 
     def grown(self, other: StepCost, layers: float) -> StepCost:
         """Extrapolated by layers."""
@@ -330,8 +343,7 @@ class _Step:
         if method.is_ptune:
             model.pack_batches = packs  # or it packs padded batches by itself
         vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
-        supervised = max(int(shape.rows * shape.length * shape.supervised_share), 1)
-        tracker = LiveBytes(vocab_size=vocabulary, supervised=supervised)
+        tracker = LiveBytes(vocab_size=vocabulary, supervised=shape.supervised)
         mixed = method.name == "full" and self.dtype != torch.float32
         attention = as_on_cuda() if self.device == "cuda" else contextlib.nullcontext()
         begin = 0
