@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 
 from ptune.data.labels import IGNORE_INDEX
@@ -32,7 +33,7 @@ from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.output import OutputFolder
-from ptune.training.processes import processes_lines, shard, take_over_sharding
+from ptune.training.processes import in_turn, processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
 from ptune.training.result import (
@@ -79,7 +80,7 @@ def train(
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
     args, given = arguments, given or ()
-    sharded = take_over_sharding(args, recipe)
+    mesh = take_over_sharding(args, recipe)
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -90,7 +91,7 @@ def train(
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         asked = get_template(recipe.template, tokenizer)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = prompted_model(recipe, args, tokenizer, sharded=sharded)
+        model = prompted_model(recipe, args, tokenizer, mesh)
         check_context(rows, recipe.num_virtual_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given)
         details = prompt_details(recipe, args, tokenizer, rows)
@@ -105,7 +106,7 @@ def train(
         show_rows(rows, say)
         show_parameters(model, say)
         lines = [*model.capability.notes, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
-        lines += processes_lines(args, sharded=sharded)
+        lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
@@ -171,15 +172,26 @@ def push(folder: Path, args: TrainingArguments) -> str:
 
 
 def prompted_model(
-    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, sharded: bool = False
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, mesh: DeviceMesh | None = None
 ) -> PTunedModel:
-    """The frozen model with a new prompt, the same in every process; `sharded`: each holds a part of its layers.
+    """The frozen model with a new prompt, the same in every process; with `mesh` each keeps a part of the layers.
 
     Raises:
-        ModelError: The model cannot be loaded, or does not go with the tokenizer.
+        ModelError: The model cannot be loaded or sharded, or does not go with the tokenizer.
         ConfigError: The prompt does not fit the model.
     """
-    base = load_base(recipe, args.device, tokenizer, on_cpu=sharded)
+    if mesh is None:
+        return _whole_model(recipe, args, tokenizer)
+    with in_turn(args):
+        model = _whole_model(recipe, args, tokenizer, on_cpu=True)
+        shard(model, mesh)
+    return model
+
+
+def _whole_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
+) -> PTunedModel:
+    base = load_base(recipe, args.device, tokenizer, on_cpu=on_cpu)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     set_seed(args.seed)
     if recipe.init_from is None:
@@ -189,8 +201,6 @@ def prompted_model(
         start_from(model, recipe, tokenizer)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
-    if sharded:
-        shard(model, args.device)
     return model
 
 
