@@ -17,6 +17,7 @@ from commands import run, run_apart, train_words
 from prompting import encoder_prompt
 from ptune import PTuneTrainer, TrainRecipe, train
 from ptune.errors import ConfigError
+from ptune.training import processes
 from ptune.training.processes import take_over_sharding
 
 RECIPE = {"model": "m", "data": "d", "output": "o"}
@@ -141,11 +142,11 @@ if args.process_index == 0:
 def test_a_script_with_ptune_trainer_on_sharded_layers(tmp_path: Path, tiny_model_dir: Path):
     script, found = tmp_path / "script.py", {}
     script.write_text(SCRIPT)
-    for processes, more in ((1, []), (2, ["fsdp"])):
-        launch = ["--nproc-per-node", processes, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", script]
-        ran = run_apart(*launch, tiny_model_dir, tmp_path / f"{processes}", *more, module="torch.distributed.run")
+    for number, more in ((1, []), (2, ["fsdp"])):
+        launch = ["--nproc-per-node", number, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", script]
+        ran = run_apart(*launch, tiny_model_dir, tmp_path / f"{number}", *more, module="torch.distributed.run")
         assert ran.code == 0, ran.err
-        found[processes] = json.loads(ran.out.splitlines()[-1])
+        found[number] = json.loads(ran.out.splitlines()[-1])
     assert found[2]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
     layers = sum(
         weight.numel() for name, weight in load_file(tiny_model_dir / "model.safetensors").items() if ".layers." in name
@@ -194,6 +195,7 @@ def test_shards_that_no_prompt_trains_on_are_refused_before_anything_is_loaded(
 def test_what_cannot_be_sharded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     args = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", fsdp=True)
     monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    monkeypatch.setattr(processes, "init_device_mesh", lambda *_: object())
     with pytest.raises(ConfigError, match="quantization=int8 and FSDP exclude each other"):
         take_over_sharding(args, TrainRecipe(**RECIPE, quantization="int8"))
     with pytest.raises(

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -24,12 +23,12 @@ from ptune.frozen.fingerprint import keep_fingerprints
 from ptune.frozen.parts import layers_of
 
 
-def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
-    """Shard a model over all processes; every one must call it, with the whole model on the CPU or a device.
+def shard_layers(base: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Keep this process's part of every layer, on its device; nothing is sent before the model runs.
 
     Args:
-        base: The frozen model; its fingerprints are kept from before.
-        device: Where this process computes.
+        base: The frozen model, whole, on the CPU or that device; its fingerprints are kept from before.
+        mesh: The processes, and the kind of their devices.
 
     Raises:
         ModelError: Its layers cannot be told from the rest of it, or share weights.
@@ -43,7 +42,6 @@ def shard_layers(base: PreTrainedModel, device: torch.device) -> None:
             hint="Leave FSDP out; device_map spreads a model over the devices of one process.",
         )
     whole = {weight for weight in root.parameters() if id(weight) not in weights}
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     # The root has nothing left to shard; with it, all layers share their streams, and the next one is fetched early.

@@ -138,7 +138,7 @@ def load_base(
         recipe: Names it.
         device: Where it will run.
         tokenizer: The one that is used with it.
-        on_cpu: Leave it on the CPU, in the dtype that the device takes; processes share the pages of its file there.
+        on_cpu: Leave it on the CPU, in the dtype that the device takes.
     """
     base = load_model(
         recipe.model,

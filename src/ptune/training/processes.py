@@ -9,9 +9,12 @@ ZeRO-1 and ZeRO-2 shard the optimizer alone, and work as they are.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import TrainingArguments
 
 from ptune.errors import ConfigError
@@ -24,11 +27,11 @@ from ptune.recipe import TrainRecipe
 _ZERO_OF_THE_WEIGHTS = 3
 
 
-def take_over_sharding(args: TrainingArguments, recipe: TrainRecipe | None = None) -> bool:
-    """Whether training arguments or accelerate's launcher ask for a sharded model; if so, neither will ask again.
+def take_over_sharding(args: TrainingArguments, recipe: TrainRecipe | None = None) -> DeviceMesh | None:
+    """The processes over which training arguments or accelerate's launcher ask to shard the model, if they do.
 
     Args:
-        args: The arguments; what asks for FSDP is taken out of them, and out of the environment.
+        args: The arguments; what asks for FSDP is taken out of them, and out of the environment: none will ask again.
         recipe: Says how the frozen model will be loaded, where it is not yet.
 
     Raises:
@@ -49,7 +52,7 @@ def take_over_sharding(args: TrainingArguments, recipe: TrainRecipe | None = Non
             hint="Use --fsdp, which shards its layers, or ZeRO-2.",
         )
     if not (args.fsdp or _asked("ACCELERATE_USE_FSDP")):
-        return False
+        return None
     version = str((args.fsdp_plugin_args or {}).get("fsdp_version") or os.environ.get("FSDP_VERSION", "1"))
     if version != "2":
         raise ConfigError(
@@ -68,7 +71,17 @@ def take_over_sharding(args: TrainingArguments, recipe: TrainRecipe | None = Non
         )
     args.fsdp = args.fsdp_plugin_args = None
     os.environ["ACCELERATE_USE_FSDP"] = "false"
-    return True
+    return init_device_mesh(args.device.type, (args.world_size,))
+
+
+@contextmanager
+def in_turn(args: TrainingArguments) -> Iterator[None]:
+    """One process after another, so that the memory of the CPU has to hold one whole model at a time."""
+    for _ in range(args.process_index):
+        torch.distributed.barrier()
+    yield
+    for _ in range(args.process_index, args.world_size):
+        torch.distributed.barrier()
 
 
 def processes_lines(args: TrainingArguments, *, sharded: bool) -> list[str]:
@@ -82,8 +95,8 @@ def processes_lines(args: TrainingArguments, *, sharded: bool) -> list[str]:
     return []
 
 
-def shard(model: PTunedModel, device: torch.device) -> None:
-    """Shard a model's frozen layers over all processes; every one must call it, with the same model.
+def shard(model: PTunedModel, mesh: DeviceMesh) -> None:
+    """Keep this process's part of a model's frozen layers; every process must do so, with the same model.
 
     Raises:
         ConfigError: It is not whole in this process.
@@ -95,7 +108,7 @@ def shard(model: PTunedModel, device: torch.device) -> None:
             "FSDP needs the frozen model whole in every process, neither quantized nor with a device_map.",
             hint="Load it plainly; with accelerate launch, say --fsdp_cpu_ram_efficient_loading false.",
         )
-    shard_layers(base, device)
+    shard_layers(base, mesh)
     # Gradients would come to a layer by its keys and values alone, when it has been let go.
     model.capability = replace(model.capability, prefix=False, reason="its layers are sharded over processes")
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -43,7 +44,7 @@ from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.output import OutputFolder
-from ptune.training.processes import processes_lines, shard, take_over_sharding
+from ptune.training.processes import in_turn, processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
 from ptune.training.result import (
@@ -90,7 +91,7 @@ def train(
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
     args, chosen = arguments, given is None or "learning_rate" in given
-    sharded = take_over_sharding(args, recipe)
+    mesh = take_over_sharding(args, recipe)
     choose_best_by(recipe, args, given)
     given = given or ()
     first = args.process_index == 0
@@ -104,7 +105,7 @@ def train(
         asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
         recipe = with_virtual_tokens(recipe, asked)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = frozen_model(recipe, args, tokenizer, sharded=sharded)
+        model = frozen_model(recipe, args, tokenizer, mesh)
         add_new_prompt(model, recipe, args, tokenizer, rows)
         if not chosen:
             args.learning_rate = default_learning_rate(model.base, recipe.encoder)
@@ -125,7 +126,7 @@ def train(
         show_parameters(model, say)
         rate = f"learning rate {args.learning_rate:g}{'' if chosen else ', by default for this model and encoder'}"
         lines = [*model.capability.notes, rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
-        lines += processes_lines(args, sharded=sharded)
+        lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
         before = measure(model, rows, collate, args, say, with_prompt=False)
@@ -188,20 +189,29 @@ def push(folder: Path, args: TrainingArguments) -> str:
 
 
 def frozen_model(
-    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, sharded: bool = False
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, mesh: DeviceMesh | None = None
 ) -> PTunedModel:
-    """The frozen model, without a prompt yet; `sharded`: each process holds a part of its layers.
+    """The frozen model, without a prompt yet; with `mesh` each process keeps a part of the layers.
 
     Raises:
-        ModelError: The model cannot be loaded, or does not go with the tokenizer.
+        ModelError: The model cannot be loaded or sharded, or does not go with the tokenizer.
     """
-    base = load_base(recipe, args.device, tokenizer, on_cpu=sharded)
+    if mesh is None:
+        return _whole_model(recipe, args, tokenizer)
+    with in_turn(args):
+        model = _whole_model(recipe, args, tokenizer, on_cpu=True)
+        shard(model, mesh)
+    return model
+
+
+def _whole_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
+) -> PTunedModel:
+    base = load_base(recipe, args.device, tokenizer, on_cpu=on_cpu)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
     model = PTunedModel(base, self_check=recipe.self_check)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
-    if sharded:
-        shard(model, args.device)
     return model
 
 

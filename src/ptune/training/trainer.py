@@ -87,8 +87,8 @@ class PTuneTrainer(Trainer):
         say: Callable[[str], None] = _log.warning,
         **kwargs: Any,
     ) -> None:
-        if args is not None and isinstance(model, PTunedModel) and take_over_sharding(args):
-            shard(model, args.device)
+        if args is not None and isinstance(model, PTunedModel) and (mesh := take_over_sharding(args)) is not None:
+            shard(model, mesh)
         if args is not None and args.n_gpu > 1:
             # One process drives one GPU: Trainer would use DataParallel, whose replicas share the first one's weights.
             use_one_gpu(args)

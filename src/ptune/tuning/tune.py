@@ -105,7 +105,7 @@ def tune(
 
 def check_one_process(args: TrainingArguments) -> None:
     """Raise `ConfigError` when several processes are to train one trial together."""
-    if take_over_sharding(args) or args.world_size > 1:
+    if take_over_sharding(args) is not None or args.world_size > 1:
         raise ConfigError(
             f"a search runs in one process, not in {args.world_size}.",
             hint="Start ptune tune several times with --resume, on one --output or --storage.",
