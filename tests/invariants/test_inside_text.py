@@ -175,15 +175,16 @@ GENERATION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("kind", ["prefix", "concatenation", "by length"])
 @pytest.mark.parametrize("way", GENERATION)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
-def test_answers(name: str, side: str, way: str, prefix: bool) -> None:
+def test_answers(name: str, side: str, way: str, kind: str) -> None:
     """Two prompts and none in one batch; each row is answered as its tokens alone, and no virtual token comes back."""
     base, options = build(name, tie_word_embeddings=False), GENERATION[way]
     model = prompted(base, 4, also=True)
-    model.capability = replace(model.capability, prefix=prefix and model.capability.prefix)
+    able = model.capability
+    model.capability = replace(able, prefix=able.prefix and kind != "concatenation", left_padding=kind != "by length")
     names = ["default", "other", None, "default"]
     found = texts((9, 4, 12, 5))
     rows = [

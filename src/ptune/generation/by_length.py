@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ptune.batch.inside import real_ids
 from ptune.errors import ModelError
 
 Answer = Callable[[list[int], torch.Tensor | None, torch.Tensor, dict[str, Any]], torch.Tensor]
@@ -37,7 +38,7 @@ def answer_by_length(
         mask: `(B, T)`.
         sizes: Virtual tokens of each row.
         options: Of `generate`; limits are on new tokens.
-        fill: Stands behind shorter answers.
+        fill: Stands behind shorter answers, and where a virtual token stood inside the text.
 
     Raises:
         ModelError: More than token ids is asked for, or a streamer.
@@ -60,13 +61,14 @@ def answer_by_length(
             own["inputs_embeds"] = embeds[rows, total - length :]
         ids = None if input_ids is None else input_ids[rows, total - length :]
         out = answer(rows, ids, mask[rows, total - length :], own)
-        text = 0 if input_ids is None else length
+        text_length = 0 if input_ids is None else length
         for at, row in enumerate(rows):
             each = len(out) // len(rows)
-            answers[row] = list(out[at * each : (at + 1) * each, text:])
+            answers[row] = list(out[at * each : (at + 1) * each, text_length:])
     new = [one for row in range(len(lengths)) for one in answers[row]]
     widest = max(map(len, new))
     made = torch.stack([torch.cat([one, one.new_full((widest - len(one),), fill)]) for one in new])
     if input_ids is None:
         return made
-    return torch.cat([input_ids.repeat_interleave(len(new) // len(lengths), dim=0), made], dim=1)
+    text = real_ids(input_ids, fill).repeat_interleave(len(new) // len(lengths), dim=0)
+    return torch.cat([text, made], dim=1)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ptune.batch.inside import Inside, real_ids
@@ -91,7 +92,7 @@ class WholeRows:
             else:
                 given, new = whole(input_ids, repeats), input_ids.shape[1] - text_width
                 begun = True
-            mask = torch.nn.functional.pad(self.mask, (0, new), value=1).repeat_interleave(repeats, dim=0)
+            mask = F.pad(self.mask, (0, new), value=1).repeat_interleave(repeats, dim=0)
             if position_ids is not None:
                 length = input_ids.shape[1] if "inputs_embeds" not in given else mask.shape[1]
                 given["position_ids"] = positions(mask)[:, -length:]
