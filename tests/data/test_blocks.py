@@ -9,7 +9,7 @@ import pytest
 from ptune.config import PromptTuningConfig
 from ptune.data.blocks import Block, check_template, tokens_in_text, tokens_of, with_virtual_tokens
 from ptune.data.example import Example
-from ptune.data.segments import Inside
+from ptune.data.segments import Insertion
 from ptune.data.template import get_template, template_blocks
 from ptune.data.text_ids import ids_of
 from ptune.data.tokenize import encode, encode_prompt, encode_rows, fingerprint, tokenize_examples
@@ -26,7 +26,7 @@ def test_a_leading_block_and_one_inside(tokenizer):
     assert (tokens_of(template.blocks), tokens_in_text(template.blocks)) == (5, 2)
     made = template.segments(FILM)
     assert (made.prompt, made.answer) == ("A dull film It was ", "bad.</s>")
-    assert made.inside == (Inside(len("A dull film"), range(-4, -6, -1)),)
+    assert made.inside == (Insertion(len("A dull film"), range(-4, -6, -1)),)
     text, words, answer = ids_of(["A dull film", " It was ", "bad.</s>"], tokenizer)
     assert encode_prompt(template.prompt("", "A dull film"), tokenizer) == [*text, -4, -5, *words]
     row = encode(made, tokenizer, 100)

@@ -115,7 +115,9 @@ class RowPrompts:
         if not parts:
             return None
         starts = dict(zip(parts, accumulate(map(len, parts.values()), initial=0), strict=False))
-        return Inside(torch.cat([*parts.values()]), tuple(starts.get(str(name), 0) for name in self.names))
+        return Inside(
+            torch.cat([*parts.values()]), tuple(0 if name is None else starts.get(name, 0) for name in self.names)
+        )
 
     @property
     def width(self) -> int:
@@ -192,7 +194,7 @@ class RowPrompts:
             model: The model that the batch runs through.
             encode: Runs it over a prompt's vectors.
         """
-        if len(self.leading) == 1 == len(self.vectors) and not (checkpoints_activations(model) and model.training):
+        if len(self.vectors) == len(self.leading) == 1 and not (checkpoints_activations(model) and model.training):
             name, vectors = next(iter(self.vectors.items()))
             if self.shared.holds(name):
                 made = self.shared.prefix(name, vectors, lambda every: encode(self._led(name, every)))

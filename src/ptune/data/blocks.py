@@ -27,7 +27,9 @@ from ptune.recipe import TrainRecipe
 if TYPE_CHECKING:
     from ptune.data.template import Template
 
-_BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,3})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
+_BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,5})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
+_SHOWN = 8
+"""Blocks of a template that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,10 @@ def read_blocks(placeholders: Sequence[tuple[str, bool]], template: str, virtual
         if found is None:
             raise ConfigError(
                 f"the template {template} has {shown('{' + text + '}')}, which is no place for virtual tokens.",
-                hint="Write {prompt:3} (1 to 9999), or {prompt:3:name}; {{prompt:…}} for the text itself.",
+                hint="Write {prompt:3} (1 to 999999), or {prompt:3:name}; {{prompt:…}} for the text itself.",
             )
-        if found[1] is None and (len(placeholders) > 1 or virtual_tokens is None):
+        count = int(found[1]) if found[1] else virtual_tokens if len(placeholders) == 1 else None
+        if count is None:
             raise ConfigError(
                 f"the template {template} does not say how many virtual tokens {{prompt}} is.",
                 hint="Write {prompt:3}; a number may be left out where it is the only one, for num_virtual_tokens.",
@@ -86,7 +89,7 @@ def read_blocks(placeholders: Sequence[tuple[str, bool]], template: str, virtual
                 hint="Every block has vectors of its own: give it another name, or none.",
             )
         start = blocks[-1].start + blocks[-1].count if blocks else 0
-        blocks.append(Block(start, int(found[1] or virtual_tokens or 0), leads, name))
+        blocks.append(Block(start, count, leads, name))
     return blocks
 
 
@@ -139,6 +142,3 @@ def listed_blocks(blocks: Sequence[Block]) -> str:
     """The blocks as a template has them, the first few of many."""
     more = ", …" if len(blocks) > _SHOWN else ""
     return ", ".join(map(str, blocks[:_SHOWN])) + more
-
-
-_SHOWN = 8

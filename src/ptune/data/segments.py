@@ -18,7 +18,7 @@ Pairs = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
+class Insertion:
     """Virtual tokens inside a text."""
 
     at: int
@@ -40,7 +40,7 @@ class Segments:
     earlier: tuple[tuple[str, str], ...] = ()
     """Earlier answers that are learned, each with what stands before it; `prompt` goes on behind the last of them."""
 
-    inside: tuple[Inside, ...] = ()
+    inside: tuple[Insertion, ...] = ()
     """Virtual tokens inside `prompt`, in order; they cut it into parts."""
 
     @property

@@ -18,7 +18,7 @@ from ptune.data.blocks import Block, is_block, read_blocks
 from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
-from ptune.data.segments import History, Inside, Segments, as_segments, digest, refuse_extras
+from ptune.data.segments import History, Insertion, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
 from ptune.recipe import LAST_TURN
 
@@ -288,7 +288,7 @@ class CustomTemplate:
 
     def _question(
         self, instruction: str, extra: str, history: History, system: str | None, place: str
-    ) -> tuple[str, tuple[Inside, ...]]:
+    ) -> tuple[str, tuple[Insertion, ...]]:
         values = {"instruction": instruction, "input": extra, "system": system or ""}
         before = self._halves()[0]
         has = {match[2] for match in _PLACEHOLDER.finditer(before)}
@@ -305,7 +305,7 @@ class CustomTemplate:
             )
         return self._fill(before, values)
 
-    def _fill(self, text: str, values: dict[str, str]) -> tuple[str, tuple[Inside, ...]]:
+    def _fill(self, text: str, values: dict[str, str]) -> tuple[str, tuple[Insertion, ...]]:
         """A half of the template with its placeholders filled, and the virtual tokens inside it."""
         filled = {**values, "eos_token": self.eos}
         made, end, inside, blocks = "", 0, [], iter(self.blocks)
@@ -316,5 +316,5 @@ class CustomTemplate:
             elif not is_block(match[2]):
                 made += filled[match[2]]
             elif not (block := next(blocks)).leads:
-                inside.append(Inside(len(made), block.ids))
+                inside.append(Insertion(len(made), block.ids))
         return made + text[end:], tuple(inside)
