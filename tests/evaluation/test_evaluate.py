@@ -228,6 +228,18 @@ def test_labels_in_the_data_and_labels_that_are_named(answerer: Answerer, rows: 
         evaluate(answerer, data=data, labels=["bad", "worse"])
 
 
+def test_examples_come_in_the_columns_of_the_data_and_fit_the_context(answerer: Answerer, rows: Callable[..., str]):
+    settings: dict[str, Any] = {"columns": {"instruction": "mr", "output": "ref"}, "metrics": ["loss"], "bootstrap": 5}
+    data = rows("e2e.jsonl", [{"mr": f"name {at}", "ref": f"it is {at}"} for at in range(3)])
+    shots = rows("shots.jsonl", [{"mr": "food", "ref": "it is good"}])
+    unrelated = rows("other.jsonl", [{"instruction": "a", "output": "b"}])
+    found = evaluate(answerer, data=data, shots_data=shots, unrelated=unrelated, **settings)
+    assert found.columns == ("alone", "written", "prompt")
+    assert any(f"1 example from {shots}" in fact for fact in found.facts)
+    long = rows("long.jsonl", [{"mr": "x " * 60, "ref": "y"}])
+    assert evaluate(answerer, data=data, shots_data=long, **settings).columns == ("alone", "prompt")
+
+
 def test_unrelated_rows(answerer: Answerer, rows: Callable[..., str]):
     other = [{"instruction": f"add {at}", "output": f"it is {at + 1}"} for at in range(5)]
     found = evaluate(

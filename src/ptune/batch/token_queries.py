@@ -58,11 +58,19 @@ class TokenAnswers:
         self.likeliest[at] = likeliest.to(self.likeliest)
 
 
-def look_up(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and the likeliest one, of logits `(M, V)` and tokens `(M,)`."""
+def look_up(
+    logits: torch.Tensor, tokens: torch.Tensor, which: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probability of each token, and the likeliest one in its place.
+
+    Args:
+        logits: `(S, V)`.
+        tokens: `(M,)`.
+        which: `(M,)`, the row of the logits that each question is about; one after another by default.
+    """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = wide.gather(1, tokens[:, None]).squeeze(1)
-    return chosen - wide.logsumexp(dim=1), wide.argmax(dim=1)
+    at = torch.arange(len(tokens), device=tokens.device) if which is None else which
+    return wide[at, tokens] - wide.logsumexp(dim=1)[at], wide.argmax(dim=1)[at]
 
 
 def look_up_in_chunks(
@@ -77,14 +85,9 @@ def look_up_in_chunks(
         chunk: Positions whose logits exist at a time.
     """
     places, which = torch.unique(positions, return_inverse=True)
-    log_probs = torch.empty(len(tokens), device=tokens.device)
-    likeliest = torch.empty_like(tokens)
+    log_probs, likeliest = torch.empty(len(tokens), device=tokens.device), torch.empty_like(tokens)
     for start in range(0, len(places), chunk):
         mine = ((which >= start) & (which < start + chunk)).nonzero().squeeze(1)
-        logits = logits_at(places[start : start + chunk])
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total, best = wide.logsumexp(dim=1), wide.argmax(dim=1)
-        at = which[mine] - start
-        log_probs[mine] = (wide[at, tokens[mine]] - total[at]).to(log_probs)
-        likeliest[mine] = best[at]
+        found, best = look_up(logits_at(places[start : start + chunk]), tokens[mine], which[mine] - start)
+        log_probs[mine], likeliest[mine] = found.to(log_probs), best
     return log_probs, likeliest

@@ -70,14 +70,15 @@ def read_asked(settings: EvaluateSettings) -> AskedRows:
         check_labels(items, labels)
         lines.append(f"labels: {', '.join(labels)}")
     _check(items, metrics, settings)
-    unrelated = make_items(_read(settings, settings.unrelated), group=False) if settings.unrelated else []
+    unrelated = make_items(_read(settings, settings.unrelated, alike=False), group=False) if settings.unrelated else []
     return AskedRows(items, metrics, labels, _pool(settings, examples), unrelated, tuple(lines))
 
 
-def _read(settings: EvaluateSettings, source: str | Sequence[str], *, limit: int | None = None) -> Examples:
-    """Rows of the same form as DATA; its column names are for DATA alone, and others may have their own."""
-    own = source == settings.data
-    options: dict[str, Any] = {"columns": settings.columns, "sheet": settings.sheet} if own else {}
+def _read(
+    settings: EvaluateSettings, source: str | Sequence[str], *, limit: int | None = None, alike: bool = True
+) -> Examples:
+    """Rows; `alike` says that their columns are called as those of DATA are."""
+    options: dict[str, Any] = {"columns": settings.columns, "sheet": settings.sheet} if alike else {}
     return load_examples(
         source,
         split=settings.split,

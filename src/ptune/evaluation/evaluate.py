@@ -102,7 +102,8 @@ def _measured(run: _Run) -> Evaluation:
             answers = new_tokens if asked.needs.answers else 0
             told = told_in_words(answerer, asked.items, telling, plain=bare, new_tokens=answers)
             column, telling = stack.enter_context(told)
-            columns.append(column)
+            if telling.words or telling.shots:  # the context may have no room for any example
+                columns.append(column)
         tokens = 0 if name is None else model.prompt_configs[name].num_virtual_tokens
         columns.append(plain_column(PROMPT, texts, name, tokens))
         noted = what_is_asked(answerer, asked, settings, telling, room=room, new_tokens=new_tokens)

@@ -60,13 +60,16 @@ class EvaluateSettings:
     unrelated: str | None = _flag(
         _METRICS,
         None,
-        "rows of other jobs, in the same forms: how much the prompt changes what it should not",
+        "rows of other jobs, with columns of a known layout: how much the prompt changes what it should not",
         metavar="FILE",
     )
     written_prompt: str | None = _flag(_WORDS, None, "the job in words, put before every question", metavar="TEXT")
     shots: int = _flag(_WORDS, SHOTS, "examples that are shown, at most as many as the context has room for")
     shots_data: str | None = _flag(
-        _WORDS, None, "where they come from; by default from DATA, never the row's own", metavar="FILE"
+        _WORDS,
+        None,
+        "where they come from, with columns as in DATA; by default DATA, but never the row's own question",
+        metavar="FILE",
     )
     max_new_tokens: int | None = _flag(
         _ANSWERS, None, "longest answer; by default the longest expected one and a quarter more, 128 at most"

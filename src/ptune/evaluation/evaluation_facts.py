@@ -90,7 +90,8 @@ def facts_of(
     if len(columns) > 2:
         words = f"the written prompt “{telling.words}”" if telling.words else "no written prompt"
         where = settings.shots_data or "the data themselves, never the row's own question"
-        examples = f"{telling.shots} examples from {where}" if telling.shots and telling.pool else "no examples"
+        count = max(len(telling.shown(item)) for item in asked.items)
+        examples = f"{count} example{'s' * (count > 1)} from {where}" if count else "no examples"
         yield f"Told in words: {words}, and {examples}."
     if asked.labels:
         yield (
