@@ -256,14 +256,14 @@ def test_a_database_that_cannot_be_opened(url: str, said: str):
 def test_another_process_makes_the_tables_at_the_same_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
-    storage, errors = optuna.storages.RDBStorage, [error]
+    begin, errors = optuna.storages.RDBStorage.__init__, [error]
 
-    def racing(*args: Any, **kwargs: Any) -> Any:
+    def racing(self: Any, *args: Any, **kwargs: Any) -> None:
         if errors:
             raise errors.pop()
-        return storage(*args, **kwargs)
+        begin(self, *args, **kwargs)
 
-    monkeypatch.setattr(optuna.storages, "RDBStorage", racing)
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", racing)
     assert open_study(url_of(tmp_path), TuneSettings(), ABOUT, resume=False, overwrite=False).trials == []
     assert not errors
 
