@@ -104,6 +104,7 @@ SEARCH = tuple(
         ("no virtual tokens", _flags(num_virtual_tokens=0), ("num_virtual_tokens must be at least 1, not 0",)),
         ("more virtual tokens than context", _flags(num_virtual_tokens=1000), ("1000 virtual tokens", "context of")),
         ("checkpoints of trials", _flags(save_steps=5), ("save_steps is decided by the search",)),
+        ("rows longer than a batch", _flags(tokens_per_batch=3), ("tokens_per_batch=3", "row")),
         ("an unknown pruner", _flags(pruner="hyperband"), ("unknown pruner 'hyperband'", "halving, median, none")),
         ("a folder of somebody else's", _occupied, ("mine is not empty", "no search's")),
         (

@@ -28,9 +28,10 @@ def trial(number: int, **values: Any) -> TrialResult:
 TRIALS = (
     trial(1, held_out_loss=3.0),
     trial(2, held_out_loss=2.0, encoder="lstm"),
-    trial(3, held_out_loss=1.5, state="pruned", steps=2),
+    trial(3, held_out_loss=1.9, state="pruned", steps=2),
     trial(4, held_out_loss=None, state="failed", steps=None, fault="the loss is nan at step 3"),
     trial(5, held_out_loss=2.5),
+    trial(6, held_out_loss=20.0, state="pruned", steps=2, encoder="embedding"),
 )
 
 
@@ -48,7 +49,7 @@ def test_the_table_has_complete_trials_first_and_faults_last(result: TuneResult)
     said = io.StringIO()
     show_trials(result, Console(file=said, width=160))
     rows = [line.split("│")[1].strip() for line in said.getvalue().splitlines() if line.startswith("│")]
-    assert rows == ["2", "5", "1", "3", "4"]
+    assert rows == ["2", "5", "1", "3", "6", "4"]
     assert "failed: the loss is nan at step 3" in said.getvalue()
     assert "best: trial 2, lstm, 10 virtual tokens, start random, rate 0.01: held-out loss 2.0000" in said.getvalue()
 
@@ -58,15 +59,19 @@ def test_the_picture_has_a_mark_for_every_loss(result: TuneResult, monkeypatch: 
     monkeypatch.setattr(trials_plot, "save_figure", lambda drawn, path: kept.append(drawn) or path)
     trials_plot.plot_trials(result, result.folder / "x.png")
     left, right = kept[0].axes
+    top = left.get_ylim()[1]
     for axes, place in ((left, "trial"), (right, "learning_rate")):
-        marks = [line for line in axes.lines if line.get_marker() == "o"]
-        full = {(x, y) for line in marks if line.get_markerfacecolor() != "none" for x, y in line.get_xydata()}
-        hollow = {(x, y) for line in marks if line.get_markerfacecolor() == "none" for x, y in line.get_xydata()}
+        marks = [(line, *line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+        full = {(x, y) for line, x, y in marks if line.get_markerfacecolor() != "none"}
+        hollow = {(x, y) for line, x, y in marks if line.get_markerfacecolor() == "none" and line.get_marker() == "o"}
+        ((x, y),) = [(x, y) for line, x, y in marks if line.get_marker() == "^"]
         assert full == {(getattr(TRIALS[number], place), TRIALS[number].held_out_loss) for number in (0, 1, 4)}
-        assert hollow == {(getattr(TRIALS[2], place), 1.5)}
-    (steps,) = [line for line in left.lines if line.get_marker() != "o"]
+        assert hollow == {(getattr(TRIALS[2], place), 1.9)}
+        assert x == getattr(TRIALS[5], place)
+        assert 3.0 < y < top < 20.0
+    (steps,) = [line for line in left.lines if len(line.get_xdata()) > 1]
     assert list(steps.get_ydata()) == [3.0, 2.0, 2.0]
-    assert {text.get_text() for text in kept[0].legends[0].get_texts()} == {"mlp", "lstm", "best so far"}
+    assert {text.get_text() for text in kept[0].legends[0].get_texts()} == {"mlp", "lstm", "embedding", "best so far"}
 
 
 def test_a_terminal_has_one_live_line():
@@ -101,5 +106,5 @@ def test_a_pipe_has_no_live_line():
             progress.done(one, 2.0)
     first, second = said.getvalue().splitlines()
     assert first.startswith("trial 3/5: mlp, 10 virtual tokens, start random, rate 0.001: ")
-    assert first.endswith(": given up after step 2, held-out loss 1.5000, 1:05")
+    assert first.endswith(": given up after step 2, held-out loss 1.9000, 1:05")
     assert second.endswith("rate 0.0001: failed: the loss is nan at step 3, 1:05")

@@ -23,6 +23,7 @@ from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import LEARNING_RATES
 from ptune.saved.format import read_prompt
 from ptune.tuning.choice import given_choice
+from ptune.tuning.study import pruner_called
 from ptune.tuning.trial import measured_steps
 from tuning.conftest import Tune, outcome, results
 
@@ -115,8 +116,8 @@ def test_given_up_trials_were_worse_than_the_median(searched: Path):
 
 
 def test_the_same_seed_gives_the_same_trials(searched: Path, tmp_path: Path, tune_into: Tune):
-    assert tune_into(tmp_path / "a", "--trials", 10).code == 0
-    assert outcome(tmp_path / "a") == outcome(searched)
+    assert tune_into(tmp_path / "a", "--trials", 4).code == 0
+    assert outcome(tmp_path / "a") == outcome(searched)[:4]
     assert tune_into(tmp_path / "b", "--trials", 3, "--seed", 7).code == 0
     assert outcome(tmp_path / "b") != outcome(searched)[:3]
 
@@ -205,8 +206,7 @@ def test_halving_keeps_the_better_half(recipe: TrainRecipe):
     at_first = sorted(one.measured[0][1] for one in found.trials)
     assert any(one.state == "pruned" for one in found.trials)
     assert found.best.measured[0][1] <= at_first[2]
-    everything = short(TrainRecipe(**{**vars(recipe), "overwrite": True}), trials=6, pruner="none")
-    assert all(one.state == "complete" for one in everything.trials)
+    assert not pruner_called("none", 1).prune(optuna.create_study(), optuna.trial.create_trial(value=1.0))
 
 
 def test_steps_that_are_measured():

@@ -18,7 +18,6 @@ from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import ENCODER_NAMES, TrainRecipe
 from ptune.training.batches import Collator, batches_line, budget_sampler, choose_collator
 from ptune.training.recorded import SAME_ARGUMENTS, SCHEDULE_ARGUMENTS, data_digest, recorded_arguments
-from ptune.training.result import show_line, show_rows
 from ptune.training.rows import Rows, check_context, load_rows
 from ptune.training.train import frozen_model
 from ptune.tuning.tune_settings import TuneSettings
@@ -73,14 +72,16 @@ class Prepared:
             },
         }
 
-    def show(self) -> None:
-        """Say what was read, and what a batch is."""
-        recipe, args, say = self.recipe, self.args, self.console
-        show_rows(self.rows, say)
-        budget = recipe.tokens_per_batch
+    def lines(self) -> list[str]:
+        """What was read, and what a batch is.
+
+        Raises:
+            ConfigError: A row has more tokens than a batch may have.
+        """
+        recipe, args, budget = self.recipe, self.args, self.recipe.tokens_per_batch
         sampler = None if budget is None else budget_sampler(self.rows.tokens.dataset, budget, args)
-        for line in (*self.model.capability.notes, batches_line(recipe, args, self.model, self.collate, sampler)):
-            show_line(line, say)
+        batches = batches_line(recipe, args, self.model, self.collate, sampler)
+        return [*self.rows.lines(), *self.model.capability.notes, batches]
 
 
 def prepare(

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 _PALETTE = ("#0072b2", "#009e73", "#d55e00", "#e69f00", "#cc79a7", "#56b4e9")
 _COLORS = dict(zip(ENCODER_NAMES, _PALETTE, strict=False))
 _FAINT = "#8b949e"
+_ROOM = 0.15
+"""Above and below the complete trials, as a share of their range."""
 
 
 def plot_trials(result: TuneResult, path: Path) -> Path:
     """Draw both panels: a full mark for a complete trial, a hollow one for one that was given up, where it stood then.
+
+    What lies far above the complete trials is a triangle at the upper edge: the best ones are to be told apart.
 
     Raises:
         OutputError: The file cannot be written.
@@ -30,12 +34,15 @@ def plot_trials(result: TuneResult, path: Path) -> Path:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     shown = [trial for trial in result.trials if trial.held_out_loss is not None]
+    complete = [trial.held_out_loss or 0.0 for trial in shown if trial.state == COMPLETE]
+    low, high = min(complete), max(complete)
+    room = (high - low or 0.1 * high) * _ROOM
     for encoder in dict.fromkeys(trial.encoder for trial in shown):
         own = [trial for trial in shown if trial.encoder == encoder]
-        _marks(left, own, [float(trial.trial) for trial in own], encoder)
-        _marks(right, own, [trial.learning_rate for trial in own], encoder)
+        _marks(left, own, [float(trial.trial) for trial in own], top=high + room)
+        _marks(right, own, [trial.learning_rate for trial in own], top=high + room)
     _best_so_far(left, shown)
-    left.set(xlabel="trial", ylabel="held-out loss (nats per answer token)")
+    left.set(xlabel="trial", ylabel="held-out loss (nats per answer token)", ylim=(low - room, high + 1.4 * room))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="learning rate", xscale="log")
     for axes in (left, right):
@@ -43,28 +50,25 @@ def plot_trials(result: TuneResult, path: Path) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.suptitle(f"frozen model alone: {result.frozen_loss:.3f}; hollow: given up there", fontsize=10)
+    figure.suptitle(
+        f"frozen model alone: {result.frozen_loss:.3f}; hollow: given up there, triangle: further up", fontsize=10
+    )
     return save_figure(figure, path)
 
 
-def _marks(axes: Axes, trials: list[TrialResult], places: list[float], encoder: str) -> None:
-    """The trials of one encoder at these places."""
-    color = _COLORS[encoder]
-    for full in (True, False):
-        chosen = [
-            (place, trial.held_out_loss)
-            for place, trial in zip(places, trials, strict=True)
-            if (trial.state == COMPLETE) is full and trial.held_out_loss is not None
-        ]
+def _marks(axes: Axes, trials: list[TrialResult], places: list[float], *, top: float) -> None:
+    """The trials of one encoder at these places, none above `top`."""
+    color = _COLORS[trials[0].encoder]
+    axes.plot([], [], linestyle="", marker="o", markersize=7, color=color, label=trials[0].encoder)
+    for place, trial in zip(places, trials, strict=True):
+        loss = trial.held_out_loss or 0.0
         axes.plot(
-            [place for place, _ in chosen],
-            [loss for _, loss in chosen],
-            linestyle="",
-            marker="o",
+            [place],
+            [min(loss, top)],
+            marker="o" if loss <= top else "^",
             markersize=7,
             color=color,
-            markerfacecolor=color if full else "none",
-            label=encoder if full else None,
+            markerfacecolor=color if trial.state == COMPLETE else "none",
         )
 
 

@@ -86,12 +86,15 @@ def tune(
     folder, resume = Path(recipe.output), chosen.resume not in (None, False)
     check_folder(folder, resume=resume, overwrite=recipe.overwrite)
     at = prepare(recipe, chosen, args, given, say)
+    task, lines = at.task(), at.lines()
     url = chosen.storage or f"sqlite:///{(folder / DATABASE).absolute()}"
     if chosen.storage is None:
         make_folder(folder)
-    study = open_study(url, chosen, at.task(), resume=resume, overwrite=recipe.overwrite)
+    study = open_study(url, chosen, task, resume=resume, overwrite=recipe.overwrite)
     claim_folder(folder, recipe, chosen, given, overwrite=recipe.overwrite)
-    at.show()
+    # Whatever is wrong with the request has been said by now, in one line.
+    for line in lines:
+        show_line(line, say)
     before = measure(at.model, at.rows, at.collate, args, say, with_prompt=False)
     assert before is not None
     with (

@@ -7,7 +7,7 @@ take several values. Kept free of optuna, so that help and checks of flags are q
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
@@ -30,6 +30,7 @@ NOT_FOR_TRIALS = (
     "torch_compile",
 )
 """Training arguments that a search decides itself, or that a trial is too short-lived for."""
+_OFF = ("no", "none", "false", "[]")
 SEARCHED = ("encoder", "num_virtual_tokens", "init", "learning_rate")
 """The names of what is searched."""
 SETTINGS_FILE = "tune.yaml"
@@ -146,17 +147,21 @@ class TuneSettings:
         return {**{name: getattr(self, name) for name in SEARCHED}, "init": self.inits(recipe)}
 
 
-def check_search(settings: TuneSettings, recipe: TrainRecipe, given: Collection[str]) -> None:
+def check_search(settings: TuneSettings, recipe: TrainRecipe, given: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for settings that do not go together, all of them at once.
 
     Args:
         settings: The search's.
         recipe: What each trial trains, but for what is searched.
-        given: Names of the training arguments that somebody chose.
+        given: The training arguments that somebody chose.
     """
     defaults = {item.name: item.default for item in fields(TrainRecipe)}
     faults = [f"{name} does not go with a search" for name in NOT_HERE if getattr(recipe, name) != defaults[name]]
-    faults += [f"{name} is decided by the search" for name in NOT_FOR_TRIALS if name in given]
+    faults += [
+        f"{name} is decided by the search"
+        for name in NOT_FOR_TRIALS
+        if name in given and str(given[name]).lower() not in _OFF
+    ]
     if "learning_rate" in given:
         faults.append("learning_rate is searched: give it to TuneSettings")
     if not (recipe.eval_data or recipe.eval_rows):
