@@ -7,8 +7,6 @@ are quick.
 from __future__ import annotations
 
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from typing import Any
 
 from ptune.config import PromptEncoderConfig, PromptTuningInit
 from ptune.errors import ConfigError, unknown
+from ptune.field_types import type_faults
 
 EMBEDDING = "embedding"
 ENCODER_NAMES = (EMBEDDING, "residual", "mlp", "lstm")
@@ -51,14 +50,6 @@ of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concep
 
 _INIT = {"random": PromptTuningInit.RANDOM, "text": PromptTuningInit.TEXT}
 """The others start from the vocabulary, however its tokens are chosen."""
-_WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    Mapping: "a table",
-    Sequence: "a list",
-}
 _AT_LEAST = {
     "early_stopping_patience": 1,
     "max_length": 2,
@@ -343,26 +334,6 @@ class TrainRecipe:
         }
 
 
-def type_faults(settings: Any) -> list[str]:
-    """Fields of a dataclass whose value is of another type than theirs, as a recipe file may hold."""
-    hints = typing.get_type_hints(type(settings))
-    faults = []
-    for item in fields(settings):
-        value, kinds, listed = (
-            getattr(settings, item.name),
-            allowed_types(hints[item.name]),
-            item_type(hints[item.name]),
-        )
-        fits = type(value) in kinds or (isinstance(value, Mapping) and Mapping in kinds)
-        if listed is not None and isinstance(value, (list, tuple)):
-            fits = all(type(one) is listed or (listed is float and type(one) is int) for one in value)
-        if not fits and not (type(value) is int and float in kinds):
-            wanted = " or ".join(_WORDS[kind] for kind in kinds if kind in _WORDS)
-            wanted += f" ({_WORDS[listed]} each)" if listed is not None else ""
-            faults.append(f"{item.name} must be {wanted}, not {value!r}")
-    return faults
-
-
 def refuse(faults: Sequence[str]) -> None:
     """Raise `ConfigError` for settings that cannot be used, all of them at once; nothing where there are none."""
     if len(faults) == 1:
@@ -380,22 +351,6 @@ def device_map_fault(device_map: str | Mapping[str, str | int]) -> str | None:
             names = "" if isinstance(device_map, Mapping) else f"{', '.join(DEVICE_MAP_NAMES)} or "
             return f"device_map: {place!r} is not {names}a device, such as cpu or cuda:1"
     return "device_map is empty" if not device_map else None
-
-
-def allowed_types(hint: Any) -> tuple[type, ...]:
-    """The types of a field's annotation: `int | None` → `(int, NoneType)`, `Mapping[str, str]` → `(Mapping,)`."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    parts = typing.get_args(hint) if union else (hint,)
-    return tuple(typing.get_origin(part) or part for part in parts)
-
-
-def item_type(hint: Any) -> type | None:
-    """What the items of a field's list are: `str | Sequence[str]` → `str`; None where no list may stand."""
-    for part in (hint, *typing.get_args(hint)):
-        if typing.get_origin(part) is Sequence:
-            found: type = typing.get_args(part)[0]
-            return found
-    return None
 
 
 def _listed(names: list[str]) -> str:

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Flags, tuple[str, ...]]] = {
         (f"num_virtual_tokens={CONTEXT}", f"context of {CONTEXT} tokens"),
     ),
     "virtual tokens and rows beyond the context": (
-        lambda at: {"num_virtual_tokens": CONTEXT - 1, "data": at.data(f"[{OK}]")},
+        lambda at: {"num_virtual_tokens": CONTEXT - 1, "init": "random", "data": at.data(f"[{OK}]")},
         (f"{CONTEXT - 1} virtual tokens and the longest training row of", f"context of {CONTEXT}", "Use at most"),
     ),
     "unknown encoder": (lambda at: {"encoder": "lsmt"}, ("unknown encoder 'lsmt'", "Did you mean 'lstm'?")),
@@ -165,9 +165,8 @@ def test_debug_of_the_trainer_is_left_to_it(train: Callable[..., Ran]):
 
 
 def test_diverged_run_saves_no_prompt(train: Callable[..., Ran], tmp_path: Path):
-    ran = train(
-        learning_rate=1e30, max_grad_norm=0, lr_scheduler_type="constant", warmup_steps=0, max_steps=3, eval_rows=2
-    )
+    how = {"encoder": "mlp", "lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 3, "eval_rows": 2}
+    ran = train(learning_rate=1e30, max_grad_norm=0, **how)
     assert ran.code == 2
     assert ran.err.splitlines()[-1].startswith("ptune train: error: the loss is nan at step 2, in every row")
     assert not (tmp_path / "out" / "ptune.json").exists()

@@ -40,7 +40,7 @@ def test_facts(prompt_dir: Path, tiny_model_dir: Path, monkeypatch: pytest.Monke
     found = facts(prompt_dir, "--nearest", 3)
     vectors = load_file(prompt_dir / "adapter_model.safetensors")["prompt_embeddings"]
     assert found["base_model"] == str(tiny_model_dir)
-    assert (found["encoder"], found["virtual_tokens"], found["token_dim"]) == ("mlp", 4, 32)
+    assert (found["encoder"], found["virtual_tokens"], found["token_dim"]) == ("embedding", 4, 32)
     assert found["norms"] == pytest.approx(vectors.norm(dim=1).tolist(), rel=1e-5)
     assert found["vector_norms"]["mean"] == pytest.approx(float(vectors.norm(dim=1).mean()))
     assert torch.tensor(found["similarity"]).shape == (4, 4)

@@ -64,8 +64,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "nowhere": (["--resume"], "nothing says which run to resume. Name its folder: ptune train --resume OUTPUT."),
     "no checkpoint": (["--resume", "{tmp}"], "there is no checkpoint in {tmp} to resume from."),
     "not there": (["--resume", "{tmp}/checkpoint-7"], "there is no checkpoint {tmp}/checkpoint-7."),
-    "other rate": (["--resume", "{tmp}/out", "--learning-rate", "1"], "with learning_rate=0.001, not 1.0."),
-    "other encoder": (["--resume", "{tmp}/out", "--encoder", "lstm"], "with encoder=mlp, not lstm."),
+    "other rate": (["--resume", "{tmp}/out", "--learning-rate", "1"], "with learning_rate=0.06, not 1.0."),
+    "other encoder": (["--resume", "{tmp}/out", "--encoder", "lstm"], "with encoder=embedding, not lstm."),
     "fewer rows": (["--resume", "{tmp}/out", "--limit", "10"], "on other rows"),
 }
 

@@ -65,7 +65,19 @@ def test_prompts_losses_are_those_of_ptune_train(
     compared: Path, results: dict[str, Any], compare_words: list[object], tmp_path: Path
 ):
     own = [word for word in compare_words if word not in ("--learning-rates", "mlp=1e-2")]
-    done = run("train", *own, "--learning-rate", "1e-2", "--logging-steps", 1, "--output", tmp_path / "p", "--json")
+    done = run(
+        "train",
+        *own,
+        "--encoder",
+        "mlp",
+        "--learning-rate",
+        "1e-2",
+        "--logging-steps",
+        1,
+        "--output",
+        tmp_path / "p",
+        "--json",
+    )
     assert done.code == 0, done.err
     said = json.loads(done.out)
     found = next(one for one in results["runs"] if one["method"] == "mlp")

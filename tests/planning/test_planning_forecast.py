@@ -84,7 +84,6 @@ def test_the_head_takes_more_positions_at_once_on_a_gpu(method: str, factor: int
         Forecaster(config, SIZES, device=device).forecast(method, 16, 64).memory for device in ("cpu", "cuda")
     )
     assert there.logits == pytest.approx(factor * here.logits, rel=0.01)
-    assert there.activations == here.activations
 
 
 def test_half_the_bytes_in_bfloat16():

@@ -38,8 +38,7 @@ class Killed(BaseException):
 
 def run(recipe: dict[str, Any], **values: Any) -> TrainResult:
     made = TrainRecipe(num_virtual_tokens=4, **recipe)
-    settings = {**made.trainer_defaults(), "logging_steps": 1, "use_cpu": True, **values}
-    return train(made, TrainingArguments(output_dir=made.output, **settings), QUIET)
+    return train(made, {"logging_steps": 1, "use_cpu": True, **values}, QUIET)
 
 
 @pytest.fixture
@@ -198,11 +197,11 @@ def test_a_whole_checkpoint_is_all_that_a_run_needs(task: dict[str, Any], tmp_pa
         ({"max_length": 20}, {}, "it was trained on other rows"),
         ({"eval_rows": 3}, {}, "it was trained on other rows"),
         ({"template": "{instruction}? {output}"}, {}, "it was trained on other rows"),
-        ({"encoder": "lstm"}, {}, "encoder=mlp, not lstm"),
+        ({"encoder": "lstm"}, {}, "encoder=embedding, not lstm"),
         ({"packing": False}, {}, "packing=True, not False"),
         ({}, {"per_device_train_batch_size": 3}, "per_device_train_batch_size=8, not 3"),
         ({}, {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1, not 2"),
-        ({}, {"learning_rate": 0.5}, "learning_rate=0.001, not 0.5"),
+        ({}, {"learning_rate": 0.5}, "learning_rate=0.06, not 0.5"),
         ({}, {"seed": 7}, "seed=42, not 7"),
     ],
 )

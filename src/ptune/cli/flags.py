@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ptune.cli.names_elsewhere import meant
 from ptune.errors import ConfigError
-from ptune.recipe import allowed_types, item_type
+from ptune.field_types import allowed_types, item_type
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

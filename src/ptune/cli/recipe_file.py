@@ -23,7 +23,8 @@ from typing import Any, cast
 
 from ptune.cli.names_elsewhere import meant
 from ptune.errors import ConfigError, listed, one_line, shown
-from ptune.recipe import TrainRecipe, allowed_types, item_type
+from ptune.field_types import allowed_types, item_type
+from ptune.recipe import TrainRecipe
 
 MAX_BYTES = 2**16
 _MAX_FLOW_LEVEL = 20

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from ptune.cli.flags import Parser, argparse_message, dashed, flag, flags_of, unknown_flags
 from ptune.errors import ConfigError, one_line
-from ptune.recipe import CHECKPOINTING, EMBEDDING, LEARNING_RATES, TrainRecipe, allowed_types
+from ptune.field_types import allowed_types
+from ptune.recipe import CHECKPOINTING, EMBEDDING, LEARNING_RATES, TrainRecipe
 
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items() if name != EMBEDDING)
 COMMON: tuple[tuple[str, str], ...] = (

@@ -69,6 +69,12 @@ def take_over_sharding(args: TrainingArguments, recipe: TrainRecipe | None = Non
             f"quantization={recipe.quantization} and FSDP exclude each other: quantized weights cannot be sharded.",
             hint="Leave one of them out.",
         )
+    if recipe is not None and recipe.eval_metrics:
+        raise ConfigError(
+            "eval_metrics and FSDP exclude each other: every process would need all the others for each token of its "
+            "own answers.",
+            hint="Leave eval_metrics out, and measure the finished prompt with ptune evaluate.",
+        )
     args.fsdp = args.fsdp_plugin_args = None
     os.environ["ACCELERATE_USE_FSDP"] = "false"
     return init_device_mesh(args.device.type, (args.world_size,))

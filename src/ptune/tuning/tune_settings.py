@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ptune.errors import ConfigError, unknown
-from ptune.recipe import ENCODER_NAMES, INIT_NAMES, TrainRecipe, refuse, type_faults
+from ptune.field_types import type_faults
+from ptune.recipe import ENCODER_NAMES, INIT_NAMES, TrainRecipe, refuse
 
 PRUNERS = ("median", "halving", "none")
 NOT_HERE = ("init_from", "force", "early_stopping_patience", "early_stopping_threshold", "resume")
