@@ -30,8 +30,9 @@ import torch
 import transformers
 
 from architectures import build
+from devices.gpu_tensor import GpuTensor
 from devices.ledger import LEDGER
-from devices.simulated_accelerator import FakeGpu, GpuTensor, to_gpu
+from devices.simulated_accelerator import FakeGpu, to_gpu
 from ptune import PromptEncoderConfig, PTunedModel
 from ptune.data.collate import PackingCollator, PaddingCollator
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, build
+from devices.gpu_tensor import GpuTensor, cpu, is_gpu
 from devices.ledger import LEDGER
 from devices.placing import GPU, on_gpu, prompted, rows, spread
-from devices.simulated_accelerator import FakeGpu, GpuTensor, cpu, is_gpu, to_gpu
+from devices.simulated_accelerator import FakeGpu, to_gpu
 from ptune import PTunedModel
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.packed import attention

@@ -8,7 +8,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import PreTrainedModel
 
-from devices.simulated_accelerator import GpuTensor, to_gpu
+from devices.gpu_tensor import GpuTensor
+from devices.simulated_accelerator import to_gpu
 from ptune import PromptEncoderConfig, PTunedModel
 
 GPU = torch.device("gpux:0")

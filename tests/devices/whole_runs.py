@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from architectures import build
 from devices import placing
+from devices.gpu_tensor import cpu, is_gpu
 from devices.ledger import LEDGER
 from devices.placing import rows, spread
-from devices.simulated_accelerator import FakeGpu, cpu, is_gpu, to_gpu
+from devices.simulated_accelerator import FakeGpu, to_gpu
 from ptune import PTunedModel, PTuneTrainer
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.evaluation.held_out_loss import held_out_loss

@@ -366,3 +366,13 @@ def test_one_process_uses_one_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert trainer.args.n_gpu == 1
     assert "one is used; for all of them: accelerate launch" in caplog.text
     assert trainer.train().global_step == 1
+
+
+def test_batches_are_not_pinned_on_the_cpu(tmp_path: Path) -> None:
+    """On a device they are: `tests/devices/whole_runs.py`."""
+    args = arguments(tmp_path)
+    args.dataloader_pin_memory = True  # Trainer's own default, for all but use_cpu
+    trainer = PTuneTrainer(model=prompted(), args=args, train_dataset=token_rows(24), data_collator=COLLATE)
+    assert not trainer.args.dataloader_pin_memory
+    assert not trainer.get_train_dataloader().pin_memory
+    assert not trainer.accelerator.non_blocking

@@ -71,8 +71,7 @@ class Text:
             labels: `(A, C)`.
             row_lengths: Of rows in one sequence: `A` is 1.
             position_ids: `(A, C)`, from 0 in each row; a row ends where they start again at 0.
-            device: Where the model takes it, which is not where a trainer puts its batches for every model that is
-                spread over several devices; where it is by default.
+            device: Where the model takes it, which a trainer may not know; where it is by default.
 
         Raises:
             ConfigError: Neither or both of ids and embeddings, or shapes that do not fit.
@@ -100,21 +99,14 @@ class Text:
                 raise ConfigError("row_lengths and padding exclude each other.", hint="Leave attention_mask out.")
             known = mask.reshape(-1).nonzero().squeeze(1)
             lengths = mask.bool().sum(dim=1).tolist()
-        device = text.device if device is None else device
-        places = None if known is None else sent(known, device)
-
-        def flat(value: torch.Tensor | None, at: torch.Tensor | None) -> torch.Tensor | None:
-            if value is None:
-                return None
-            every = value.reshape(form[0] * form[1], *value.shape[2:])
-            return every if at is None else every.index_select(0, at)
-
         if position_ids is not None:
-            lengths = _rows_of(flat(position_ids.cpu(), known), lengths, row_lengths)
+            lengths = _rows_of(_flat(position_ids.cpu(), known), lengths, row_lengths)
         elif row_lengths is not None:
             lengths = list(row_lengths)
-        answers = flat(None if labels is None else labels.cpu(), known)
-        ids, embeds = (None if one is None else flat(sent(one, device), places) for one in (input_ids, inputs_embeds))
+        device = text.device if device is None else device
+        places = None if known is None else sent(known, device)
+        ids, embeds = (None if one is None else _flat(sent(one, device), places) for one in (input_ids, inputs_embeds))
+        answers = None if labels is None else _flat(labels.cpu(), known)
         return cls(ids, embeds, answers, tuple(lengths), form, places)
 
     @property
@@ -260,14 +252,19 @@ def take_flattened(kwargs: dict[str, Any]) -> list[int] | None:
     return None if starts is None else starts.diff().tolist()
 
 
-def _rows_of(position_ids: torch.Tensor | None, lengths: Sequence[int], told: Sequence[int] | None) -> list[int]:
+def _flat(values: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+    """`(N, …)` of `(A, C, …)`: what stands at the places, or everything."""
+    every = values.flatten(0, 1)
+    return every if places is None else every.index_select(0, places)
+
+
+def _rows_of(position_ids: torch.Tensor, lengths: Sequence[int], told: Sequence[int] | None) -> list[int]:
     """The lengths of rows that begin wherever position ids are 0, within rows of the lengths given.
 
     Raises:
         ConfigError: They are other rows than `row_lengths` has told.
         ModelError: The position ids say anything else than where rows begin.
     """
-    assert position_ids is not None
     count = len(position_ids)
     at = torch.arange(count, device=position_ids.device)
     starts = (position_ids == 0).nonzero().squeeze(1)

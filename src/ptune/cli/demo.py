@@ -36,6 +36,7 @@ TRAINING = {
     "max_steps": STEPS,
     "per_device_train_batch_size": 8,
     "learning_rate": 4e-3,
+    "lr_scheduler_type": "cosine",
     "seed": 7,
     "save_strategy": "no",
     "eval_strategy": "no",

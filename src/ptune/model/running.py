@@ -154,11 +154,7 @@ class RunsPrompts(StandsIn):
         check_forward_arguments(kwargs)
         if labels is not None and input_ids is not None and not self.training and _are_answers(labels, input_ids):
             input_ids, attention_mask, labels = followed_by(input_ids, attention_mask, labels)
-        form: dict[str, Any] = {
-            "row_lengths": lengths,
-            "position_ids": position_ids,
-            "device": device_of(self.base),
-        }
+        form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids, "device": device_of(self.base)}
         text = Text.of(input_ids, inputs_embeds, attention_mask, labels, **form)
         text, prompts = self._prompts_of(text, prompt_names, kwargs)
         chosen = self.path_of(text, prompts, at_once=at_once, kwargs=kwargs)
@@ -262,11 +258,7 @@ class RunsPrompts(StandsIn):
         lengths = take_flattened(kwargs) if row_lengths is None else row_lengths
         kwargs = {name: value for name, value in kwargs.items() if name not in _OF_THE_HEAD}
         check_forward_arguments(kwargs)
-        form: dict[str, Any] = {
-            "row_lengths": lengths,
-            "position_ids": position_ids,
-            "device": device_of(self.base),
-        }
+        form: dict[str, Any] = {"row_lengths": lengths, "position_ids": position_ids, "device": device_of(self.base)}
         text = Text.of(input_ids, inputs_embeds, attention_mask, **form)
         text, prompts = self._prompts_of(text, prompt_names, kwargs)
         chosen = self.path_of(text, prompts, at_once=False, kwargs=kwargs)
