@@ -14,7 +14,7 @@ from commands import Ran
 from ptune.cli.flags import dashed, flags_of
 from ptune.cli.recipe_file import own_names
 from ptune.cli.train import build_parser, check_keys
-from ptune.cli.trainer_flags import check_flags, given_names, make_arguments, trainer_parser
+from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.errors import ConfigError
 from ptune.recipe import CHECKPOINTING, TrainRecipe
 
@@ -111,3 +111,11 @@ def test_output_dir_is_output(train: Callable[..., Ran], tmp_path: Path):
     ran = train("--json", output=None, output_dir=tmp_path / "elsewhere")
     assert json.loads(ran.out)["output"] == str(tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "ptune.json").is_file()
+
+
+def test_a_flag_that_turns_something_off_is_that_argument_given():
+    words = ["--no-dataloader-pin-memory", "--max-steps", "3", "--lr-scheduler-type=linear"]
+    names = given_names(words, {})
+    assert names == {"dataloader_pin_memory", "max_steps", "lr_scheduler_type"}
+    args = arguments(*words)
+    assert given_values(args, names) == {"dataloader_pin_memory": False, "max_steps": 3, "lr_scheduler_type": "linear"}

@@ -72,6 +72,10 @@ def _newer_database(at: Place) -> Words:
     return ["tune", "--resume", folder]
 
 
+def _space(text: str) -> Callable[[Place], Words]:
+    return lambda at: _tune(at, "--search-space", at.file("space.yaml", text))
+
+
 def _occupied(at: Place) -> Words:
     return _tune(at, output=at.file("mine/notes.txt", "mine").parent)
 
@@ -90,6 +94,8 @@ SEARCH = tuple(
             _flags("--encoder", "mlp", "lsmt"),
             ("unknown encoder 'lsmt'", "Did you mean 'lstm'?"),
         ),
+        ("lists in a list to try", _space("encoder: [[mlp], {a: b}]"), ("encoder must be a list (text each)",)),
+        ("a key that is none", _space("encodr: mlp"), ("unknown key 'encodr'", "Did you mean 'encoder'?")),
         ("a start from no text", _flags("--init", "text"), ("init text needs init_text",)),
         (
             "a range of rates the wrong way round",

@@ -99,7 +99,8 @@ class TuneSettings:
             if type(value) in (str, int, float):
                 value = (value,)
             if isinstance(value, (list, tuple)):
-                object.__setattr__(self, name, tuple(dict.fromkeys(value)))
+                once = [one for number, one in enumerate(value) if one not in value[:number]]
+                object.__setattr__(self, name, tuple(once))
         faults = type_faults(self)
         refuse(faults or [*self._space_faults(), *self._study_faults()])
         if find_spec("optuna") is None:
