@@ -17,15 +17,14 @@ from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.packed import attention
 from ptune.packed.attention import CHOICE
+from ptune.planning.fewer_layers import layer_pattern, with_layers
 from ptune.planning.simulate import (
     BODY,
     ROWS_SIMULATED,
     Shape,
     encoder_cost,
-    layer_pattern,
     simulate,
     step_cost,
-    with_layers,
 )
 from ptune.planning.tracker import LiveBytes
 
