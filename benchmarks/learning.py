@@ -30,12 +30,12 @@ from rich.table import Table
 from harness import OK, RESULTS, ROOT, write
 from plots import plot_robustness
 from ptune import TrainRecipe, train
-from ptune.comparison.machine import machine, versions
 from ptune.data.template import get_template
 from ptune.encoders import build_encoder
 from ptune.evaluation.held_out_loss import held_out_loss
 from ptune.frozen.parts import token_dim
 from ptune.loading.load import load_tokenizer
+from ptune.memory.machine import machine, versions
 from ptune.prompt.default_rate import default_learning_rate
 from ptune.training.batches import choose_collator
 from ptune.training.rows import load_rows
