@@ -32,6 +32,7 @@ from ptune.tuning.study import (
     shown_url,
 )
 from ptune.tuning.trial import Watch
+from ptune.tuning.tune_progress import TuneProgress
 from tuning.conftest import Tune, outcome, results
 
 ABOUT: dict[str, Any] = {"of": {"model": "m", "tokenizer": "t", "rows": "r", "held_out_rows": "h"}, "with": {"seed": 1}}
@@ -107,6 +108,14 @@ def test_a_signal_ends_the_trial_at_hand_and_says_how_to_go_on(
     assert not (folder / "results.json").exists()
     assert run("tune", "--resume", folder).code == 0
     assert outcome(folder) == outcome(searched)[:3]
+
+
+def test_a_signal_between_two_trials(tmp_path: Path, tune_into: Tune, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TuneProgress, "done", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    ran = tune_into(tmp_path / "out", "--trials", 3)
+    assert ran.code == 130
+    assert "stopped between two trials; the trials that have ended are kept. Go on with" in ran.err.splitlines()[-1]
+    assert [trial.state.name for trial in study_in(tmp_path / "out").trials] == ["COMPLETE"]
 
 
 def test_more_trials_and_no_more_time(searched: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shlex
 import shutil
 import time
 from dataclasses import dataclass
@@ -53,6 +54,15 @@ class Course:
     """Of the frozen model alone."""
     progress: TuneProgress
     stop: StopRequest
+
+    def check_stop(self, where: str) -> None:
+        """Raise `RunStoppedError` where the user asked to stop."""
+        if (number := self.stop.signal_number) is not None:
+            raise RunStoppedError(
+                f"stopped {where}; the trials that have ended are kept.",
+                signal_number=number,
+                hint=f"Go on with: ptune tune --resume {shlex.quote(str(self.at.folder))}",
+            )
 
 
 def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float | None:
@@ -144,11 +154,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, where it is time."""
         step, at = state.global_step, self.course.at
-        if (number := self.course.stop.signal_number) is not None:
-            raise RunStoppedError(
-                f"stopped after step {step} of {state.max_steps} of a trial; the trials before it are kept.",
-                signal_number=number,
-            )
+        self.course.check_stop(f"after step {step} of {state.max_steps} of a trial")
         self.course.progress.step(step, state.max_steps)
         if time.monotonic() > self._noted + NOTE_SECONDS:
             note_process(self.trial)

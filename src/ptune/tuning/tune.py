@@ -6,7 +6,6 @@ rows that are tokenized once. So the best prompt is there when the search ends, 
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import TrainingArguments
 
-from ptune.errors import ConfigError, RunStoppedError, TrainingError
+from ptune.errors import ConfigError, TrainingError
 from ptune.evaluation.held_out_loss import HeldOutLoss
 from ptune.recipe import TrainRecipe
 from ptune.saved.files import make_folder
@@ -128,16 +127,15 @@ def _search(course: Course, study: optuna.Study) -> None:
             shutil.rmtree(working_folder(at.folder, number), ignore_errors=True)
         if len(counted(study)) >= at.settings.trials:
             return
+        course.check_stop("between two trials")
         trial = study.ask()
         try:
             _carry_out(course, study, trial)
         except UpdateFinishedTrialError:
             continue  # not heard of for long (a machine that slept), it was given up by another process
-        except BaseException as error:
+        except BaseException:
             with suppress(SQLAlchemyError, StorageInternalError):
                 study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-            if isinstance(error, RunStoppedError):
-                error.hint = f"Go on with: ptune tune --resume {shlex.quote(str(at.folder))}"
             raise
 
 
