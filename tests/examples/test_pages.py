@@ -26,7 +26,7 @@ PAGES = [
     *(f"docs/{name}.md" for name in ("index", "training", "tune", "data", "saving", "compare")),
 ]
 MODELS = ("Qwen/Qwen2.5-0.5B", "bigscience/bloom-1b1", "builtin:smollm2-135m", "MODEL")
-DATA, ARROW = ("my_data.json", "old.json", "new.jsonl"), "alpaca_en"
+DATA, ARROW = ("my_data.json", "test.json", "old.json", "new.jsonl"), "alpaca_en"
 ON_THE_HUB = "user/prompt"
 SHORTER = {
     "train": ("--max-steps", "2", "--overwrite", "--report-to", "none"),

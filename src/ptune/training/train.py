@@ -37,12 +37,12 @@ from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
+from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
 from ptune.training.processes import in_turn, processes_lines, shard, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
@@ -90,10 +90,9 @@ def train(
     if not isinstance(arguments, TrainingArguments):
         given = set(arguments or {}) if given is None else given
         arguments = training_arguments(recipe, arguments or {})
-    args, chosen = arguments, given is None or "learning_rate" in given
+    args = arguments
     mesh = take_over_sharding(args, recipe)
     choose_best_by(recipe, args, given)
-    given = given or ()
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
@@ -107,10 +106,9 @@ def train(
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
         model = frozen_model(recipe, args, tokenizer, mesh)
         add_new_prompt(model, recipe, args, tokenizer, rows)
-        if not chosen:
-            args.learning_rate = default_learning_rate(model.base, recipe.encoder)
+        rate = take_learning_rate(model, recipe, args, given)
         check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
-        collate = choose_collator(recipe, args, model, tokenizer, given)
+        collate = choose_collator(recipe, args, model, tokenizer, given or ())
         details = prompt_details(recipe, args, tokenizer, rows)
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
@@ -124,7 +122,6 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
-        rate = f"learning rate {args.learning_rate:g}{'' if chosen else ', by default for this model and encoder'}"
         lines = [*model.capability.notes, rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
