@@ -146,6 +146,17 @@ def test_processes_share_a_study(task: list[object], tmp_path: Path):
     assert kept == study.best_value
 
 
+def test_a_folder_in_which_another_process_begins(tmp_path: Path, tune_into: Tune):
+    (tmp_path / "study.db").touch()
+    (tmp_path / ".tune.yaml.1.tmp").touch()
+    ran = tune_into(tmp_path, "--trials", 1)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "holds a search already" in ran.err
+    ran = tune_into(tmp_path, "--trials", 1, "--resume")
+    assert ran.code == 0, ran.err
+    assert len(outcome(tmp_path)) == 1
+
+
 def test_another_folder_joins_through_the_database(searched: Path, tmp_path: Path, tune_into: Tune):
     """As a second machine does; the best prompt of a trial that ran elsewhere is not here."""
     there, here = Path(shutil.copytree(searched, tmp_path / "there")), tmp_path / "here"

@@ -29,11 +29,15 @@ _NOT_WRITTEN = ("overwrite", "trust_remote_code", *NOT_HERE, *SEARCHED, "init_te
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise `OutputError` unless a search may write there."""
+    """Raise `OutputError` unless a search may write there.
+
+    Another process may be about to begin it: then the database is there, and files that are being written.
+    """
     OutputFolder(folder, overwrite=True)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.is_dir() else set()
+    if not there:
         return
-    if not (folder / SETTINGS_FILE).is_file():
+    if SETTINGS_FILE not in there and not there <= {DATABASE, f"{DATABASE}-journal"}:
         raise OutputError(f"the output folder {folder} is not empty, and no search's.", hint="Choose another one.")
     if not (resume or overwrite):
         raise OutputError(
