@@ -1,13 +1,14 @@
 """How near does training come to the time of the matrix products that it cannot avoid?
 
-    python benchmarks/floor.py [--rounds 5]
+    python benchmarks/floor.py [--rounds 5] [--threads 1] [--row-lengths 160:240]
 
 The floor of an epoch: for every batch and every linear layer of the frozen model, the product of its real tokens with
 the weight, and the product of the gradient with the weight on the way back; and the LM head's two on the supervised
 tokens alone. The first layer's way back into the text's embeddings is left out, for nothing needs it. No padding, no
 virtual tokens, no attention, no norms, no optimizer: a step contains all of these products and more. They are timed
 with PyTorch's own products (`floor-torch`) and with oneDNN's kernel (`floor-onednn`), in turn with training on the same
-rows. The ratio `floor / contender` is the share of a contender's time that those products alone would take.
+rows. The ratio `floor / contender` is the share of a contender's time that those products alone would take. Where the
+machine multiplies bfloat16 itself, floors and contenders take part in both precisions.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 import contenders
 import workload
 from harness import Answer, Benchmark, Case, Settings, command_line, held_gib, main, measuring
+from ptune.loading.place import cpu_multiplies_bfloat16
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(N, I) and a weight (O, I) → (N, O)."""
@@ -37,16 +39,19 @@ def onednn_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 PRODUCTS: dict[str, Product] = {"floor-torch": F.linear, "floor-onednn": onednn_product}
+PRECISIONS = ("float32", "bfloat16")
 READS_EMBEDDINGS = ("q_proj", "k_proj", "v_proj", "query_key_value", "c_attn")
 """Layers that, in the first block, read the embeddings alone."""
 
 
 def work(contender: str, settings: Settings) -> Answer:
     """The floor's products, or a contender's training."""
-    if contender not in PRODUCTS:
-        return contenders.train(contender, settings)
+    name, dtype = contender.split(" ")
+    settings = {**settings, "dtype": dtype}
+    if name not in PRODUCTS:
+        return contenders.train(name, settings)
     with torch.no_grad():
-        return _floor(PRODUCTS[contender], settings)
+        return _floor(PRODUCTS[name], settings)
 
 
 def _floor(product: Product, settings: Settings) -> Answer:
@@ -122,22 +127,22 @@ BENCHMARK = Benchmark(
     "training on the same rows; the ratio floor / contender is the share of the contender's time they would take.",
     script=Path(__file__),
     work=work,
-    metrics=("cpu_seconds", "wall_seconds"),
-    references=tuple(PRODUCTS),
+    metrics=("cpu_seconds", "wall_seconds", "peak_gib"),
+    references=tuple(f"{name} {dtype}" for name in (*PRODUCTS, "peft", "peft-grouped") for dtype in PRECISIONS),
 )
 
 
 def floor_cases(options: argparse.Namespace) -> list[Case]:
-    """The tutorial's prompt. oneDNN's kernel is the CPU's."""
-    settings = {**workload.common_settings(options), "encoder": "mlp", "n": 10}
+    """The tutorial's prompt, in each precision that the machine multiplies itself. oneDNN's kernel is the CPU's."""
     cuda = options.device == "cuda"
-    floors = ("floor-torch",) if cuda else tuple(PRODUCTS)
-    kinds = ("float32", "bfloat16") if cuda else ("float32",)
+    precisions = PRECISIONS if cuda or cpu_multiplies_bfloat16() else PRECISIONS[:1]
+    names = ("floor-torch", *(() if cuda else ("floor-onednn",)), "ptune-packed", "peft", "peft-grouped")
     return [
         Case(
-            label=f"mlp n=10 {kind}", settings={**settings, "dtype": kind}, contenders=(*floors, "ptune-packed", "peft")
+            label="mlp n=10",
+            settings={**workload.common_settings(options), "encoder": "mlp", "n": 10},
+            contenders=tuple(f"{name} {dtype}" for name in names for dtype in precisions),
         )
-        for kind in kinds
     ]
 
 

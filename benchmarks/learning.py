@@ -124,13 +124,15 @@ class Lab:
             Path(self.options.work, "runs.json").write_text(json.dumps(self.runs, indent=1), encoding="utf-8")
         return dict(self.runs[key])
 
-    def ptune(self, length: int, seed: int, steps: int, rate: float | None = None) -> dict[str, Any]:
-        """As ptune comes, or at another rate."""
+    def ptune(
+        self, length: int, seed: int, steps: int, rate: float | None = None, *, dtype: str = "float32"
+    ) -> dict[str, Any]:
+        """As ptune comes, or at another rate, behind the model in one precision."""
         given = {} if rate is None else {"learning_rate": rate}
 
         def run(name: str) -> dict[str, Any]:
             arguments = {"max_steps": steps, "seed": seed, "eval_strategy": "no", "logging_steps": 1, **given}
-            result = train(self.recipe(name, length), arguments, Console(quiet=True))
+            result = train(self.recipe(name, length, dtype=dtype), arguments, Console(quiet=True))
             assert result.before is not None
             assert result.after is not None
             return {
@@ -139,13 +141,14 @@ class Lab:
                 "model_alone": result.before.loss,
             }
 
-        return self.once(f"ptune-n{length}-{steps}-steps-rate-{rate or 'default'}-seed-{seed}", run)
+        precision = "" if dtype == "float32" else f"-{dtype}"
+        return self.once(f"ptune-n{length}-{steps}-steps-rate-{rate or 'default'}-seed-{seed}{precision}", run)
 
     def reference(self, length: int, seed: int, rate: float) -> dict[str, Any]:
         """An MLP with PEFT's start under Trainer's linear schedule."""
 
         def run(name: str) -> dict[str, Any]:
-            recipe = self.recipe(name, length, encoder="mlp")
+            recipe = self.recipe(name, length, encoder="mlp", dtype="float32")
             steps = self.options.steps
             args = training_arguments(
                 recipe,

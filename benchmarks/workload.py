@@ -80,8 +80,19 @@ def add_flags(parser: argparse.ArgumentParser, *, rows: int = 64) -> None:
     parser.add_argument("--data", help="a file of instructions and outputs, relative to the repository root")
     parser.add_argument("--rows", type=int, default=rows, help=f"rows of the measured epoch (default {rows})")
     parser.add_argument("--max-length", type=int, default=256, help="longest row in tokens (default 256)")
+    parser.add_argument(
+        "--row-lengths",
+        type=_span,
+        metavar="LOW:HIGH",
+        help="only rows of so many tokens: rows of nearly one length leave PEFT little padding",
+    )
     parser.add_argument("--seed", type=int, default=0, help="draws rows and the prompt's start (default 0)")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads (default 2)")
+
+
+def _span(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    return int(low), int(high)
 
 
 def common_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,6 +109,7 @@ def common_settings(options: argparse.Namespace) -> dict[str, Any]:
         "batch": 1 if cuda else 8,
         "accumulation": 8 if cuda else 1,
         "max_length": options.max_length,
+        "row_lengths": options.row_lengths,
         "seed": options.seed,
         "threads": options.threads,
     }
@@ -132,9 +144,12 @@ def draw_rows(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Dataset
     warm_up, tokens = settings["warm_up_rows"], settings.get("tokens")
     # Rows of which no answer is left within max_length drop out, so some more are drawn.
     wanted = warm_up + (settings["rows"] if tokens is None else tokens // 16)
-    chosen = [examples[index] for index in order[: wanted + wanted // 4 + 8]]
+    span = settings.get("row_lengths")
+    chosen = [examples[index] for index in order[: (wanted + wanted // 4 + 8) * (1 if span is None else 30)]]
     template = get_template("tutorial", tokenizer)
     dataset = tokenize_examples(chosen, template, tokenizer, max_length=settings["max_length"]).dataset
+    if span is not None:
+        dataset = dataset.filter(lambda row: span[0] <= len(row["input_ids"]) <= span[1])
     if tokens is not None:
         wanted = warm_up + _rows_within(dataset.select(range(warm_up, len(dataset))), tokens)
     if len(dataset) < wanted:

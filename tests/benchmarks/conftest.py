@@ -27,6 +27,24 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
     transformers_logging.set_verbosity(level)
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Files of the form that SST-2, TREC and E2E come in."""
+    folder = tmp_path / "data"
+    for name in ("sst2", "trec", "e2e_nlg"):
+        (folder / name).mkdir(parents=True)
+    moods = "".join(f"{number % 2} a film of kind {number}\n" for number in range(12))
+    for part in ("train", "dev", "test"):
+        (folder / "sst2" / f"stsa.binary.{part}").write_text(moods)
+    questions = "".join(f"{number % 6} Where is number {number} ?\n" for number in range(920))
+    for part in ("train", "test"):
+        (folder / "trec" / f"TREC.{part}.all").write_text(questions)
+    places = "mr,ref\n" + "".join(f'"name[{number // 2}]",A place called {number}.\n' for number in range(12))
+    for part in ("devset", "testset_w_refs"):
+        (folder / "e2e_nlg" / f"{part}.csv").write_text(places)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.json"

@@ -72,18 +72,29 @@ def test_both_kernels_compute_the_product():
         torch.testing.assert_close(product(x[:, :17], weight.t()), x[:, :17] @ weight, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("native", [False, True])
 def test_the_script_sets_training_against_both_floors(
-    words: list[str], tmp_path: Path, in_this_process: Callable[[Benchmark], None]
+    words: list[str],
+    tmp_path: Path,
+    in_this_process: Callable[[Benchmark], None],
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
 ):
+    monkeypatch.setattr(floor, "cpu_multiplies_bfloat16", lambda: native)
     in_this_process(floor.BENCHMARK)
     floor.run([*words, "--rows=8"])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "ok"
-    assert result["references"] == ["floor-torch", "floor-onednn"]
     entries = result["cases"][0]["contenders"]
-    assert list(entries) == ["floor-torch", "floor-onednn", "ptune-packed", "peft"]
-    ours, bare = entries["ptune-packed"], entries["floor-onednn"]
-    share = bare["rounds"][0]["cpu_seconds"] / ours["rounds"][0]["cpu_seconds"]
-    assert ours["ratios"]["floor-onednn"]["cpu_seconds"]["median"] == pytest.approx(share)
-    assert bare["rounds"][0]["gflop"] == entries["floor-torch"]["rounds"][0]["gflop"] > 0
-    assert bare["rounds"][0]["tokens"] == ours["rounds"][0]["tokens"]
+    names = ["floor-torch", "floor-onednn", "ptune-packed", "peft", "peft-grouped"]
+    kinds = ["float32", "bfloat16"] if native else ["float32"]
+    assert list(entries) == [f"{name} {kind}" for name in names for kind in kinds]
+    for kind in kinds:
+        ours, bare = entries[f"ptune-packed {kind}"], entries[f"floor-onednn {kind}"]
+        share = bare["rounds"][0]["cpu_seconds"] / ours["rounds"][0]["cpu_seconds"]
+        assert ours["ratios"][f"floor-onednn {kind}"]["cpu_seconds"]["median"] == pytest.approx(share)
+        assert bare["rounds"][0]["gflop"] == entries[f"floor-torch {kind}"]["rounds"][0]["gflop"] > 0
+        assert bare["rounds"][0]["tokens"] == ours["rounds"][0]["tokens"]
+    if native:
+        assert entries["ptune-packed bfloat16"]["ratios"]["peft float32"]["cpu_seconds"]["median"] > 0
+        assert len({entries[f"ptune-packed {kind}"]["rounds"][0]["train_loss"] for kind in kinds}) == 2

@@ -55,6 +55,19 @@ def test_a_warm_up_leaves_no_trace(settings: dict[str, Any], monkeypatch: pytest
     assert contenders.train("ptune-packed", settings)["train_loss"] == pytest.approx(warmed["train_loss"], abs=1e-6)
 
 
+def test_only_rows_of_the_lengths_asked_for(settings: dict[str, Any]):
+    lengths = [len(ids) for ids in workload.load(settings).rows["input_ids"]]
+    low, high = sorted(lengths)[2], sorted(lengths)[-2]
+    assert min(lengths) < low < high < max(lengths)
+    told = {**settings, "row_lengths": (low, high)}
+    rows = workload.load(told).rows
+    assert len(rows) == settings["rows"]
+    assert all(low <= len(ids) <= high for ids in rows["input_ids"])
+    parser = command_line(training_speed.BENCHMARK, rounds=1)
+    workload.add_flags(parser)
+    assert workload.common_settings(parser.parse_args(["--row-lengths=3:9"]))["row_lengths"] == (3, 9)
+
+
 def test_rows_are_drawn_by_the_seed(settings: dict[str, Any]):
     one, again, other = (workload.load({**settings, "seed": seed}) for seed in (1, 1, 2))
     assert len(one.warm_up) == 2

@@ -88,3 +88,10 @@ def _has_bfloat16(device: torch.device) -> bool:
         return device.type == "cuda"
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has instructions for bfloat16 products (AVX512-BF16, AMX): others emulate them."""
+    return torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]  # PyTorch's own
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    )

@@ -16,8 +16,8 @@ import torch
 
 from ptune.packed.head import FrozenHead
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of a chunk's logits in float32. Smaller chunks read the head's weights more often; see benchmarks/."""
+CHUNK_BYTES = 24 * 2**20
+"""Size of a chunk's logits in float32. Smaller chunks read the head's weights more often; larger take new pages."""
 _FEWEST, _FEWEST_ELSEWHERE = 16, 512
 """The least positions of a chunk on the CPU, and on an accelerator, which a small product leaves idle."""
 
@@ -53,7 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scores = logits.to(wide)
             total += _into_gradient(scores, targets[at])
             if gradient is not None:
-                gradient[at] = backward(scores.to(logits.dtype))
+                gradient[at] = backward(logits.copy_(scores))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total

@@ -22,18 +22,19 @@ from ptune.frozen.product import suits
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, rstd)
         ctx.weight = weight
-        normed: torch.Tensor = (x * rstd).to(x.dtype).mul_(weight)
+        normed: torch.Tensor = (wide * rstd).to(x.dtype).mul_(weight)
         return normed
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, rstd = ctx.saved_tensors
         wide = x.float()
-        scaled = (grad * ctx.weight).float()
+        scaled = grad.float() * ctx.weight.float()
         # d y / d x = rstd · (g − x · rstd² · mean(g · x))
         along = torch.linalg.vecdot(scaled, wide).unsqueeze(-1).mul_(rstd.square()).div_(x.shape[-1])
         return scaled.addcmul_(wide, along, value=-1).mul_(rstd).to(x.dtype), None, None
