@@ -119,7 +119,7 @@ class TrainRecipe:
     dtype: str = _flag(
         _DATA,
         "auto",
-        "weights of the frozen model; auto is bfloat16 on CUDA cards that have it, else float32",
+        "weights of the frozen model; auto is bfloat16 where GPU or CPU multiplies it, else float32",
         choices=DTYPE_NAMES,
     )
     quantization: str | None = _flag(

@@ -45,12 +45,49 @@ def test_dtype_is_honoured(tiny_model_dir: Path, dtype: str) -> None:
     assert load_model(str(tiny_model_dir), dtype=dtype, device="cpu").dtype == getattr(torch, dtype)
 
 
-def test_auto_is_float32_on_cpu_and_bfloat16_on_cuda() -> None:
-    assert place.chosen_dtype("auto", torch.device("cpu")) == torch.float32
+NATIVE = [(True, torch.bfloat16), (False, torch.float32)]
+
+
+@pytest.fixture
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What "auto" is depends on the machine, as it does for users."""
+    monkeypatch.delenv(place.AUTO_DTYPE)
+
+
+@pytest.mark.usefixtures("undecided")
+def test_auto_is_bfloat16_on_a_cuda_device_that_is_not_here() -> None:
     assert place.chosen_dtype("auto", torch.device("cuda")) == torch.bfloat16
 
 
-@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(("native", "wanted"), NATIVE)
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_tile"])
+def test_auto_is_bfloat16_on_a_cpu_that_multiplies_it(
+    instructions: str, native: bool, wanted: torch.dtype, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for one in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{one}_supported", lambda one=one: native and one == instructions)
+    assert place.chosen_dtype("auto", torch.device("cpu")) is wanted
+    assert place.chosen_dtype("auto", torch.device("mps")) is torch.float32
+    assert load_model(str(tiny_model_dir), device="cpu").dtype is wanted
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert place.chosen_dtype("auto", torch.device("cpu")) is torch.float32
+
+
+def test_the_environment_says_what_auto_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, dtype in place.DTYPES.items():
+        monkeypatch.setenv("PTUNE_AUTO_DTYPE", name)
+        assert place.chosen_dtype("auto", torch.device("cpu")) is dtype
+        assert place.chosen_dtype("auto", torch.device("cuda")) is dtype
+        assert place.chosen_dtype("float32", torch.device("cpu")) is torch.float32
+    monkeypatch.setenv("PTUNE_AUTO_DTYPE", "bf16")
+    with pytest.raises(ConfigError, match=r"PTUNE_AUTO_DTYPE='bf16' is no dtype\.") as fault:
+        place.chosen_dtype("auto", torch.device("cpu"))
+    assert fault.value.hint == "Use float32, bfloat16, float16."
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(("native", "wanted"), NATIVE)
 def test_auto_is_float32_on_cards_that_emulate_bfloat16(
     native: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

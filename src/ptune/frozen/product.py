@@ -37,6 +37,9 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 
     By the fastest kernel for the device and dtype; under autocast by PyTorch's, which casts.
     """
+    if x.device.type == "cpu":
+        # For the last position of every text, a view, PyTorch would copy the weight once a text.
+        x = x.contiguous()
     if (
         _PAYS
         and ONEDNN_LINEAR is not None

@@ -66,8 +66,8 @@ def load_model(
 
     Args:
         name: Hub id, folder, `.gguf` file, or `builtin:smollm2-135m`. It becomes the model's `name_or_path`.
-        dtype: float32, bfloat16 or float16; "auto" is bfloat16 on CUDA cards that have it (from Ampere on) and float32
-            elsewhere.
+        dtype: float32, bfloat16 or float16; "auto" is bfloat16 where the device multiplies it (CUDA from Ampere on,
+            CPUs with AVX512-BF16 or AMX), float32 elsewhere, or what the environment's `PTUNE_AUTO_DTYPE` says.
         quantization: int8, 8bit or 4bit packs the linear layers' weights as they are loaded; see
             `ptune.frozen.quantized`. What is not packed has `dtype`.
         device: As torch spells it; None is this process's CUDA device where there is one, else the CPU.

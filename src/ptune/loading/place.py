@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ptune.errors import ConfigError, unknown
+from ptune.errors import ConfigError, shown, unknown
 from ptune.recipe import device_map_fault
 
+AUTO_DTYPE = "PTUNE_AUTO_DTYPE"
+"""The environment variable that says what "auto" is on this machine."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,17 +75,21 @@ def chosen_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype by name; "auto" depends on the device, a GPU that is not here being one that has bfloat16.
 
     Raises:
-        ConfigError: It is unknown.
+        ConfigError: It is unknown, or the environment variable `PTUNE_AUTO_DTYPE` names none.
     """
     if dtype == "auto":
-        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+        dtype = os.environ.get(AUTO_DTYPE) or ("bfloat16" if _has_bfloat16(device) else "float32")
+        if dtype not in DTYPES:
+            raise ConfigError(f"{AUTO_DTYPE}={shown(dtype)} is no dtype.", hint=f"Use {', '.join(DTYPES)}.")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, ["auto", *DTYPES])
     return DTYPES[dtype]
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a CUDA card multiplies bfloat16 itself: older ones emulate it, several times slower."""
+    """Whether a device multiplies bfloat16 itself: older cards and processors emulate it, several times slower."""
+    if device.type == "cpu":
+        return cpu_multiplies_bfloat16()
     if device.type != "cuda" or not torch.cuda.is_available():
         return device.type == "cuda"
     with torch.cuda.device(device):
@@ -91,7 +97,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16 products (AVX512-BF16, AMX): others emulate them."""
+    """Whether this machine's CPU has instructions for bfloat16 products: AVX512-BF16 or AMX."""
     return torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]  # PyTorch's own
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     )
