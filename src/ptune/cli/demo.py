@@ -56,7 +56,9 @@ PICTURE, EVALUATION = "result.png", "evaluation"
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     parser = Parser("demo", "Train a prompt that turns customer messages into JSON tickets, on SmolLM2-135M.")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for prompt, plot and report")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder for prompt, picture and report"
+    )
     parser.add_argument("--max-steps", type=int, default=STEPS, metavar="N", help="optimizer steps")
     parser.add_argument("--rows", type=int, default=100, metavar="N", help="held-out messages to answer")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in OUTPUT")
@@ -76,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     draw(result, evaluation)
     show(evaluation, say)
     report = result.folder / EVALUATION / "report.html"
-    for name, path in (("prompt", result.folder), ("plot", result.folder / PICTURE), ("report", report)):
+    for name, path in (("prompt", result.folder), ("picture", result.folder / PICTURE), ("report", report)):
         say.print(f"{name:<7} {path}", highlight=False)
     program = sys.argv[0] if Path(sys.argv[0]).name == "ptune" else "ptune"
     say.print(f"try it  {program} chat {result.folder} --compare", highlight=False)
