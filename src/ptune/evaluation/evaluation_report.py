@@ -75,6 +75,13 @@ def costs_table(evaluation: Evaluation) -> TextTable:
     return TextTable("Cost", ("", *(TITLES[name] for name in evaluation.columns)), rows)
 
 
+def scores_and_costs_table(evaluation: Evaluation) -> TextTable:
+    """What each column reaches and what it costs, without the differences: three columns go on any terminal."""
+    scores, costs = scores_table(evaluation), costs_table(evaluation)
+    shown_rows = (row[: len(costs.columns)] for row in scores.rows)
+    return TextTable(scores.title, costs.columns, (*shown_rows, *costs.rows), scores.note)
+
+
 def unrelated_table(evaluation: Evaluation) -> TextTable:
     """What the prompt changes that it should not, beside what it gains."""
     found = evaluation.unrelated

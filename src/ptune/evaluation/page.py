@@ -63,15 +63,25 @@ def _cell(text: str) -> str:
 
 
 def show_tables(tables: Sequence[TextTable], console: Console) -> None:
-    """Print tables; in a pipe they are as wide as they need be."""
+    """Print tables; in a pipe they are as wide as they need be.
+
+    On a terminal that is too narrow an interval stands below its score, and is not broken in its middle.
+    """
     wide = console if console.is_terminal else Console(file=console.file, width=200)
+    anywhere = wide.options.update(max_width=1000)
     for table in tables:
-        drawn = Table(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
-        for number, name in enumerate(table.columns):
-            drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*map(Text, row))
-        wide.print(drawn)
+        drawn = _drawn(table)
+        narrow = wide.measure(drawn, options=anywhere).maximum > wide.width
+        wide.print(_drawn(table, before_interval="\n") if narrow else drawn)
+
+
+def _drawn(table: TextTable, before_interval: str = " ") -> Table:
+    drawn = Table(title=table.title, title_justify="left", caption=table.note or None, caption_justify="left")
+    for number, name in enumerate(table.columns):
+        drawn.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for name, *cells in table.rows:
+        drawn.add_row(Text(name), *(Text(cell.replace(" [", f"{before_interval}[")) for cell in cells))
+    return drawn
 
 
 def html_page(

@@ -1,13 +1,16 @@
-"""The scores of every column as bars, with their intervals; and beside them how the prompt learned."""
+"""The scores of every column as bars, with their intervals; and beside them how the prompt learned.
+
+What is drawn is on a scale from 0 to 100: shares in %, and the points of BLEU and chrF.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptune.evaluation.columns import ALONE, PROMPT, TITLES, WRITTEN
-from ptune.evaluation.evaluation_result import MetricScores
+from ptune.evaluation.evaluation_result import Cost, MetricScores
 from ptune.evaluation.metrics import POINTS, SHARE
 from ptune.evaluation.picture import LIGHT, Theme, paint, save_figure, themed
 
@@ -34,9 +37,14 @@ def draw_scores(metrics: Sequence[MetricScores], theme: Theme) -> Figure:
 
 
 def plot_learning_and_scores(
-    path: Path, *, title: str, losses: Sequence[tuple[int, float]], metrics: Sequence[MetricScores]
+    path: Path,
+    *,
+    title: str,
+    losses: Sequence[tuple[int, float]],
+    metrics: Sequence[MetricScores],
+    costs: Mapping[str, Cost] | None = None,
 ) -> Path:
-    """Write a PNG: the training loss, (optimizer step, nats a token), beside the bars of the scores.
+    """Write a PNG: the training loss, (optimizer step, nats a token), beside what each column reaches and costs.
 
     Raises:
         OutputError: The file cannot be written.
@@ -50,12 +58,13 @@ def plot_learning_and_scores(
     left.plot(*zip(*losses, strict=True), color="#1f6feb", linewidth=2, marker=".")
     left.set(xlabel="optimizer step", ylabel="training loss (nats a token)")
     left.set_ylim(bottom=0)
-    _bars(right, drawn(metrics), LIGHT)
+    _bars(right, drawn(metrics), LIGHT, costs)
     figure.suptitle(title)
     return save_figure(figure, path)
 
 
-def _bars(axes: Axes, metrics: Sequence[MetricScores], theme: Theme) -> None:
+def _bars(axes: Axes, metrics: Sequence[MetricScores], theme: Theme, costs: Mapping[str, Cost] | None = None) -> None:
+    """Bars with their values; with `costs` the legend tells what an answer of each column takes."""
     columns = list(metrics[0].scores)
     for number, column in enumerate(columns):
         shift = (number - (len(columns) - 1) / 2) * _BAR
@@ -63,20 +72,27 @@ def _bars(axes: Axes, metrics: Sequence[MetricScores], theme: Theme) -> None:
         scales = [_TO_100[one.metric.unit] for one in metrics]
         places = [place + shift for place in range(len(metrics))]
         values = [score.value * scale for score, scale in zip(scores, scales, strict=True)]
-        axes.barh(places, values, _BAR * 0.92, color=COLORS[column], label=TITLES[column])
+        label = TITLES[column] if costs is None else f"{TITLES[column]}\n{_cost(costs[column])}"
+        axes.barh(places, values, _BAR * 0.92, color=COLORS[column], label=label)
         lows = [max(value - one.low * scale, 0) for value, one, scale in zip(values, scores, scales, strict=True)]
         highs = [max(one.high * scale - value, 0) for value, one, scale in zip(values, scores, scales, strict=True)]
         axes.errorbar(values, places, xerr=[lows, highs], fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2)
-        for value, more, place in zip(values, highs, places, strict=True):
+        for value, more, place, one in zip(values, highs, places, metrics, strict=True):
             axes.annotate(
-                f"{value:.0f}", (value + more, place), (4, 0), textcoords="offset points", va="center", fontsize=8,
+                f"{value:.0f}{'%' if one.metric.unit == SHARE else ''}",
+                (value + more, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
                 color=theme.ink,
-            )  # fmt: skip
+            )
     axes.set_yticks(range(len(metrics)), [one.metric.title for one in metrics])
     axes.invert_yaxis()
-    axes.set_xlim(0, 112)
+    axes.set_xlim(0, 114)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("% (BLEU and chrF: points), with 95% intervals")
+    points = " (BLEU and chrF: points)" if any(one.metric.unit == POINTS for one in metrics) else ""
+    axes.set_xlabel(f"%{points}, with 95% intervals")
     axes.legend(
         frameon=False,
         loc="lower center",
@@ -85,3 +101,7 @@ def _bars(axes: Axes, metrics: Sequence[MetricScores], theme: Theme) -> None:
         labelcolor=theme.ink,
         fontsize=9,
     )
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.prompt_tokens:,} tokens of prompt\n{cost.seconds_a_question:.2f} s an answer"
