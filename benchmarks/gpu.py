@@ -166,18 +166,18 @@ class Bench:
             rows = draw(6, 40, 256, seed=1)
             host = torch.device("cpu")
             exact = Contender("ptune", _on(config, host, torch.float64))
-            loss, gradient = _gradient(exact, exact.collated(rows, host, packed=False))
+            loss, wanted = gradient(exact, exact.collated(rows, host, packed=False))
             for dtype in (torch.float32, torch.bfloat16):
                 for who, packed in (("ptune", True), ("ptune", False), ("PEFT", False)):
                     contender = Contender(who, _on(config, self.device, dtype))
-                    _same_start(contender, exact)
+                    same_start(contender, exact)
                     if contender.ours:
                         contender.model.pack_batches = packed
-                    own, grad = _gradient(contender, contender.collated(rows, self.device, packed=packed))
+                    own, grad = gradient(contender, contender.collated(rows, self.device, packed=packed))
                     found.append({
                         "model": name, "dtype": str(dtype), "who": who, "rows": "packed" if packed else "padded",
                         "loss_error": abs(own - loss) / loss,
-                        "gradient_error": float((grad - gradient).norm() / gradient.norm()),
+                        "gradient_error": float((grad - wanted).norm() / wanted.norm()),
                     })  # fmt: skip
         return found
 
@@ -329,11 +329,13 @@ def _encoder(contender: Contender) -> nn.Module:
     return found
 
 
-def _same_start(one: Contender, other: Contender) -> None:
+def same_start(one: Contender, other: Contender) -> None:
+    """Give one prompt encoder the values of the other."""
     _encoder(one).load_state_dict({name: value.float() for name, value in _encoder(other).state_dict().items()})
 
 
-def _gradient(contender: Contender, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+def gradient(contender: Contender, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
+    """Loss of a batch, and the gradient of all the encoder's parameters in one vector."""
     loss = contender.model(**batch).loss
     loss.backward()
     grads = [one.grad.flatten() for one in _encoder(contender).parameters()]

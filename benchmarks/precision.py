@@ -6,13 +6,19 @@
 loss on the same held-out rows, each prompt behind the model that it was trained with. The greatest distance between
 two seeds of one precision stands beside the distance between the precisions' means: `--dtype auto` takes bfloat16 on a
 CPU that multiplies it because the second is no greater than the first. Everything measured is kept in `--work`.
+
+And the gradient of the prompt encoder behind small random models of each architecture in bfloat16, against the same
+model in float64: ptune's packed and padded rows, and PEFT's, each against its own, mean over several batches. The ratio
+of the errors is a geometric mean, with two standard errors either side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +27,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import gpu
 from harness import OK, RESULTS, write
 from learning import Lab, read_tasks
 from ptune.memory.machine import machine, versions
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from architectures import ARCHITECTURES, VOCABULARY
+
 PRECISIONS = ("float32", "bfloat16")
+WAYS = {"ptune packed": ("ptune", True), "ptune padded": ("ptune", False), "PEFT": ("PEFT", False)}
 
 
 def compared(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,6 +60,33 @@ def compared(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def gradients(name: str, batches: int) -> dict[str, Any]:
+    """One architecture: of each way the relative error of the gradient in bfloat16, mean over batches."""
+    errors: dict[str, list[float]] = {way: [] for way in WAYS}
+    for seed in range(batches):
+        rows = gpu.draw(6, 40, VOCABULARY, seed=seed)
+        start = gpu.Contender("ptune", ARCHITECTURES[name](), seed=seed)
+        for way, (who, packed) in WAYS.items():
+            found = {}
+            for dtype in (torch.float64, torch.bfloat16):
+                contender = gpu.Contender(who, ARCHITECTURES[name]().to(dtype))
+                gpu.same_start(contender, start)
+                if contender.ours:
+                    contender.model.pack_batches = packed
+                batch = contender.collated(rows, torch.device("cpu"), packed=packed)
+                found[dtype] = gpu.gradient(contender, batch)[1]
+            exact = found[torch.float64]
+            errors[way].append(float((found[torch.bfloat16] - exact).norm() / exact.norm()))
+    logs = [math.log(ours / theirs) for ours, theirs in zip(errors["ptune packed"], errors["PEFT"], strict=True)]
+    middle, reach = statistics.fmean(logs), 2 * statistics.stdev(logs) / len(logs) ** 0.5
+    return {
+        "model": name,
+        "errors": errors,
+        "mean": {way: statistics.fmean(each) for way, each in errors.items()},
+        "packed_over_peft": [math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)],
+    }
+
+
 def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     """Every task; writes the result file."""
     kept = Path(options.work, "runs.json")
@@ -66,6 +105,7 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
             for name in ("model", "steps", "seeds", "length", "held_out", "tasks", "threads")
         },
         "compared": [compared(Lab(options, name, tasks[name], runs), options) for name in options.tasks.split(",")],
+        "gradients": [gradients(name, options.batches) for name in options.architectures.split(",")],
         "runs": runs,
         "status": OK,
     }
@@ -75,6 +115,12 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
         losses = [" ".join(f"{loss:.3f}" for loss in each) for each in one["held_out_loss"].values()]
         spread = max(one["spread_of_seeds"].values())
         table.add_row(one["task"], *losses, f"{one['difference_of_means']:+.3f}", f"{spread:.3f}")
+    say.print(table)
+    table = Table("gradient in bfloat16", *WAYS, "packed over PEFT")
+    for one in result["gradients"]:
+        ratio, low, high = one["packed_over_peft"]
+        means = [f"{one['mean'][way]:.4f}" for way in WAYS]
+        table.add_row(one["model"], *means, f"{ratio:.2f} ({low:.2f} to {high:.2f})")
     say.print(table)
     return result
 
@@ -89,6 +135,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--held-out", type=int, default=120, help="rows of the held-out loss")
+    parser.add_argument("--architectures", default="bloom,gpt2,llama,qwen2,qwen3,mistral,gemma3,gpt_neox,opt")
+    parser.add_argument("--batches", type=int, default=32, help="of each architecture's gradient")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", default="outputs/precision")
     parser.add_argument("--output", type=Path, default=RESULTS / "precision.json")
