@@ -94,20 +94,58 @@ def test_quoted_launches_are_the_committed_ones() -> None:
         assert model["ptune, padded rows"]["waits"] <= 3
 
 
+SPEED_ROWS = [
+    ("Zen 5", "training_speed", "mlp n=10", "", "float32"),
+    ("Zen 4", "floor_zen4_alpaca", "mlp n=10", " float32", "float32"),
+    ("Zen 4", "floor_zen4_alpaca", "mlp n=10", " bfloat16", "bfloat16"),
+    ("Zen 4", "floor_zen4_dense", "mlp n=10", " float32", "float32"),
+    ("Zen 4", "floor_zen4_dense", "mlp n=10", " bfloat16", "bfloat16"),
+    ("Zen 2", "training_speed_demo", "mlp n=10", "", "float32"),
+]
+"""The README's speed table: processor, result, case, what the contenders' names end in, precision."""
+
+
 @pytest.mark.parametrize("name", READMES)
-def test_quoted_ranges_are_those_of_the_committed_results(name: str) -> None:
-    """From the least to the greatest, whatever the encoder, the prompt's length, and PEFT's way of batching."""
+def test_the_speed_table_is_that_of_the_committed_results(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    alpaca, (demo,) = _cases("training_speed").values(), _cases("training_speed_demo").values()
-    whose = ("peft", "peft-grouped")
-    ratios = [case["ptune-packed"]["ratios"][one]["cpu_seconds"]["median"] for case in alpaca for one in whose]
-    peaks = [[case[who]["peak_gib"]["median"] for case in (*alpaca, demo)] for who in ("ptune-packed", "peft")]
-    for figures in (ratios, *peaks):
-        assert re.search(rf"{min(figures):.1f}\D{{1,5}}(?:1/)?{max(figures):.1f}", text), (min(figures), max(figures))
-    for one in whose:
-        least = f"{demo['ptune-packed']['ratios'][one]['cpu_seconds']['median']:.1f}"
-        assert re.search(rf"(?<![\d.]){least}(?!\d)", text)
-        assert f"| {least}× | {demo[one]['peak_gib']['median']:.1f} GiB |" in (ROOT / "docs/speed.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\|.*\| Zen \d", line)]
+    assert len(lines) == len(SPEED_ROWS)
+    for line, (processor, result, case, kind, precision) in zip(lines, SPEED_ROWS, strict=True):
+        found = _cases(result)[case]
+        ours = found[f"ptune-packed{kind}"]
+        times = [ours["ratios"][f"{who}{kind}"]["cpu_seconds"]["median"] for who in ("peft", "peft-grouped")]
+        memory = [found[f"{who}{kind}"]["peak_gib"]["median"] for who in ("peft", "ptune-packed")]
+        assert processor in line
+        assert precision in line
+        assert line.endswith(f"| {times[0]:.1f}×; {times[1]:.1f}× | {memory[0]:.1f}; {memory[1]:.1f} GiB |"), line
+    most = max(
+        case["ptune-packed"]["ratios"]["peft"]["cpu_seconds"]["median"] for case in _cases("training_speed").values()
+    )
+    assert re.search(rf"(?<![\d.]){most:.1f} (times|倍)", text)
+
+
+def test_quoted_figures_of_bfloat16_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    for rows, result in (("Alpaca", "floor_zen4_alpaca"), ("dense", "floor_zen4_dense")):
+        found = _cases(result)["mlp n=10"]
+        for kind in ("float32", "bfloat16"):
+            ours = found[f"ptune-packed {kind}"]
+            ratios = {who: each["cpu_seconds"]["median"] for who, each in ours["ratios"].items()}
+            pairs = [(ratios[f"peft {one}"], ratios[f"peft-grouped {one}"]) for one in ("float32", "bfloat16")]
+            share = min(ratios[f"floor-{one} {kind}"] for one in ("torch", "onednn"))
+            memory = "; ".join(
+                f"{found[f'{who} {kind}']['peak_gib']['median']:.1f}" for who in ("peft", "ptune-packed")
+            )
+            cells = [f"{rows}, {kind}", *(f"{one:.1f}×; {other:.1f}×" for one, other in pairs), f"{share:.2f}"]
+            assert f"| {' | '.join(cells)} | {memory} GiB |" in text
+    learned = json.loads((ROOT / "benchmarks/results/precision.json").read_text(encoding="utf-8"))
+    for task in learned["compared"]:
+        exact, rounded = (", ".join(f"{loss:.3f}" for loss in each) for each in task["held_out_loss"].values())
+        difference = f"{task['difference_of_means']:+.3f} | {max(task['spread_of_seeds'].values()):.3f}"
+        assert f"| {exact} | {rounded} | {difference} |" in text
+        assert task["within_the_spread"]
+    ratios = [one["packed_over_peft"][0] for one in learned["gradients"]]
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} times PEFT's" in text
 
 
 def test_quoted_answering_and_floor_figures_are_the_committed_ones() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from ptune.comparison import measured_run
 from ptune.comparison.job import Job
+from ptune.loading import place
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ from ptune.comparison.job import Job
 def test_full_fine_tuning_multiplies_in_the_dtype_of_the_frozen_models(
     dtype: str, native: bool, use_cpu: bool, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.delenv("PTUNE_AUTO_DTYPE")
+    monkeypatch.setattr(place, "cpu_multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: native)
@@ -32,3 +35,12 @@ def test_full_fine_tuning_multiplies_in_the_dtype_of_the_frozen_models(
     job = Job(method="full", seed=0, folder=str(tmp_path), recipe=recipe, arguments={"use_cpu": use_cpu})
     found = measured_run.training_arguments(job, job.train_recipe())
     assert found["bf16"] is wanted  # type: ignore[index]
+    assert found["use_cpu"] is use_cpu  # type: ignore[index]
+
+
+def test_full_fine_tuning_in_bfloat16_on_a_cpu(tmp_path: Path):
+    recipe = {"model": "m", "data": "d", "output": str(tmp_path), "dtype": "bfloat16"}
+    job = Job(method="full", seed=0, folder=str(tmp_path), recipe=recipe, arguments={})
+    found = measured_run.training_arguments(job, job.train_recipe())
+    assert found.bf16
+    assert found.device.type == "cpu"

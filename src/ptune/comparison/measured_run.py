@@ -101,6 +101,8 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
         # Its weights train in float32; the products run in the dtype that the other methods' frozen model has.
         on_gpu = torch.cuda.is_available() and not given.get("use_cpu")
         given["bf16"] = chosen_dtype(recipe.dtype, torch.device("cuda" if on_gpu else "cpu")) is torch.bfloat16
+        # Trainer takes bfloat16 without a GPU only from somebody who says that there is to be none.
+        given["use_cpu"] = given.get("use_cpu") or (given["bf16"] and not on_gpu)
     return TrainingArguments(
         **{
             **given,
