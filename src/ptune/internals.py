@@ -38,6 +38,13 @@ GROUPED_PRODUCT = getattr(_kernel("aten", "_grouped_mm"), "default", None)
 SCALAR = torch.ops.aten._local_scalar_dense.default
 """`tensor.item()`, as a forecast sees it."""
 
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX."""
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
 # ---- modules and tensors -------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptune.errors import ConfigError, shown, unknown
+from ptune.internals import multiplies_bfloat16
 from ptune.recipe import device_map_fault
 
 AUTO_DTYPE = "PTUNE_AUTO_DTYPE"
@@ -97,7 +98,5 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this machine's CPU has instructions for bfloat16 products: AVX512-BF16 or AMX."""
-    return torch.backends.mkldnn.is_available() and (  # type: ignore[no-untyped-call]  # PyTorch's own
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    )
+    """Whether this machine's CPU has instructions for bfloat16 products, and PyTorch the kernels that use them."""
+    return torch.backends.mkldnn.is_available() and multiplies_bfloat16()  # type: ignore[no-untyped-call]
