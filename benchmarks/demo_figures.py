@@ -17,13 +17,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness import RESULTS, ROOT, write
+from harness import RESULTS, ROOT, heading, write
 from ptune.answering import Answerer
 from ptune.cli import demo
 from ptune.evaluation.asked_rows import read_asked
@@ -33,13 +32,12 @@ from ptune.evaluation.evaluate_settings import EvaluateSettings
 from ptune.evaluation.evaluation_result import Cost, MetricScores
 from ptune.evaluation.measured import outcomes
 from ptune.evaluation.metrics import METRICS, Metric, with_keys
-from ptune.evaluation.score_picture import plot_learning_and_scores
 from ptune.evaluation.told_in_words import Telling, told_in_words
-from ptune.memory.machine import machine, versions
 from ptune.training.output import METRICS as LOG
 from ptune.training.progress import read_metrics
 
 COMMAND = ("ptune", "demo", "--overwrite", "--json")
+WHAT = "The demo with its default settings; and the CPU time of an answer, on one thread, columns in turn."
 JSON = "demo.json"
 COLUMNS = (ALONE, WRITTEN, PROMPT)
 
@@ -86,13 +84,12 @@ def draw(folder: Path, evaluation: dict[str, Any], seconds: dict[str, float], pi
         MetricScores(known[name], {column: Score(**scores[column]) for column in COLUMNS}, {})
         for name, scores in evaluation["metrics"].items()
     ]
-    log = read_metrics(folder / LOG)
-    steps = max(record["step"] for record in log)
-    plot_learning_and_scores(
+    steps = max(record["step"] for record in read_metrics(folder / LOG))
+    demo.draw(
         picture,
-        title=f"SmolLM2-135M, frozen, on {evaluation['items']:,} held-out messages: alone, told in words, and after "
-        f"{steps:,} steps of P-tuning",
-        losses=[(record["step"], record["loss"]) for record in log if "loss" in record],
+        folder,
+        items=evaluation["items"],
+        took=f"{steps:,} steps",
         metrics=metrics,
         costs={column: Cost(evaluation["costs"][column]["prompt_tokens"], seconds[column]) for column in COLUMNS},
     )
@@ -118,11 +115,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         seconds = cpu_seconds_an_answer(folder, found["evaluation"]["items"])
         draw(folder, found["evaluation"], seconds, options.picture)
     whole = {
-        "what": "The demo with its default settings; and the CPU time of an answer, on one thread, columns in turn.",
-        "command": " ".join(COMMAND),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        **heading(WHAT, " ".join(COMMAND)),
         "cpu_seconds_an_answer": seconds,
         "result": found,
     }

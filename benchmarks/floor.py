@@ -1,6 +1,6 @@
 """How near does training come to the time of the matrix products that it cannot avoid?
 
-    python benchmarks/floor.py [--rounds 5] [--threads 1] [--row-lengths 160:240]
+    python benchmarks/floor.py [--rounds 5] [--threads 1] [--row-lengths 100:256]
 
 The floor of an epoch: for every batch and every linear layer of the frozen model, the product of its real tokens with
 the weight, and the product of the gradient with the weight on the way back; and the LM head's two on the supervised

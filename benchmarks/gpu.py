@@ -166,14 +166,12 @@ class Bench:
             rows = draw(6, 40, 256, seed=1)
             host = torch.device("cpu")
             exact = Contender("ptune", _on(config, host, torch.float64))
-            loss, wanted = gradient(exact, exact.collated(rows, host, packed=False))
+            loss, wanted = gradient(exact, rows, host, packed=False)
             for dtype in (torch.float32, torch.bfloat16):
                 for who, packed in (("ptune", True), ("ptune", False), ("PEFT", False)):
                     contender = Contender(who, _on(config, self.device, dtype))
                     same_start(contender, exact)
-                    if contender.ours:
-                        contender.model.pack_batches = packed
-                    own, grad = gradient(contender, contender.collated(rows, self.device, packed=packed))
+                    own, grad = gradient(contender, rows, self.device, packed=packed)
                     found.append({
                         "model": name, "dtype": str(dtype), "who": who, "rows": "packed" if packed else "padded",
                         "loss_error": abs(own - loss) / loss,
@@ -334,9 +332,11 @@ def same_start(one: Contender, other: Contender) -> None:
     _encoder(one).load_state_dict({name: value.float() for name, value in _encoder(other).state_dict().items()})
 
 
-def gradient(contender: Contender, batch: dict[str, Any]) -> tuple[float, torch.Tensor]:
-    """Loss of a batch, and the gradient of all the encoder's parameters in one vector."""
-    loss = contender.model(**batch).loss
+def gradient(contender: Contender, rows: Rows, device: torch.device, *, packed: bool) -> tuple[float, torch.Tensor]:
+    """Loss of a batch of rows, and the gradient of all the encoder's parameters in one vector."""
+    if contender.ours:
+        contender.model.pack_batches = packed
+    loss = contender.model(**contender.collated(rows, device, packed=packed)).loss
     loss.backward()
     grads = [one.grad.flatten() for one in _encoder(contender).parameters()]
     return float(loss.detach()), torch.cat(grads).double().cpu()

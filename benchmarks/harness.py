@@ -219,14 +219,8 @@ def run(
     timeout: float = TIMEOUT_SECONDS,
 ) -> dict[str, Any]:
     """Run every case, write the result file after each, and return what it holds."""
-    from ptune.memory.machine import machine, versions
-
     result: dict[str, Any] = {
-        "what": benchmark.what,
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        **heading(benchmark.what, command),
         "rounds": rounds,
         "metrics": list(benchmark.metrics),
         "references": list(benchmark.references),
@@ -247,6 +241,19 @@ def run(
     result["status"] = "; ".join(faults) or OK
     write(result, output)
     return result
+
+
+def heading(what: str, command: str) -> dict[str, Any]:
+    """What a result begins with: the question, the command, today's date, the machine and the versions."""
+    from ptune.memory.machine import machine, versions
+
+    return {
+        "what": what,
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+    }
 
 
 def write(result: Mapping[str, Any], output: Path) -> None:

@@ -19,7 +19,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from harness import OK, RESULTS, ROOT, write
+from harness import OK, RESULTS, ROOT, heading, write
 from plots import plot_robustness
 from ptune import TrainRecipe, train
 from ptune.data.template import get_template
@@ -35,7 +34,6 @@ from ptune.encoders import build_encoder
 from ptune.evaluation.held_out_loss import held_out_loss
 from ptune.frozen.parts import token_dim
 from ptune.loading.load import load_tokenizer
-from ptune.memory.machine import machine, versions
 from ptune.prompt.default_rate import default_learning_rate
 from ptune.training.batches import choose_collator
 from ptune.training.rows import load_rows
@@ -46,6 +44,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 QUESTION_TYPES = ("description", "entity", "abbreviation", "human", "location", "number")
 TRAIN_ROWS = 2000
+RUNS = "runs.json"
 PICTURE = ROOT / "docs" / "images" / "robustness.png"
 Pair = tuple[str, str]
 
@@ -80,6 +79,13 @@ def read_tasks(folder: Path) -> dict[str, tuple[list[Pair], list[Pair], list[Pai
             described(folder / "e2e_nlg" / "testset_w_refs.csv"),
         ),
     }
+
+
+def kept_runs(work: Path) -> dict[str, Any]:
+    """What was measured so far, by name; the folder is made."""
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / RUNS
+    return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else {}
 
 
 class Lab:
@@ -121,7 +127,7 @@ class Lab:
         if key not in self.runs:
             began = time.process_time()
             self.runs[key] = {**run(name), "cpu_seconds": time.process_time() - began}
-            Path(self.options.work, "runs.json").write_text(json.dumps(self.runs, indent=1), encoding="utf-8")
+            Path(self.options.work, RUNS).write_text(json.dumps(self.runs, indent=1), encoding="utf-8")
         return dict(self.runs[key])
 
     def ptune(
@@ -229,16 +235,10 @@ def robustness(lab: Lab, length: int, options: argparse.Namespace) -> dict[str, 
 
 def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     """Every task and length, then the rates."""
-    kept = Path(options.work, "runs.json")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    runs = kept_runs(Path(options.work))
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
-        "what": (__doc__ or "").partition("\n")[0],
-        "command": "python benchmarks/learning.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        **heading((__doc__ or "").partition("\n")[0], "python benchmarks/learning.py"),
         "settings": {
             name: getattr(options, name)
             for name in ("model", "steps", "seeds", "held_out", "lengths", "tasks", "threads")

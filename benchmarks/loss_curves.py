@@ -18,19 +18,17 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from harness import OK, RESULTS, ROOT, write
+from harness import OK, RESULTS, ROOT, heading, write
 from plots import plot_loss_curves
 from ptune import CompareSettings, compare
 from ptune.comparison.summary import Comparison
 from ptune.data.records import load_examples
-from ptune.memory.machine import machine, versions
 from ptune.methods.names import METHODS
 from ptune.recipe import TrainRecipe
 
@@ -49,11 +47,7 @@ WHAT = (
 def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     """Both data sets: rates, then curves."""
     result: dict[str, Any] = {
-        "what": WHAT,
-        "command": "python benchmarks/loss_curves.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        **heading(WHAT, "python benchmarks/loss_curves.py"),
         "settings": {
             name: getattr(options, name)
             for name in ("model", "rows", "held_out", "batch", "epochs", "rate_epochs", "max_length", "n", "seeds")

@@ -15,11 +15,9 @@ of the errors is a geometric mean, with two standard errors either side.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 import gpu
-from harness import OK, RESULTS, write
-from learning import Lab, read_tasks
-from ptune.memory.machine import machine, versions
+from floor import PRECISIONS
+from harness import OK, RESULTS, heading, write
+from learning import Lab, kept_runs, read_tasks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from architectures import ARCHITECTURES, VOCABULARY
 
-PRECISIONS = ("float32", "bfloat16")
 WAYS = {"ptune packed": ("ptune", True), "ptune padded": ("ptune", False), "PEFT": ("PEFT", False)}
 
 
@@ -71,10 +68,7 @@ def gradients(name: str, batches: int) -> dict[str, Any]:
             for dtype in (torch.float64, torch.bfloat16):
                 contender = gpu.Contender(who, ARCHITECTURES[name]().to(dtype))
                 gpu.same_start(contender, start)
-                if contender.ours:
-                    contender.model.pack_batches = packed
-                batch = contender.collated(rows, torch.device("cpu"), packed=packed)
-                found[dtype] = gpu.gradient(contender, batch)[1]
+                found[dtype] = gpu.gradient(contender, rows, torch.device("cpu"), packed=packed)[1]
             exact = found[torch.float64]
             errors[way].append(float((found[torch.bfloat16] - exact).norm() / exact.norm()))
     logs = [math.log(ours / theirs) for ours, theirs in zip(errors["ptune packed"], errors["PEFT"], strict=True)]
@@ -89,17 +83,11 @@ def gradients(name: str, batches: int) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     """Every task; writes the result file."""
-    kept = Path(options.work, "runs.json")
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    runs = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    runs = kept_runs(Path(options.work))
     torch.set_num_threads(options.threads)
     tasks = read_tasks(Path(options.data))
     result: dict[str, Any] = {
-        "what": (__doc__ or "").partition("\n")[0],
-        "command": "python benchmarks/precision.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": versions(),
+        **heading((__doc__ or "").partition("\n")[0], "python benchmarks/precision.py"),
         "settings": {
             name: getattr(options, name)
             for name in ("model", "steps", "seeds", "length", "held_out", "tasks", "threads")

@@ -29,9 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import write
+from harness import heading, write
 from ptune.errors import PTuneError
-from ptune.memory.machine import machine, versions
 from ptune.training.checkpoints import check_whole, checkpoints, last_checkpoint
 
 MODEL = "builtin:smollm2-135m"
@@ -41,6 +40,9 @@ SAME = ("loss", "eval_loss", "grad_norm", "learning_rate", "train_loss", "best",
 TENSORS = ("encoder.safetensors", "adapter_model.safetensors")
 MOST_KILLS = 4
 PATIENCE_SECONDS = 900
+WHAT = (
+    "Runs killed with SIGKILL and resumed, against the same runs left alone: tensors and logs compared to the last bit."
+)
 
 
 @dataclass(frozen=True)
@@ -337,11 +339,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(summary))
     result = {
         "name": "resume",
-        "what": "Runs killed with SIGKILL and resumed, against the same runs left alone: tensors and logs compared to "
-        "the last bit.",
-        "command": " ".join(["python benchmarks/resume.py", *words]),
-        "machine": machine(),
-        "versions": versions(),
+        **heading(WHAT, " ".join(["python benchmarks/resume.py", *words])),
         "summary": summary,
         "runs": results,
     }

@@ -22,7 +22,6 @@ SOURCES = Path(internals.__file__).parent
 def test_the_kernels_are_there() -> None:
     for name in ("ONEDNN_LINEAR", "CPU_FLASH", "CPU_FLASH_BACKWARD", "GROUPED_PRODUCT", "SCALAR"):
         assert callable(getattr(internals, name)), name
-    # A name that is gone would read as a processor without the instructions.
     assert {"_is_avx512_bf16_supported", "_is_amx_tile_supported"} <= set(dir(torch.cpu))
 
 

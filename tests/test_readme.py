@@ -124,6 +124,14 @@ def test_the_speed_table_is_that_of_the_committed_results(name: str) -> None:
     assert re.search(rf"(?<![\d.]){most:.1f} (times|倍)", text)
 
 
+def test_quoted_figures_of_rows_of_one_length_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    (demo,) = _cases("training_speed_demo").values()
+    for one in ("peft", "peft-grouped"):
+        ratio = demo["ptune-packed"]["ratios"][one]["cpu_seconds"]["median"]
+        assert f"| {ratio:.1f}× | {demo[one]['peak_gib']['median']:.1f} GiB |" in text
+
+
 def test_quoted_figures_of_bfloat16_are_the_committed_ones() -> None:
     text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
     for rows, result in (("Alpaca", "floor_zen4_alpaca"), ("dense", "floor_zen4_dense")):

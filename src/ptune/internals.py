@@ -41,8 +41,7 @@ SCALAR = torch.ops.aten._local_scalar_dense.default
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for bfloat16 products: AVX512-BF16 or AMX."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 # ---- modules and tensors -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ptune.evaluation.evaluate import Evaluation
+    from ptune.evaluation.evaluation_result import Cost, MetricScores
     from ptune.training.train import TrainResult
 
 MODEL = "builtin:smollm2-135m"
@@ -68,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
 
     quiet_libraries()
 
+    from ptune.training.progress import clock
     from ptune.training.train import train
 
     say = console()
@@ -75,7 +77,14 @@ def run(argv: Sequence[str]) -> int:
     say.print("A customer's message is to become a JSON ticket. Model: SmolLM2-135M, frozen. Only the prompt learns.")
     result = train(recipe, {**TRAINING, "max_steps": args.max_steps}, say)
     evaluation = measure(result, args.rows, say)
-    draw(result, evaluation)
+    draw(
+        result.folder / PICTURE,
+        result.folder,
+        items=len(evaluation.items),
+        took=f"{clock(result.seconds)} minutes",
+        metrics=evaluation.metrics,
+        costs=evaluation.costs,
+    )
     show(evaluation, say)
     report = result.folder / EVALUATION / "report.html"
     for name, path in (("prompt", result.folder), ("picture", result.folder / PICTURE), ("report", report)):
@@ -126,20 +135,27 @@ def measure(result: TrainResult, rows: int, say: Console) -> Evaluation:
     )
 
 
-def draw(result: TrainResult, evaluation: Evaluation) -> None:
-    """The picture beside the prompt: how the loss fell, and what each of the three reaches and costs."""
+def draw(
+    picture: Path,
+    folder: Path,
+    *,
+    items: int,
+    took: str,
+    metrics: Sequence[MetricScores],
+    costs: Mapping[str, Cost],
+) -> None:
+    """Draw how the loss of the run in `folder` fell, and what each of the three reaches and costs."""
     from ptune.evaluation.score_picture import plot_learning_and_scores
     from ptune.training.output import METRICS
-    from ptune.training.progress import clock, read_metrics
+    from ptune.training.progress import read_metrics
 
-    records = read_metrics(result.folder / METRICS)
     plot_learning_and_scores(
-        result.folder / PICTURE,
-        title=f"SmolLM2-135M, frozen, on {len(evaluation.items):,} held-out messages: alone, told in words, and after "
-        f"{clock(result.seconds)} minutes of P-tuning",
-        losses=[(record["step"], record["loss"]) for record in records if "loss" in record],
-        metrics=evaluation.metrics,
-        costs=evaluation.costs,
+        picture,
+        title=f"SmolLM2-135M, frozen, on {items:,} held-out messages: alone, told in words, and after "
+        f"{took} of P-tuning",
+        losses=[(record["step"], record["loss"]) for record in read_metrics(folder / METRICS) if "loss" in record],
+        metrics=metrics,
+        costs=costs,
     )
 
 

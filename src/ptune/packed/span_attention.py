@@ -1,10 +1,11 @@
 """Attention of packed rows on the CPU, span by span.
 
 Each span runs through PyTorch's flash kernel on its own, causally, without a mask; the rows' attention to their prompt
-is one more call for all of them at once. The two parts are joined by their log-sum-exp, as flash attention (Dao et al.
-2022) joins the blocks of one row: with the joint log-sum-exp, the backward of each part is independent of the other. An
-attention sink is one more such part, with a score and no value. Where a sliding window cuts a row, or ALiBi adds to the
-scores, each span sees prompt and itself in one call with its own small bias.
+is one more call for all of them at once, or for a prompt of few tokens some small products. The two parts are joined by
+their log-sum-exp, as flash attention (Dao et al. 2022) joins the blocks of one row: with the joint log-sum-exp, the
+backward of each part is independent of the other. An attention sink is one more such part, with a score and no value.
+Where a sliding window cuts a row, or ALiBi adds to the scores, each span sees prompt and itself in one call with its
+own small bias.
 
 Grouped heads share their keys by stride, without a copy. Half precisions are computed in float32, between inputs and an
 output in the model's dtype: the kernel's backward takes twice as long in bfloat16, and prompts gather gradients from
@@ -25,6 +26,7 @@ from ptune.internals import CPU_FLASH, CPU_FLASH_BACKWARD
 from ptune.packed.layout import PackedRows, Span, span_bias
 
 _FEW_KEYS = 32
+"""Virtual tokens up to which small products take a prompt's part: for so few keys the kernel takes twice as long."""
 _flash: Any = CPU_FLASH
 _flash_backward: Any = CPU_FLASH_BACKWARD
 
@@ -82,7 +84,7 @@ class _SpanAttention(torch.autograd.Function):
         for run in rows.runs if bias is None else ():
             at, prompt = slice(run.start, run.stop), slice(run.prefix_start, run.prefix_start + run.prefix_length)
             if run.prefix_length <= _FEW_KEYS:
-                few = _Run(grouped[:, :, at], keys[:, 0, prompt], values[:, 0, prompt], scale)
+                few = _FewKeys(grouped[:, :, at], keys[:, 0, prompt], values[:, 0, prompt], scale)
                 _join(few, into[:, :, at], lse[:, :, at])
                 continue
             part, part_lse = _flash(
@@ -139,7 +141,7 @@ class _SpanAttention(torch.autograd.Function):
         for run in rows.runs if bias is None else ():
             at, prompt = slice(run.start, run.stop), slice(run.prefix_start, run.prefix_start + run.prefix_length)
             if run.prefix_length <= _FEW_KEYS:
-                few = _Run(grouped[:, :, at], keys[:, 0, prompt], values[:, 0, prompt], scale)
+                few = _FewKeys(grouped[:, :, at], keys[:, 0, prompt], values[:, 0, prompt], scale)
                 part_key, part_value = _join_back(few, *(part[:, :, at] for part in (output, lse, grad, grad_query)))
                 grad_key[:, prompt] += part_key
                 grad_value[:, prompt] += part_value
@@ -156,7 +158,7 @@ class _SpanAttention(torch.autograd.Function):
         )
 
 
-def _join(part: _Run, output: torch.Tensor, lse: torch.Tensor) -> None:
+def _join(part: _FewKeys, output: torch.Tensor, lse: torch.Tensor) -> None:
     """Add to output and log-sum-exp of a run, in place, what its queries take from the few keys of their prompt."""
     scores = part.scores()
     own = lse.flatten(0, 1)
@@ -169,7 +171,7 @@ def _join(part: _Run, output: torch.Tensor, lse: torch.Tensor) -> None:
 
 
 def _join_back(
-    part: _Run, output: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor, grad_query: torch.Tensor
+    part: _FewKeys, output: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor, grad_query: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The backward of `_join`: adds to the queries' gradient, and gives those of keys and values `(H', P, E)`."""
     weights = part.scores().sub_(lse.flatten(0, 1).unsqueeze(1)).exp_()
@@ -184,7 +186,7 @@ def _join_back(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _FewKeys:
     """Neighbouring rows and the few keys of their prompt."""
 
     query: torch.Tensor
