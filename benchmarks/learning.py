@@ -1,6 +1,6 @@
 """Does `ptune train` as it comes learn better than P-tuning with PEFT's start at its best learning rate?
 
-    python benchmarks/learning.py --data ../shared/data [--lengths 10,20] [--seeds 3] [--steps 40]
+    python benchmarks/learning.py --data ../shared/data [--lengths 10,20] [--seeds 3] [--steps 60]
 
 SST-2, TREC and E2E: the same rows in the same order, the same steps, batch and number of virtual tokens, the frozen
 SmolLM2-135M. The reference is an MLP with the start that PEFT gives it (PyTorch's default initialisation, an output
@@ -43,6 +43,8 @@ from ptune.training.trainer import PTuneTrainer
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 QUESTION_TYPES = ("description", "entity", "abbreviation", "human", "location", "number")
+TRAINERS_OWN = {"adam_beta1": 0.9, "adam_beta2": 0.999}
+"""What the reference's optimizer takes in place of ptune's defaults."""
 TRAIN_ROWS = 2000
 RUNS = "runs.json"
 PICTURE = ROOT / "docs" / "images" / "robustness.png"
@@ -162,6 +164,7 @@ class Lab:
                     "max_steps": steps,
                     "seed": seed,
                     "learning_rate": rate,
+                    **TRAINERS_OWN,
                     "eval_strategy": "no",
                     "save_strategy": "no",
                     "disable_tqdm": True,
@@ -284,7 +287,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="sst2,trec,e2e")
     parser.add_argument("--lengths", default="20,10")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--held-out", type=int, default=120, help="rows to choose by, and to report on")
     parser.add_argument("--robustness", default="trec", help="the task of the plot over rates")
     parser.add_argument("--threads", type=int, default=1)

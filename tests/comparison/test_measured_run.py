@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from ptune.comparison import measured_run
 from ptune.comparison.job import Job
 from ptune.loading import place
+from ptune.recipe import ADAM_BETAS
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,15 @@ def test_full_fine_tuning_in_bfloat16_on_a_cpu(tmp_path: Path):
     found = measured_run.training_arguments(job, job.train_recipe())
     assert found.bf16
     assert found.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("method", "betas"), [("lora", (0.9, 0.999)), ("prompt-tuning", ADAM_BETAS)])
+def test_only_soft_prompts_take_the_decay_rates_chosen_for_them(
+    method: str, betas: tuple[float, float], tmp_path: Path
+):
+    recipe = {"model": "m", "data": "d", "output": str(tmp_path)}
+    job = Job(method=method, seed=0, folder=str(tmp_path), recipe=recipe)
+    found = measured_run.training_arguments(job, job.train_recipe())
+    assert (found.adam_beta1, found.adam_beta2) == betas
+    asked = replace(job, arguments={"adam_beta1": 0.5})
+    assert measured_run.training_arguments(asked, asked.train_recipe()).adam_beta1 == 0.5

@@ -96,7 +96,11 @@ def run_job(job: Job, tell: Tell) -> JobResult:
 
 def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
     """Trainer's arguments: ptune's defaults, the user's, and what a measurement needs."""
-    given = {**recipe.trainer_defaults(), **job.arguments}
+    defaults = recipe.trainer_defaults()
+    if job.method == BASE or METHODS[job.method].encoder is None:
+        # Chosen for soft prompts; the weights of a model or of an adapter train with Adam's usual ones.
+        defaults = {name: value for name, value in defaults.items() if name not in ("adam_beta1", "adam_beta2")}
+    given = {**defaults, **job.arguments}
     if job.method == "full" and recipe.dtype in ("bfloat16", "auto"):
         # Its weights train in float32; the products run in the dtype that the other methods' frozen model has.
         on_gpu = torch.cuda.is_available() and not given.get("use_cpu")
