@@ -1,4 +1,4 @@
-"""One version of a prompt as it is served. Whoever answers with it holds the object, whatever the registry does next."""
+"""One version of a prompt as it is served. Whoever answers with it holds it, whatever the registry does next."""
 
 from __future__ import annotations
 

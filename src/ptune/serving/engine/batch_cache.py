@@ -9,11 +9,10 @@ length `l` takes the last `l` columns, without a gap; what stands before them be
 
 A row that joins is written into a free row of memory, one that leaves gives its place to the last one: the cost is one
 row's. Memory has spare columns on the right, and doubles with the rows; everything moves only when a column or a row
-too many is needed. That starts without a gap is also what makes a row right whose model sees positions through distances
-alone (ALiBi).
+too many is needed. Rows without a gap are also what models need that know positions by distances alone (ALiBi).
 
-Shapes: `N` rows, `R` rows there is memory for, `H` key/value heads, `C` columns there is memory for, `W` columns in use,
-`E` head dimension.
+Shapes: `N` rows, `R` rows there is memory for, `H` key/value heads, `C` columns there is memory for, `W` columns in
+use, `E` head dimension.
 """
 
 from __future__ import annotations
@@ -138,14 +137,22 @@ class BatchCache:
                         column += end - start
         self.lengths += [row.length for row in rows]
 
-    def leave(self, row: int) -> None:
-        """Drop a row; the last one takes its number."""
+    def leave(self, row: int, *, scrub: bool = False) -> None:
+        """Drop a row; the last one takes its number.
+
+        Args:
+            row: Its number.
+            scrub: Whether it may hold what is no number, which would reach rows that come to its memory.
+        """
         last = len(self.lengths) - 1
         length = self.lengths.pop()
-        if row != last:
-            for layer in self._layers:
-                for memory in layer.memory:
+        for layer in self._layers if scrub or row != last else ():
+            for memory in layer.memory:
+                if scrub:
+                    memory[row] = 0
+                if row != last:
                     memory[row, :, self.end - length : self.end] = memory[last, :, self.end - length : self.end]
+        if row != last:
             self.lengths[row] = length
         if not self.lengths:
             self.clear()

@@ -159,9 +159,9 @@ class BatchedModel:
         return logits
 
     @torch.inference_mode()
-    def leave(self, row: int) -> None:
-        """Drop a row; the last one takes its number."""
-        self._cache.leave(row)
+    def leave(self, row: int, *, scrub: bool = False) -> None:
+        """Drop a row; arguments as for `BatchCache.leave`."""
+        self._cache.leave(row, scrub=scrub)
 
     def clear(self) -> None:
         """Drop all rows."""

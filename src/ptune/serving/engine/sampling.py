@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import (
-    LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -23,6 +23,9 @@ from transformers import (
 
 from ptune.errors import ModelError
 from ptune.serving.engine.requested import Sampling
+
+_NO_IDS: Any = torch.empty(1, 0, dtype=torch.long)
+"""What warpers take beside the scores, and do not look at."""
 
 
 class Sampler:
@@ -55,7 +58,8 @@ class Sampler:
         scores = self._penalised(logits.float())[None]
         if self._sampling.temperature == 0:
             return int(scores.argmax())
-        scores = self._warpers(torch.empty(1, 0, dtype=torch.long, device=scores.device), scores)
+        for warper in self._warpers:
+            scores = warper(_NO_IDS, scores)
         # Drawn on the CPU: a generator belongs to a device, and a seed means the same on each.
         return int(torch.multinomial(scores.softmax(-1)[0].cpu(), 1, generator=self._generator))
 
@@ -65,7 +69,7 @@ class Sampler:
             ids = torch.tensor([seen], device=scores.device)
             scores = RepetitionPenaltyLogitsProcessor(own.repetition_penalty)(ids, scores[None])[0]
         if self._written and (own.presence_penalty or own.frequency_penalty):
-            tokens, counts = torch.tensor(self._written, device=scores.device).unique(return_counts=True)
+            tokens, counts = torch.unique(torch.tensor(self._written, device=scores.device), return_counts=True)
             scores = scores.index_add(0, tokens, -(own.presence_penalty + own.frequency_penalty * counts.float()))
         if own.logit_bias:
             tokens = torch.tensor(list(own.logit_bias), device=scores.device)
@@ -73,9 +77,9 @@ class Sampler:
         return scores
 
 
-def _warpers(sampling: Sampling) -> LogitsProcessorList:
-    """transformers' own, in the order in which `generate` has them."""
-    made = LogitsProcessorList()
+def _warpers(sampling: Sampling) -> list[Any]:
+    """Those of transformers, in the order in which `generate` has them."""
+    made: list[Any] = []
     if sampling.temperature > 0:
         made.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_k:
@@ -85,24 +89,23 @@ def _warpers(sampling: Sampling) -> LogitsProcessorList:
     return made
 
 
-def next_tokens(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int]:
-    """A token for each row of `(N, V)` logits.
-
-    Raises:
-        ModelError: The logits are not numbers.
-    """
+def next_tokens(samplers: Sequence[Sampler], logits: torch.Tensor) -> list[int | ModelError]:
+    """A token for each row of `(N, V)` logits; an error for a row whose logits are not numbers."""
     most, likeliest = logits.max(dim=-1)
-    if bool(torch.isnan(most).any()):
-        raise ModelError("the model's logits are not numbers (NaN).", hint="Serve it with --dtype float32.")
-    tokens: list[int] = likeliest.tolist()
-    for row, sampler in enumerate(samplers):
-        if not sampler.plain:
+    tokens: list[int | ModelError] = likeliest.tolist()
+    for row, (sampler, broken) in enumerate(zip(samplers, most.isnan().tolist(), strict=True)):
+        if broken:
+            tokens[row] = ModelError(
+                "what the model predicts is not a number (NaN).",
+                hint="Serve it with --dtype float32, or mend the prompt.",
+            )
+        elif not sampler.plain:
             tokens[row] = sampler.choose(logits[row])
     return tokens
 
 
 def log_likelihoods(logits: torch.Tensor, token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """How likely a token was, and the likeliest ones, as natural logarithms; from `(V,)` logits as the model gave them."""
+    """How likely a token was, and the likeliest ones: natural logarithms, from `(V,)` logits as the model gave them."""
     logs = logits.float().log_softmax(-1)
     best = logs.topk(min(count, len(logs)))
     return float(logs[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True))

@@ -145,6 +145,11 @@ class Scheduler:
             self._changed.notify()
 
     @property
+    def draining(self) -> bool:
+        """Whether it takes nothing on any more."""
+        return self._draining
+
+    @property
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
@@ -283,24 +288,29 @@ class Scheduler:
     def _take(self, rows: Sequence[RowUnderWay], logits: torch.Tensor) -> None:
         """Go on with a token for each of these rows, the last ones of the batch; `(N, V)` logits."""
         first = len(self._rows) - len(rows)
-        try:
-            tokens = next_tokens([row.sampler for row in rows], logits)
-        except Exception as error:  # noqa: BLE001  # as above
-            self._fail({row.job: None for row in rows}, error)
-            for at in reversed(range(first, len(self._rows))):
-                self._leave(at)
-            return
+        tokens = next_tokens([row.sampler for row in rows], logits)
         self._watch("written_tokens", len(rows))
-        over = [row.take(token, logits[at]) for at, (row, token) in enumerate(zip(rows, tokens, strict=True))]
-        for at in reversed(range(len(rows))):
-            if over[at]:
-                self._leave(first + at)
+        leaving = {}
+        for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if isinstance(token, ModelError):
+                self._fail_once(row.job, token)
+                leaving[first + at] = True
+            elif row.take(token, logits[at]):
+                leaving[first + at] = False
+        for at in sorted(leaving, reverse=True):
+            self._leave(at, scrub=leaving[at])
 
-    def _leave(self, row: int) -> None:
+    def _fail_once(self, job: Job, error: PTuneError) -> None:
+        """A choice has failed: the request has, and its other choices go before the next step."""
+        if not job.cancelled:
+            job.cancelled = True
+            self._fail([job], error)
+
+    def _leave(self, row: int, *, scrub: bool = False) -> None:
         last = self._rows.pop()
         if row < len(self._rows):
             self._rows[row] = last
-        self._batch.leave(row)
+        self._batch.leave(row, scrub=scrub)
 
     def _answer_alone(self, job: Job) -> None:
         self._alone = job
@@ -322,6 +332,8 @@ class Scheduler:
         if self._given_up:
             raise StoppedError("the server has stopped before the answer was complete.")
         token = next_tokens([row.sampler], logits)[0]
+        if isinstance(token, ModelError):
+            raise token
         self._watch("written_tokens", 1)
         return token, row.take(token, logits[0])
 

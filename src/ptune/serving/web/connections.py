@@ -1,0 +1,74 @@
+"""Connections that cost nothing for long: those without a request are closed after a time, and there are only so many.
+
+uvicorn bounds the time between two requests of a connection, but not the time to the first one, nor that of a head that
+comes letter by letter. `limit_concurrency` of uvicorn answers 503 to everybody while idle connections hold all places;
+here the one that has been idle longest makes place instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class BoundedConnection(H11Protocol):
+    """One connection; `bounded` makes the class with its bounds."""
+
+    most: int
+    seconds: float
+    _idle_since: float
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A client has connected."""
+        super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        self._look_again(self.seconds)
+        if len(self.connections) > self.most:
+            idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.idle]
+            min(idle, key=lambda one: one._idle_since, default=self).close()  # noqa: SLF001  # of this class
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """A request has been answered."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no request under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def close(self) -> None:
+        """End it; what has been written to it is still sent."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
+    def _look_again(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        waited = self.loop.time() - self._idle_since
+        if not self.idle:
+            self._look_again(self.seconds)
+        elif waited >= self.seconds:
+            self.close()
+        else:
+            self._look_again(self.seconds - waited)
+
+
+def bounded(most: int, seconds: float) -> type[BoundedConnection]:
+    """The class of a server's connections.
+
+    Args:
+        most: So many at a time.
+        seconds: How long one may be without a request.
+    """
+    return type("Connection", (BoundedConnection,), {"most": most, "seconds": seconds})
