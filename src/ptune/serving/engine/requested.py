@@ -21,7 +21,7 @@ class Sampling:
     top_k: int = 0
     """0: all tokens."""
     seed: int | None = None
-    """Makes sampling repeatable; choice `i` draws from `seed + i`."""
+    """Makes sampling repeatable; each choice has draws of its own."""
     repetition_penalty: float = 1.0
     """transformers': on tokens of the text and of the answer."""
     presence_penalty: float = 0.0

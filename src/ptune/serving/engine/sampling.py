@@ -9,6 +9,7 @@ Shapes: `N` rows, `V` vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -44,8 +45,7 @@ class Sampler:
         self._written: list[int] = []
         self._generator = torch.Generator()
         if sampling.temperature > 0:
-            start = secrets.randbits(63) if sampling.seed is None else sampling.seed + choice
-            self._generator.manual_seed(start % 2**63)
+            self._generator.manual_seed(secrets.randbits(63) if sampling.seed is None else _mixed(sampling.seed, choice))
         self._warpers = _warpers(sampling)
 
     def note(self, token: int) -> None:
@@ -75,6 +75,11 @@ class Sampler:
             tokens = torch.tensor(list(own.logit_bias), device=scores.device)
             scores = scores.index_add(0, tokens, scores.new_tensor(list(own.logit_bias.values())))
         return scores
+
+
+def _mixed(seed: int, choice: int) -> int:
+    """A seed of its own for each choice, which no other seed of a user's has for another choice."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {choice}".encode()).digest()[:7])
 
 
 def _warpers(sampling: Sampling) -> list[Any]:
