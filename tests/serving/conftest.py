@@ -141,7 +141,7 @@ def save_prompt(model_dir: Path, folder: Path, *, length: int = 4, seed: int = 0
         weight = model.prompts["default"].embedding.weight
         weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
     details = {"template": template, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
-    model.save_pretrained(folder, metadata=details)
+    model.save_pretrained(folder, **details)
     return folder
 
 

@@ -6,6 +6,7 @@ A message says what a user can do something about. What failed inside goes to th
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,8 @@ from ptune.serving.engine.scheduler import BusyError, StoppedError
 _log = logging.getLogger("ptune.serve")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _MOST_SHOWN = 300
+_FIELD = re.compile(r"(?!(?:body|str|int|float|bool|list|dict)$)[a-z_]+")
+"""Parts of a fault's place that a request has; the others are pydantic's names for kinds of values."""
 STATUSES = {
     400: "the request cannot be used; `param` names the part",
     401: "no key, or a wrong one",
@@ -120,20 +123,20 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a request, and how many more there are."""
-    found = error.errors()
+    """What is wrong with a request: of all faults the one that says most."""
+    # Where a value may be of several kinds there is a fault for each; that of the kind that was meant lies deepest.
+    found = sorted(error.errors(), key=lambda fault: (str(fault["type"]).endswith("_type"), -len(fault["loc"])))
     first = found[0]
     if first["type"] == "json_invalid":
         return ApiError(
             400, f"The body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}.", code="invalid_json"
         )
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
     message = f"{place or 'the body'}: {first['msg']}"
     if first["type"] == "extra_forbidden":
         message = f"{place}: this server does not know the parameter"
     elif place == "" and first["type"] in ("missing", "model_attributes_type", "model_type"):
         message = "the body is no JSON object; send one with Content-Type: application/json"
-    more = f" ({len(found) - 1} more faults)" if len(found) > 1 else ""
     return ApiError(
-        400, printable(message)[:_MOST_SHOWN] + more + ".", param=printable(place)[:100] or None, code="invalid_value"
+        400, f"{printable(message)[:_MOST_SHOWN]}.", param=printable(place)[:100] or None, code="invalid_value"
     )

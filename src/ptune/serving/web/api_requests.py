@@ -7,7 +7,7 @@ they ask for nothing.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -78,6 +78,9 @@ class AnswerParameters(BaseModel):
     safety_identifier: str | None = Field(None, description="ignored")
     prompt_cache_key: str | None = Field(None, description="ignored")
 
+    text_part: ClassVar[str]
+    """The parameter that the text comes from."""
+
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
@@ -91,6 +94,8 @@ class AnswerParameters(BaseModel):
 
 class CompletionRequest(AnswerParameters):
     """`/v1/completions`."""
+
+    text_part: ClassVar[str] = "prompt"
 
     prompt: (
         Text
@@ -158,6 +163,8 @@ class TextFormat(BaseModel):
 
 class ChatRequest(AnswerParameters):
     """`/v1/chat/completions`."""
+
+    text_part: ClassVar[str] = "messages"
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_tokens: int | None = Field(None, ge=1, le=MOST_TOKEN_ID, description="longest answer; by default 128")

@@ -10,7 +10,7 @@ from ptune.serving.web.api_answers import ErrorAnswer
 from ptune.serving.web.api_errors import STATUSES, install_handlers
 from ptune.serving.web.front_door import FrontDoor
 from ptune.serving.web.keys import KeyCheck
-from ptune.serving.web.limits import Limits
+from ptune.serving.web.limits import BodyLimits
 from ptune.serving.web.routes_of_chat import routes_of_chat
 from ptune.serving.web.routes_of_completions import routes_of_completions
 from ptune.serving.web.routes_of_models import routes_of_models
@@ -45,7 +45,7 @@ def make_routes(parts: Parts) -> FastAPI:
 def make_app(parts: Parts) -> ASGIApp:
     """The whole app."""
     routes = make_routes(parts)
-    limited = Limits(routes, body_bytes=parts.settings.max_body_bytes, seconds=parts.settings.idle_seconds)
+    limited = BodyLimits(routes, most_bytes=parts.settings.max_body_bytes, seconds=parts.settings.idle_seconds)
     return FrontDoor(
         KeyCheck(limited, keys=parts.settings.keys),
         measured=parts.measured,

@@ -69,7 +69,7 @@ def completion_ids(
 
 
 def new_tokens(
-    ids: Sequence[int], prompt: ServedPrompt | None, context: int | None, asked: int | None, most: int
+    ids: Sequence[int], prompt: ServedPrompt | None, *, context: int | None, asked: int | None, most: int, part: str
 ) -> int:
     """How long an answer may be: what was asked, or 128 tokens, or what the model's context has room for.
 
@@ -79,6 +79,7 @@ def new_tokens(
         context: Of the model, in tokens; None where it has no limit.
         asked: What the request says.
         most: What the server allows.
+        part: The part of the request that the text comes from.
 
     Raises:
         ApiError: There is no room for it, or it is more than the server allows.
@@ -93,7 +94,7 @@ def new_tokens(
             f"The model's context is {context} tokens. {virtual} virtual tokens and {len(ids)} tokens of text leave "
             f"{max(room, 0)} for the answer{f', and {asked} are asked for' if asked else ''}. Shorten the text"
             f"{' or lower max_tokens' if asked else ''}.",
-            param="messages" if not asked else "max_tokens",
+            param=part if room < 1 else "max_tokens",
             code="context_length_exceeded",
         )
     return asked or min(NEW_TOKENS, room, most)

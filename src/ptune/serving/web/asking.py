@@ -99,7 +99,9 @@ def begin_answers(
     }
     ready = []
     for ids in texts:
-        most = new_tokens(ids, prompt, parts.context, longest, parts.settings.max_tokens)
+        most = new_tokens(
+            ids, prompt, context=parts.context, asked=longest, most=parts.settings.max_tokens, part=asked.text_part
+        )
         ready.append(Asked(ids=ids, fields={**shared, "max_new_tokens": most}))
     choices = asked.n or 1
     return AnswersUnderWay(parts.engine, ready, choices, parts.settings.timeout_seconds, parts.measured)

@@ -2,7 +2,8 @@
 
 uvicorn bounds the time between two requests of a connection, but not the time to the first one, nor that of a head that
 comes letter by letter. `limit_concurrency` of uvicorn answers 503 to everybody while idle connections hold all places;
-here the one that has been idle longest makes place instead.
+here the one that has been idle longest makes place instead. A client that does not read what it is sent is cut off too:
+what is written for it would wait for ever.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class BoundedConnection(H11Protocol):
     seconds: float
     _idle_since: float
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
@@ -32,14 +34,26 @@ class BoundedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
         """A request has been answered."""
         self._idle_since = self.loop.time()
         super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        """More waits to be read than should."""
+        self._unread = self.loop.call_later(self.seconds, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has read on."""
+        if self._unread is not None:
+            self._unread.cancel()
+        super().resume_writing()
 
     @property
     def idle(self) -> bool:
@@ -50,6 +64,7 @@ class BoundedConnection(H11Protocol):
         """End it; what has been written to it is still sent."""
         if not self.transport.is_closing():
             self.transport.close()
+            self.loop.call_later(self.seconds, self.transport.abort)  # if it is not read
 
     def _look_again(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._look)

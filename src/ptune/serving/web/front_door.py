@@ -61,13 +61,14 @@ class FrontDoor:
 
         try:
             if self._stopping() and scope["path"] not in ("/health", "/metrics"):
-                error = ApiError(503, "The server is stopping.", code="stopping", headers={"Retry-After": "5"})
-                await error.response()(scope, receive, numbered)
+                await _stopping().response()(scope, receive, numbered)
             else:
                 await self._app(scope, receive, numbered)
         except asyncio.CancelledError:
+            # The server has waited as long as it may. Whoever has got nothing yet is told.
             note["cancelled"] = True
-            raise
+            if not status:
+                await _stopping().response()(scope, receive, numbered)
         except Exception as error:  # noqa: BLE001  # the client has been told, or has gone; the log gets the reason
             gone = isinstance(error, OSError)
             note["failed"] = type(error).__name__
@@ -79,3 +80,7 @@ class FrontDoor:
             self._measured.responded(path if path in self._paths else "other", note.pop("status", status))
             took = {"status": status, "seconds": round(time.monotonic() - began, 4)}
             _log.info("request", extra={"method": scope["method"], "path": path[:_MOST_PATH], **took, **note})
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "The server is stopping.", code="stopping", headers={"Retry-After": "5"})

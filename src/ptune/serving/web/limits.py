@@ -1,7 +1,7 @@
-"""Limits on what a connection may cost: the size of a body, how long it may take to come, and to be read.
+"""Limits on what a request's body may cost: how large it is, and how long it may take to come.
 
 A body is counted while it comes. Once it is too large nothing more of it is taken, and the connection ends with the
-response.
+response. What is inside gets it whole.
 """
 
 from __future__ import annotations
@@ -13,71 +13,72 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ptune.serving.web.api_errors import ApiError
 
-
-class StalledReaderError(OSError):
-    """The client does not read what it is sent."""
+_CLOSE = {"Connection": "close"}
 
 
-class Limits:
+class BodyLimits:
     """ASGI middleware.
 
     Args:
         app: What is inside.
-        body_bytes: The most of a body.
-        seconds: How long nothing may happen while a body is read, or while the client reads.
+        most_bytes: The most of a body.
+        seconds: How long nothing of it may come.
     """
 
-    def __init__(self, app: ASGIApp, *, body_bytes: int, seconds: float) -> None:
-        self._app, self._body_bytes, self._seconds = app, body_bytes, seconds
+    def __init__(self, app: ASGIApp, *, most_bytes: int, seconds: float) -> None:
+        self._app, self._most_bytes, self._seconds = app, most_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        taken, complete, started = 0, False, False
+        try:
+            body = await self._body(scope, receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        if body is None:
+            return
+        given = False
 
-        async def limited() -> Message:
-            nonlocal taken, complete
-            if complete:  # what comes now is that the client has gone
+        async def whole() -> Message:
+            nonlocal given
+            if given:  # what comes now is that the client has gone
                 return await receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, whole, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None when the client has gone before.
+
+        Raises:
+            ApiError: It is too large, or does not come.
+        """
+        said = Headers(scope=scope).get("content-length", "")
+        if said.isdecimal() and (len(said) > 18 or int(said) > self._most_bytes):
+            raise self._too_large()
+        parts, taken = [], 0
+        while True:
             try:
-                message = await asyncio.wait_for(receive(), self._seconds)
+                async with asyncio.timeout(self._seconds):
+                    message = await receive()
             except TimeoutError:
                 raise ApiError(
                     408, f"Nothing of the body came for {self._seconds:g} seconds.", code="timeout", headers=_CLOSE
                 ) from None
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                complete = not message.get("more_body", False)
-                if taken > self._body_bytes:
-                    raise self._too_large()
-            else:
-                complete = True
-            return message
-
-        async def timed(message: Message) -> None:
-            nonlocal started
-            started = True
-            try:
-                await asyncio.wait_for(send(message), self._seconds)
-            except TimeoutError:
-                raise StalledReaderError("the client does not read") from None
-
-        try:
-            said = Headers(scope=scope).get("content-length", "")
-            if said.isdecimal() and (len(said) > 18 or int(said) > self._body_bytes):
+            if message["type"] != "http.request":
+                return None
+            parts.append(message.get("body", b""))
+            taken += len(parts[-1])
+            if taken > self._most_bytes:
                 raise self._too_large()
-            await self._app(scope, limited, timed)
-        except ApiError as error:
-            if started:
-                raise
-            await error.response()(scope, receive, timed)
+            if not message.get("more_body", False):
+                return b"".join(parts)
 
     def _too_large(self) -> ApiError:
         return ApiError(
-            413, f"The body is larger than {self._body_bytes:,} bytes.", code="body_too_large", headers=_CLOSE
+            413, f"The body is larger than {self._most_bytes:,} bytes.", code="body_too_large", headers=_CLOSE
         )
-
-
-_CLOSE = {"Connection": "close"}

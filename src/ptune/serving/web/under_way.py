@@ -41,6 +41,7 @@ class AnswersUnderWay:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._began = time.monotonic()
+        self._ends_at = self._loop.time() + seconds
         self.count = len(asked) * choices
         """Answers in all."""
         self.prompt_tokens = sum(len(one.ids) for one in asked)
@@ -93,9 +94,11 @@ class AnswersUnderWay:
             self.cancel()
 
     async def _next(self) -> tuple[int, Event]:
-        left = self._began + self._seconds - time.monotonic()
+        if not self._queue.empty():
+            return self._queue.get_nowait()
         try:
-            return await asyncio.wait_for(self._queue.get(), max(left, 0))
+            async with asyncio.timeout_at(self._ends_at):
+                return await self._queue.get()
         except TimeoutError:
             raise ApiError(
                 504,
