@@ -39,6 +39,9 @@ def make_routes(parts: Parts) -> FastAPI:
         routes_of_operations,
     ):
         app.include_router(routes(parts))
+    for operations in app.openapi()["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own; it is 400 here, in the form of all errors
     return app
 
 
