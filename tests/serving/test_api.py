@@ -14,7 +14,7 @@ import torch
 
 from commands import run
 from ptune.answering import Answerer
-from serving.conftest import Running, save_prompt
+from running_servers import Running, save_prompt
 
 openai = pytest.importorskip("openai")
 NAMES = [f"p{number}" for number in range(6)]
@@ -42,12 +42,14 @@ def test_models(running: Running) -> None:
     assert [one.id for one in client.models.list()] == ["tiny", *NAMES]
     assert client.models.retrieve("p3").root == "tiny"
     assert client.models.retrieve("tiny").id == "tiny"
-    with pytest.raises(openai.NotFoundError, match="unknown model 'p9'. Did you mean"):
+    with pytest.raises(openai.NotFoundError, match=r"unknown model 'p9'\. Did you mean"):
         client.models.retrieve("p9")
 
 
 def test_chat_is_what_the_command_generates(running: Running, prompt_folders: Path) -> None:
-    answer = running.client().chat.completions.create(model="p2", messages=said("green red"), temperature=0, max_tokens=9)
+    answer = running.client().chat.completions.create(
+        model="p2", messages=said("green red"), temperature=0, max_tokens=9
+    )
     ran = run("generate", prompt_folders / "p2", "green red", "--max-new-tokens", 9)
     assert answer.choices[0].message.content + "\n" == ran.out
     assert (answer.object, answer.model, answer.choices[0].message.role) == ("chat.completion", "p2", "assistant")
@@ -87,7 +89,9 @@ def test_a_conversation_goes_through_the_template(running: Running, generate: Ca
     ]
     answer = running.client().chat.completions.create(model="p1", messages=messages, temperature=0, max_tokens=7)
     history = (("user", "green"), ("assistant", "red"))
-    assert answer.choices[0].message.content == generate("p1", "blue", history=history, system="Be short.", max_new_tokens=7)
+    assert answer.choices[0].message.content == generate(
+        "p1", "blue", history=history, system="Be short.", max_new_tokens=7
+    )
 
 
 def test_streams(running: Running, generate: Callable[..., str]) -> None:
@@ -172,7 +176,10 @@ def test_stop_seed_and_choices(running: Running) -> None:
     cut = client.chat.completions.create(temperature=0, stop=[stop, "never"], **options).choices[0]
     assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
     sampled = [
-        [one.message.content for one in client.chat.completions.create(temperature=1.5, seed=seed, n=3, **options).choices]
+        [
+            one.message.content
+            for one in client.chat.completions.create(temperature=1.5, seed=seed, n=3, **options).choices
+        ]
         for seed in (1, 1, 2)
     ]
     assert sampled[0] == sampled[1]

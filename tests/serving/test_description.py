@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.conftest import KEY, Running
+from running_servers import KEY, Running
 
 schemathesis = pytest.importorskip("schemathesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
@@ -21,9 +21,7 @@ def described(serve: Callable[..., Running], prompt_folders: Path, tmp_path_fact
     root = tmp_path_factory.mktemp("described")
     shutil.copytree(prompt_folders / "p0", root / "p0")
     running = serve(prompts_root=root, max_tokens=8)
-    return schemathesis.openapi.from_url(
-        f"{running.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}
-    )
+    return schemathesis.openapi.from_url(f"{running.url}/openapi.json", headers={"Authorization": f"Bearer {KEY}"})
 
 
 CHECKS = (

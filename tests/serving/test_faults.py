@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from serving.conftest import KEY, SECONDS, Running
+from running_servers import KEY, SECONDS, Running
 
 pytest.importorskip("httpx")
 Serve = Callable[..., Running]
@@ -164,7 +165,7 @@ def test_an_answer_that_takes_too_long(serve: Serve, prompt_folders: Path) -> No
         assert '"code":"timeout"' in streamed.text
         assert "[DONE]" not in streamed.text
     wait_for(lambda: idle(running))
-    with pytest.raises(Exception, match="longer than the 0.05 seconds"):
+    with pytest.raises(Exception, match=r"longer than the 0\.05 seconds"):
         list(running.client().chat.completions.create(**LONG_OF_CLIENT, stream=True))
 
 
@@ -173,7 +174,7 @@ LONG_OF_CLIENT = {**CHAT, "max_tokens": 100, "n": 8, "extra_body": {"ignore_eos"
 
 def test_connections_on_which_nothing_happens_are_bounded(serve: Serve, prompt_folders: Path) -> None:
     """Hundreds that send nothing, or half a head: only so many stay open, and requests are answered meanwhile."""
-    running = serve(prompt_folders, max_connections=20, idle_seconds=1.0)
+    running = serve(prompt_folders, max_connections=20, idle_seconds=SECONDS)
     crowd = []
     for number in range(200):
         connection = socket.create_connection(running.address)
@@ -181,7 +182,35 @@ def test_connections_on_which_nothing_happens_are_bounded(serve: Serve, prompt_f
         crowd.append(connection)
     still_answers(running)
     wait_for(lambda: len(running.server.server_state.connections) <= 20)
-    wait_for(lambda: not running.server.server_state.connections)
+    for connection in crowd:
+        connection.close()
+
+
+def test_a_connection_without_a_request_is_closed(serve: Serve, prompt_folders: Path) -> None:
+    """Before its first request and after it, whatever trickles in."""
+    running = serve(prompt_folders, idle_seconds=0.4)
+    for first in (b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with socket.create_connection(running.address, timeout=SECONDS) as connection:
+            connection.sendall(first)
+            if first:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            with contextlib.suppress(OSError):
+                while True:
+                    connection.sendall(b"G")
+                    connection.settimeout(0.05)
+                    with contextlib.suppress(TimeoutError):
+                        if not connection.recv(1):
+                            break
+            wait_for(lambda: not running.server.server_state.connections)
+
+
+def test_those_at_work_keep_their_places(serve: Serve, prompt_folders: Path) -> None:
+    running = serve(prompt_folders, max_connections=4, max_concurrency=4)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(running.client().chat.completions.create, **LONG_OF_CLIENT | {"n": 1}) for _ in range(3)]
+        wait_for(lambda: running.parts.engine.running == 3)
+        crowd = [socket.create_connection(running.address) for _ in range(30)]
+        assert all(one.result(SECONDS).usage.completion_tokens == 100 for one in asked)
     for connection in crowd:
         connection.close()
 
@@ -212,12 +241,19 @@ def test_a_client_that_does_not_read(serve: Serve, prompt_folders: Path) -> None
 def test_without_a_key_nothing_but_health(running: Running) -> None:
     with running.http() as http:
         paths = http.get("/openapi.json").json()["paths"]
-        asked = [(method, path.replace("{model}", "p1").replace("{name}", "p1")) for path in paths for method in paths[path]]
+        asked = [
+            (method, path.replace("{model}", "p1").replace("{name}", "p1")) for path in paths for method in paths[path]
+        ]
         assert len(asked) >= 9
         for key in (None, "", "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}", KEY, "Bearer \xff"):
             headers = {} if key is None else {"Authorization": key.encode("latin-1")}
             del http.headers["Authorization"]
-            for method, path in [*asked, ("GET", "/openapi.json"), ("GET", "/nowhere"), ("POST", "/health/../v1/models")]:
+            for method, path in [
+                *asked,
+                ("GET", "/openapi.json"),
+                ("GET", "/nowhere"),
+                ("POST", "/health/../v1/models"),
+            ]:
                 found = http.request(method, path, headers=headers)
                 assert found.status_code == (200 if path == "/health" else 401), (method, path, key)
             http.headers["Authorization"] = "x"
@@ -288,7 +324,7 @@ def test_a_server_that_stops(serve: Serve, prompt_folders: Path) -> None:
     running.thread.join(SECONDS)
     assert not running.thread.is_alive()
     assert running.parts.engine.stop(seconds=SECONDS)
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         socket.create_connection(running.address)
 
 

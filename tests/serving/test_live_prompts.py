@@ -15,7 +15,7 @@ import pytest
 
 from ptune.errors import PromptError
 from ptune.serving.prompt_registry import folder_below
-from serving.conftest import SECONDS, Running, save_prompt
+from running_servers import SECONDS, Running, save_prompt
 
 pytest.importorskip("openai")
 Serve = Callable[..., Running]
@@ -147,8 +147,8 @@ def test_replaced_and_deleted_under_load(serve: Serve, root: Path, prompt_folder
 
 
 OUTSIDE = (
-    "../secret", "..", ".", "/etc", "a/../../secret", "p0/../../secret", "..%2fsecret", "%2e%2e/secret", "p0\x00", "\x00",
-    "link", "deep/link", "p0/", "//p0", "p0//x", "-p0", ".hidden", "a" * 2000, "p0\n", "p\u202e0", "~root", "C:\\x",
+    "../secret", "..", ".", "/etc", "a/../../secret", "p0/../../secret", "..%2fsecret", "%2e%2e/secret", "p0\x00",
+    "\x00", "link", "deep/link", "p0/", "//p0", "p0//x", "-p0", ".hidden", "a" * 2000, "p0\n", "p\u202e0", "~root", "C:\\x",
 )  # fmt: skip
 
 
@@ -173,7 +173,9 @@ def test_no_request_leads_out_of_the_root(serve: Serve, trapped: Path) -> None:
     with running.http() as http:
         for name in OUTSIDE:
             for asked in ({"name": "x", "folder": name}, {"name": name}, {"name": name, "folder": "p0"}):
-                answered = http.post("/v1/prompts", content=json.dumps(asked), headers={"Content-Type": "application/json"})
+                answered = http.post(
+                    "/v1/prompts", content=json.dumps(asked), headers={"Content-Type": "application/json"}
+                )
                 # A link's name alone may name a prompt; the folder that it leads to is not read.
                 wanted = 201 if asked == {"name": "link", "folder": "p0"} else 400
                 assert answered.status_code == wanted, (asked, answered.text)

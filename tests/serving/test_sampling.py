@@ -67,7 +67,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 def test_a_seed_repeats_and_each_choice_has_its_own_draws() -> None:
     draws = [
         tuple(made.choose(LOGITS) for _ in range(12))
-        for made in (sampler(temperature=2.0, seed=seed, choice=choice) for seed, choice in ((5, 0), (5, 0), (5, 1), (6, 0)))
+        for made in (
+            sampler(temperature=2.0, seed=seed, choice=choice) for seed, choice in ((5, 0), (5, 0), (5, 1), (6, 0))
+        )
     ]
     assert draws[0] == draws[1]
     assert len(set(draws)) == 3

@@ -15,7 +15,7 @@ from prompting import draw, texts
 from ptune.errors import ModelError
 from ptune.serving.engine.requested import Sampling
 from ptune.serving.engine.scheduler import BusyError, StoppedError
-from serving.conftest import SECONDS, Engine
+from running_servers import SECONDS, Engine
 
 NAMES = ("short", "long", None, "middle")
 Make = Callable[..., Engine]
@@ -87,9 +87,7 @@ def test_sampling_with_a_seed_does_not_depend_on_the_company(engine_of: Make) ->
     alone = engine.job([5, 9, 7], "short", sampling=sampling, choices=2, max_new_tokens=12)
     (first,) = engine.ask(alone)
     again = engine.job([5, 9, 7], "short", sampling=sampling, choices=2, max_new_tokens=12)
-    company = [
-        engine.job(text, "long", sampling=Sampling(temperature=2.0)) for text in texts([9, 2, 14, 5], seed=3)
-    ]
+    company = [engine.job(text, "long", sampling=Sampling(temperature=2.0)) for text in texts([9, 2, 14, 5], seed=3)]
     assert engine.ask(company[0], again, *company[1:])[1] == first
     others = [
         engine.job(text, "short", sampling=replace(sampling, seed=seed), choices=2, max_new_tokens=12)

@@ -95,7 +95,9 @@ def test_stop_strings_against_a_search_in_the_whole(byte_tokenizer: Any) -> None
     draw = random.Random(1)
     for _ in range(300):
         text = "".join(draw.choice("ab ") for _ in range(draw.randrange(1, 14)))
-        stop = tuple("".join(draw.choice("ab ") for _ in range(draw.randrange(1, 5))) for _ in range(draw.randrange(1, 4)))
+        stop = tuple(
+            "".join(draw.choice("ab ") for _ in range(draw.randrange(1, 5))) for _ in range(draw.randrange(1, 4))
+        )
         # Tokens are letters here, so the stop string that is complete first wins; of those, the one that began first.
         ends = [(text.find(one) + len(one), text.find(one)) for one in stop if one in text]
         wanted = text

@@ -45,7 +45,9 @@ class Sampler:
         self._written: list[int] = []
         self._generator = torch.Generator()
         if sampling.temperature > 0:
-            self._generator.manual_seed(secrets.randbits(63) if sampling.seed is None else _mixed(sampling.seed, choice))
+            self._generator.manual_seed(
+                secrets.randbits(63) if sampling.seed is None else _mixed(sampling.seed, choice)
+            )
         self._warpers = _warpers(sampling)
 
     def note(self, token: int) -> None:

@@ -19,6 +19,10 @@ class BoundedConnection(H11Protocol):
 
     most: int
     seconds: float
+    opened: set[BoundedConnection]
+    """Those of the server that are not closed or closing."""
+    waiting: dict[BoundedConnection, None]
+    """Those of them that may be without a request, the one idle longest first."""
     _idle_since: float
     _timer: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -26,14 +30,15 @@ class BoundedConnection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """A client has connected."""
         super().connection_made(transport)
-        self._idle_since = self.loop.time()
+        self.opened.add(self)
+        self._waits()
         self._look_again(self.seconds)
-        if len(self.connections) > self.most:
-            idle = [one for one in self.connections if isinstance(one, BoundedConnection) and one.idle]
-            min(idle, key=lambda one: one._idle_since, default=self).close()  # noqa: SLF001  # of this class
+        if len(self.opened) > self.most:
+            self._idle_longest().close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
+        self._forget()
         for timer in (self._timer, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -41,7 +46,8 @@ class BoundedConnection(H11Protocol):
 
     def on_response_complete(self) -> None:
         """A request has been answered."""
-        self._idle_since = self.loop.time()
+        if self in self.opened:
+            self._waits()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -62,9 +68,28 @@ class BoundedConnection(H11Protocol):
 
     def close(self) -> None:
         """End it; what has been written to it is still sent."""
+        self._forget()
         if not self.transport.is_closing():
             self.transport.close()
             self.loop.call_later(self.seconds, self.transport.abort)  # if it is not read
+
+    def _waits(self) -> None:
+        self._idle_since = self.loop.time()
+        self.waiting.pop(self, None)
+        self.waiting[self] = None
+
+    def _forget(self) -> None:
+        self.opened.discard(self)
+        self.waiting.pop(self, None)
+
+    def _idle_longest(self) -> BoundedConnection:
+        """The connection that makes place; this one where all others are at work."""
+        while self.waiting:
+            first = next(iter(self.waiting))
+            if first.idle:
+                return first
+            del self.waiting[first]  # it comes again when its request is answered
+        return self
 
     def _look_again(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._look)
@@ -86,4 +111,4 @@ def bounded(most: int, seconds: float) -> type[BoundedConnection]:
         most: So many at a time.
         seconds: How long one may be without a request.
     """
-    return type("Connection", (BoundedConnection,), {"most": most, "seconds": seconds})
+    return type("Connection", (BoundedConnection,), {"most": most, "seconds": seconds, "opened": set(), "waiting": {}})

@@ -69,9 +69,14 @@ def make_parts(
 class Server(uvicorn.Server):
     """uvicorn's server, which tells the engine when it is to stop, and ends without raising the signal again."""
 
-    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_stop = on_stop
+        self._on_start, self._on_stop = on_start, on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets=sockets)
+        self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's own signature
         """A signal has come."""
@@ -103,8 +108,8 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def server_of(parts: Parts) -> Server:
-    """The server of these parts, not yet started."""
+def server_of(parts: Parts, on_start: Callable[[], None] = lambda: None) -> Server:
+    """The server of these parts, not yet started; `on_start` is called when it listens."""
     settings = parts.settings
     config = uvicorn.Config(
         make_app(parts),
@@ -118,7 +123,7 @@ def server_of(parts: Parts) -> Server:
         timeout_graceful_shutdown=max(int(settings.shutdown_seconds), 1),
         h11_max_incomplete_event_size=_HEAD_BYTES,
     )
-    return Server(config, parts.engine.drain)
+    return Server(config, on_start, parts.engine.drain)
 
 
 def run_server(parts: Parts, at: socket.socket) -> None:
@@ -126,17 +131,19 @@ def run_server(parts: Parts, at: socket.socket) -> None:
     parts.engine.start()
     if parts.watch is not None and parts.settings.watch_seconds > 0:
         parts.watch.start()
-    host, port = at.getsockname()[:2]
-    _log.info(
-        "serving",
-        extra={"url": f"http://{host}:{port}", "prompts": len(parts.prompts.prompts), "keys": len(parts.settings.keys)},
-    )
     if parts.engine.obstacle is not None:
         _log.warning("requests are answered one at a time", extra={"reason": parts.engine.obstacle})
     try:
-        server_of(parts).run(sockets=[at])
+        server_of(parts, lambda: _say_where(parts, at)).run(sockets=[at])
     finally:
         if parts.watch is not None:
             parts.watch.stop()
         finished = parts.engine.stop(seconds=1)
         _log.info("stopped", extra={"complete": finished})
+
+
+def _say_where(parts: Parts, at: socket.socket) -> None:
+    host, port = at.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    numbers = {"prompts": len(parts.prompts.prompts), "keys": len(parts.settings.keys)}
+    _log.info("serving", extra={"url": f"http://{address}:{port}", **numbers})
