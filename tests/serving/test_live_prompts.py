@@ -148,7 +148,8 @@ def test_replaced_and_deleted_under_load(serve: Serve, root: Path, prompt_folder
 
 OUTSIDE = (
     "../secret", "..", ".", "/etc", "a/../../secret", "p0/../../secret", "..%2fsecret", "%2e%2e/secret", "p0\x00",
-    "\x00", "link", "deep/link", "p0/", "//p0", "p0//x", "-p0", ".hidden", "a" * 2000, "p0\n", "p\u202e0", "~root", "C:\\x",
+    "\x00", "link", "deep/link", "p0/", "//p0", "p0//x", "-p0", ".hidden", "a" * 2000, "p0\n",
+    "p\u202e0", "~root", "C:\\x",
 )  # fmt: skip
 
 

@@ -95,12 +95,15 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The address cannot be used.
     """
+    made = None
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, number)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except (OSError, UnicodeError) as error:
+        if made is not None:
+            made.close()
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}.", hint="Choose another --host or --port."
