@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, EOS, build
-from prompting import draw, texts
+from prompting import draw, relative_error, texts
 from ptune.errors import ModelError
 from ptune.serving.engine.requested import Sampling
 from ptune.serving.engine.scheduler import BusyError, StoppedError
-from running_servers import SECONDS, Engine
+from running_servers import SECONDS, Engine, prompts_on
 
 NAMES = ("short", "long", None, "middle")
 Make = Callable[..., Engine]
@@ -205,6 +205,24 @@ def test_what_is_not_answered_in_time_is_told_so(engine_of: Make) -> None:
     assert not engine.scheduler.stop(seconds=0)
     with pytest.raises(StoppedError):
         engine.texts(jobs[-1])
+
+
+def test_prefixes_of_one_length_are_computed_together(engine_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("gemma3", start=False)
+    engine.prompts |= prompts_on(engine.model, engine.tokenizer, dict.fromkeys("abcd", 4))
+    runs: list[int] = []
+    engine.model.base.register_forward_hook(lambda *_: runs.append(1))
+    jobs = [engine.job(text, name, max_new_tokens=1) for name, text in zip("abcd", texts([2, 3, 1, 3]), strict=True)]
+    logits = engine.scheduler._batch.join(jobs)
+    assert len(runs) == 2  # the prompts, and the texts behind them
+    assert engine.model.prefixes.names == [*"abcd"]
+    engine.scheduler._batch.clear()
+    engine.scheduler._batch.join(jobs)
+    assert len(runs) == 3
+    for row, (name, job) in enumerate(zip("abcd", jobs, strict=True)):
+        engine.model.clear_prefixes()
+        wanted = engine.model(torch.tensor([job.ids]), prompt_names=name).logits[0, -1]
+        assert relative_error(logits[row], wanted) < 1e-5
 
 
 def test_a_retired_prompt_answers_who_asked_before_and_is_not_kept(engine_of: Make) -> None:

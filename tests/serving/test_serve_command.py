@@ -56,9 +56,18 @@ def test_a_server_from_start_to_end(tiny_model_dir: Path, prompt_folders: Path, 
     """Keys from a file, a root folder, and SIGTERM under load: everything that was asked is answered, with code 0."""
     keys = tmp_path / "keys"
     keys.write_text(f"# ours\n{KEY}\n\n")
-    words = ("--model", tiny_model_dir, "--prompts-root", prompt_folders, "--api-key-file", keys, "--max-concurrency", 2)
+    words = (
+        "--model",
+        tiny_model_dir,
+        "--prompts-root",
+        prompt_folders,
+        "--api-key-file",
+        keys,
+        "--max-concurrency",
+        2,
+    )
     with served(*words) as (process, client, lines):
-        assert [one["id"] for one in client.get("/v1/models").json()["data"]][0] == tiny_model_dir.name
+        assert client.get("/v1/models").json()["data"][0]["id"] == tiny_model_dir.name
         assert lines[-1]["prompts"] == 6
         with ThreadPoolExecutor(5) as pool:
             asked = [pool.submit(client.post, "/v1/chat/completions", json=LONG) for _ in range(5)]
@@ -128,7 +137,12 @@ def test_prompts_that_cannot_be_served(tiny_model_dir: Path, prompt_folders: Pat
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "holds no API key"), ("5hort", "key 1: an API key of 5 characters"), ("a key of many words", "letters, digits")],
+    [
+        ("", "holds no API key"),
+        ("5hort", "key 1: an API key of 5 characters"),
+        ("a key of many words", "letters, digits"),
+    ],
+    ids=["none", "one", "several"],
 )
 def test_keys_that_are_none(content: str, said: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"

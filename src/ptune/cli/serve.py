@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _MIB, _GIB = 2**20, 2**30
 _DEFAULTS = ServeSettings()
+_CACHES_OF_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""oneDNN makes a kernel for each shape of a product, and oneDNN and PyTorch keep 1,024 each by default: a server, which
+meets every number of rows and tokens, would grow by some hundred MiB. Read when PyTorch is loaded."""
+_MOST_KERNELS = "256"
 _MORE = """\
 A request names a prompt, or the frozen model, as its `model`; requests of different prompts run in one batch:
 
@@ -108,6 +112,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(
             f"there is no folder {settings.prompts_root}.", hint="Make it first, or leave out --prompts-root."
         )
+    for name in _CACHES_OF_KERNELS:
+        os.environ.setdefault(name, _MOST_KERNELS)
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries(data=False)

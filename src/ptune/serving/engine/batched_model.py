@@ -32,6 +32,7 @@ from ptune.packed.fused import replacement
 from ptune.padded.concatenation import positions
 from ptune.prefix.keys_values import keys_and_values
 from ptune.serving.engine.batch_cache import BatchCache, NewRow
+from ptune.serving.engine.missing_prefixes import keep_missing_prefixes
 from ptune.serving.engine.requested import Job
 from ptune.serving.served_prompt import ServedPrompt
 
@@ -175,6 +176,7 @@ class BatchedModel:
         """A forward behind the prefixes of rows, and how many columns these take."""
         if not prompts.width:
             return self._view, 0
+        keep_missing_prefixes(self._model, prompts)
         prefix = prompts.prefix(self._model.base)
         return prefix_forward(self._view, prefix), prefix.width
 
