@@ -7,7 +7,7 @@ HTTP by clients that send their next request when they have their answer.
 
 - *throughput*: 128 requests of 32 new tokens by 64 clients, over 32 prompts of 10 to 40 virtual tokens; the same with
   one prompt; and one request after another. In turn, round after round.
-- *equality*: 64 clients with 32 prompts at once, answers of up to 48 tokens at temperature 0, each compared with what
+- *equality*: 64 clients with 32 prompts at once, answers of up to 32 tokens at temperature 0, each compared with what
   `Answerer.answer`, which is `ptune generate`, says.
 - *many*: 1,000 prompts of 10 virtual tokens registered, and one: start, memory, and the latency of 8 clients.
 - *memory*: 10,000 requests of 16 clients to a small random model; resident memory on the way.
@@ -82,9 +82,9 @@ def equality(options: argparse.Namespace, at: Path) -> dict[str, Any]:
     from ptune.answering import Answerer
 
     root = make_prompts(REAL, at / "prompts", 32, lengths=LENGTHS)
-    count = 64 if options.small else 192
+    count = 64 if options.small else 128
     messages = texts(count, seed=1)
-    asked = [(f"p{n % 32}", messages[n], 8 + n % 41) for n in range(count)]
+    asked = [(f"p{n % 32}", messages[n], 8 + n % 25) for n in range(count)]
     with Served("--model", REAL, "--prompts-root", root, "--max-concurrency", 64, threads=options.threads) as server:
         _, answers, _ = load(server, [chat(*one) for one in asked], 64)
     answerer = Answerer.open(root / "p0", model=REAL, dtype="float32")

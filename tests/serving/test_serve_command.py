@@ -68,7 +68,7 @@ def test_a_server_from_start_to_end(tiny_model_dir: Path, prompt_folders: Path, 
     )
     with served(*words) as (process, client, lines):
         assert client.get("/v1/models").json()["data"][0]["id"] == tiny_model_dir.name
-        assert lines[-1]["prompts"] == 6
+        assert next(one for one in lines if one["message"] == "serving")["prompts"] == 6
         with ThreadPoolExecutor(5) as pool:
             asked = [pool.submit(client.post, "/v1/chat/completions", json=LONG) for _ in range(5)]
             while "ptune_waiting_requests 3.0" not in client.get("/metrics").text:

@@ -100,6 +100,8 @@ class PromptWatch:
                 self.look()
             except OSError as error:
                 _log.error("cannot look at the root folder", extra={"reason": one_line(error)})
+            except Exception:  # noqa: BLE001  # a defect in reading one folder: the others are looked after
+                _log.exception("a prompt folder could not be looked at")
 
     def _there(self) -> dict[str, State]:
         """The prompt folders in the root, by name."""
