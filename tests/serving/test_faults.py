@@ -131,6 +131,13 @@ def test_a_client_that_goes_away_takes_its_rows_along(running: Running) -> None:
             connection.sendall(head(len(body)) + body)
             wait_for(lambda: running.parts.engine.running == 4)
         wait_for(lambda: idle(running))
+    # Some go before their answer has begun.
+    for _ in range(20):
+        body = json.dumps({**LONG, "stream": True, "n": 8}).encode()
+        with socket.create_connection(running.address) as connection:
+            connection.sendall(head(len(body)) + body)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    wait_for(lambda: idle(running))
     with running.http() as http:
         metrics = http.get("/metrics").text
     assert 'ptune_requests_total{path="/v1/chat/completions",status="499"}' in metrics

@@ -46,7 +46,8 @@ def routes_of_chat(parts: Parts) -> APIRouter:
         under_way = begin_answers(parts, asked, prompt, [ids], longest=longest, logprobs=told)
         frame = frame_of("chatcmpl", "chat.completion", asked.model, parts)
         if asked.stream:
-            return streamed(_chunks(under_way, frame | {"object": "chat.completion.chunk"}, asked, note))
+            chunks = _chunks(under_way, frame | {"object": "chat.completion.chunk"}, asked, note)
+            return streamed(chunks, under_way.cancel)
         answers = await unless_gone(request, whole_answers(under_way))
         if answers is None:
             return Response(status_code=GONE)
@@ -67,10 +68,9 @@ def routes_of_chat(parts: Parts) -> APIRouter:
 async def _chunks(
     under_way: AnswersUnderWay, frame: dict[str, Any], asked: ChatRequest, note: dict[str, Any]
 ) -> AsyncIterator[dict[str, Any]]:
-    pieces = under_way.pieces()
     for at in range(under_way.count):
         yield {**frame, "choices": [_delta(at, {"role": "assistant", "content": ""})]}
-    async for at, piece in pieces:
+    async for at, piece in under_way.pieces():
         if piece.text or piece.tokens:
             yield {**frame, "choices": [_delta(at, {"content": piece.text}, piece)]}
         if piece.finish_reason is not None:

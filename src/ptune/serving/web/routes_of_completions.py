@@ -43,7 +43,7 @@ def routes_of_completions(parts: Parts) -> APIRouter:
         under_way = begin_answers(parts, asked, prompt, texts, longest=asked.max_tokens, logprobs=asked.logprobs)
         frame = frame_of("cmpl", "text_completion", asked.model, parts)
         if asked.stream:
-            return streamed(_chunks(under_way, frame, asked, note))
+            return streamed(_chunks(under_way, frame, asked, note), under_way.cancel)
         answers = await unless_gone(request, whole_answers(under_way))
         if answers is None:
             return Response(status_code=GONE)
