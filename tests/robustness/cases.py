@@ -7,8 +7,9 @@ from robustness.cases_evaluate import EVALUATE
 from robustness.cases_flags import FLAGS
 from robustness.cases_model import MODEL
 from robustness.cases_prompt import PROMPT
+from robustness.cases_serving import SERVING
 from robustness.cases_training import CHECKPOINT, TROUBLE
 from robustness.cases_tuning import SEARCH
 from robustness.workshop import Case
 
-CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *EVALUATE, *CHECKPOINT, *TROUBLE, *SEARCH)
+CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *EVALUATE, *CHECKPOINT, *TROUBLE, *SEARCH, *SERVING)

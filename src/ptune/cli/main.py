@@ -25,6 +25,7 @@ COMMANDS = {
     "tune": "search for the encoder, length, start and learning rate that suit your data",
     "generate": "answer one text with a trained prompt",
     "chat": "talk to a model with a trained prompt",
+    "serve": "prompts on one frozen model, over OpenAI's API",
     "evaluate": "how good a prompt is: scores beside the frozen model alone and told in words",
     "compare": "methods side by side on your model and data: parameters, memory, speed, loss",
     "plan": "parameters, memory and time expected, before anything is loaded",

@@ -49,11 +49,12 @@ def add_session_flags(parser: Parser) -> None:
     add_model_flags(parser)
 
 
-def add_model_flags(parser: Parser) -> None:
-    """Add the flags for the model and the template that a prompt is used with."""
-    model = parser.add_argument_group("model and template")
+def add_model_flags(parser: Parser, *, template: bool = True) -> None:
+    """Add the flags for the model, and with `template` for the template, that a prompt is used with."""
+    model = parser.add_argument_group("model and template" if template else "model")
     model.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
-    model.add_argument("--template", help="template; by default the one the prompt was trained with")
+    if template:
+        model.add_argument("--template", help="template; by default the one the prompt was trained with")
     model.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="weights of the frozen model")
     model.add_argument("--quantization", choices=QUANTIZATION_NAMES, help="quantize the frozen model")
     model.add_argument("--device", help="cpu, cuda, …; by default CUDA where there is one")

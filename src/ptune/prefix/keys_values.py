@@ -50,13 +50,39 @@ def encode_prefix(base: PreTrainedModel, vectors: torch.Tensor, *, filler_id: in
         vectors: `(P, D)`, in the dtype of the model's embeddings.
         filler_id: The token id that virtual tokens go by; see `Capability`.
     """
+    layers, logits = _encoded(base, vectors.unsqueeze(0), filler_id)
+    return Prefix(layers=layers, logits=logits)
+
+
+def encode_prefixes(base: PreTrainedModel, vectors: torch.Tensor, *, filler_id: int | None = None) -> list[Prefix]:
+    """Run the frozen model over several prompts of one length at once; each gets memory of its own.
+
+    Args:
+        base: The frozen model.
+        vectors: `(M, P, D)`, those of `M` prompts.
+        filler_id: As for `encode_prefix`.
+    """
+    layers, logits = _encoded(base, vectors, filler_id)
+    return [
+        Prefix(
+            layers=tuple((keys[at : at + 1].clone(), values[at : at + 1].clone()) for keys, values in layers),
+            logits=logits[at : at + 1].clone(),
+        )
+        for at in range(len(vectors))
+    ]
+
+
+def _encoded(
+    base: PreTrainedModel, vectors: torch.Tensor, filler_id: int | None
+) -> tuple[tuple[tuple[torch.Tensor, torch.Tensor], ...], torch.Tensor]:
+    """Keys and values of each layer, `(M, H, P, E)`, and what is predicted behind `(M, P, D)` vectors, `(M, V)`."""
     # A cache built without the configuration keeps every position, in sliding-window layers too.
     cache = DynamicCache()
-    ids = None if filler_id is None else torch.full((1, len(vectors)), filler_id, device=vectors.device)
+    ids = None if filler_id is None else torch.full(vectors.shape[:2], filler_id, device=vectors.device)
     # Some models scale what they are given in place: a copy, for the vectors may be a parameter.
-    model, inputs = fed(base, vectors.unsqueeze(0).clone(), ids)
+    model, inputs = fed(base, vectors.clone(), ids)
     output = model(**inputs, **as_cache(model, cache), use_cache=True, logits_to_keep=1)
-    return Prefix(layers=keys_and_values(cache), logits=output.logits[:, -1])
+    return keys_and_values(cache), output.logits[:, -1]
 
 
 def keys_and_values(cache: DynamicCache) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:

@@ -1,0 +1,208 @@
+"""`ptune serve`: prompts on one frozen model, over OpenAI's API."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptune.cli.flags import Parser, number
+from ptune.cli.session_flags import add_model_flags
+from ptune.errors import ConfigError, ModelError, PTuneError, one_line, shown
+from ptune.serving.key_file import VARIABLE, read_keys
+from ptune.serving.serve_settings import ServeSettings
+
+if TYPE_CHECKING:
+    from ptune.serving.prompt_registry import PromptRegistry
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_MIB, _GIB = 2**20, 2**30
+_DEFAULTS = ServeSettings()
+_CACHES_OF_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""oneDNN makes a kernel for each shape of a product, and oneDNN and PyTorch keep 1,024 each by default: a server, which
+meets every number of rows and tokens, would grow by some hundred MiB. Read when PyTorch is loaded."""
+_MOST_KERNELS = "256"
+_MORE = """\
+A request names a prompt, or the frozen model, as its `model`; requests of different prompts run in one batch:
+
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d
+    '{"model": "my-prompt", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}'
+
+GET /v1/models, /v1/prompts, /health, /metrics and /openapi.json; POST /v1/completions, /v1/chat/completions and
+/v1/prompts; DELETE /v1/prompts/NAME. SIGTERM ends it when what runs is answered."""
+
+
+def build_parser() -> Parser:
+    """The command's flags."""
+    parser = Parser(
+        "serve",
+        "Serve prompts on one frozen model over OpenAI's API.",
+        usage="[--model MODEL] [--prompts DIR ...] [--prompts-root DIR] [flags]",
+        more=_MORE,
+    )
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument(
+        "--prompts",
+        nargs="+",
+        metavar="DIR",
+        help="prompt folders or hub ids, each served under its folder's name; NAME=DIR gives it another",
+    )
+    prompts.add_argument(
+        "--prompts-root",
+        type=Path,
+        metavar="DIR",
+        help="serve every prompt folder in it; added, replaced, removed live",
+    )
+    prompts.add_argument(
+        "--watch-seconds",
+        type=number(float, least=0, most=3600),
+        default=_DEFAULTS.watch_seconds,
+        metavar="X",
+        help="between two looks at that folder; 0: only at the start",
+    )
+    prompts.add_argument("--served-model-name", metavar="NAME", help="what requests call the frozen model")
+    _add_server_flags(parser)
+    add_model_flags(parser, template=False)
+    return parser
+
+
+def _add_server_flags(parser: Parser) -> None:
+    where = parser.add_argument_group("where, and for whom")
+    where.add_argument("--host", default=_DEFAULTS.host, help="address to listen on")
+    where.add_argument("--port", type=number(int, least=0, most=65535), default=_DEFAULTS.port, help="0: any free one")
+    where.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"one API key a line; also ${VARIABLE}, with commas"
+    )
+    limits = parser.add_argument_group("limits")
+    whole, seconds = number(int, least=1), number(float, least=0.1)
+    size = number(float, least=0.001)
+    for name, kind, default, metavar, text in (
+        ("max-concurrency", whole, _DEFAULTS.max_concurrency, "N", "answers that are written at the same time"),
+        ("max-waiting", whole, _DEFAULTS.max_waiting, "N", "texts that wait; beyond it 429 with Retry-After"),
+        ("max-tokens", whole, _DEFAULTS.max_tokens, "N", "longest answer"),
+        ("max-body-mib", size, _DEFAULTS.max_body_bytes / _MIB, "X", "largest body of a request"),
+        ("max-connections", whole, _DEFAULTS.max_connections, "N", "open connections; the idlest makes place"),
+        ("timeout", seconds, _DEFAULTS.timeout_seconds, "SECONDS", "for a request, waiting included"),
+        ("idle-timeout", seconds, _DEFAULTS.idle_seconds, "SECONDS", "for a connection on which nothing happens"),
+        ("shutdown-timeout", seconds, _DEFAULTS.shutdown_seconds, "SECONDS", "for what runs, after SIGTERM"),
+        ("cache-gib", size, _DEFAULTS.cache_bytes / _GIB, "X", "keys and values of the running batch"),
+        ("prefix-gib", size, _DEFAULTS.prefix_bytes / _GIB, "X", "prefixes of prompts, kept between requests"),
+    ):
+        limits.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse(argv)
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"ptune serve needs packages that are not installed: {', '.join(missing)}.",
+            hint='pip install "ptune[serve]".',
+        )
+    settings = _settings(args)
+    named = _named(args.prompts or ())
+    if not (args.model or named):
+        raise ConfigError("there is no model.", hint="Name it with --model, or a prompt of it with --prompts.")
+    if settings.prompts_root is not None and not settings.prompts_root.is_dir():
+        raise ConfigError(
+            f"there is no folder {settings.prompts_root}.", hint="Make it first, or leave out --prompts-root."
+        )
+    for name in _CACHES_OF_KERNELS:
+        os.environ.setdefault(name, _MOST_KERNELS)
+    from ptune.cli.quiet import quiet_libraries
+
+    quiet_libraries(data=False)
+    from ptune.serving.web.logs import set_up_logs
+    from ptune.serving.web.server import listen, make_parts, run_server
+
+    set_up_logs()
+    with listen(settings.host, settings.port) as at:  # before minutes are spent on loading
+        parts = make_parts(*_loaded(args, named), settings)
+        _say_who_may(settings)
+        run_server(parts, at)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> ServeSettings:
+    return ServeSettings(
+        host=args.host,
+        port=args.port,
+        keys=read_keys(args.api_key_file, os.environ),
+        prompts_root=args.prompts_root,
+        watch_seconds=args.watch_seconds,
+        max_concurrency=args.max_concurrency,
+        max_waiting=args.max_waiting,
+        max_tokens=args.max_tokens,
+        max_body_bytes=int(args.max_body_mib * _MIB),
+        max_connections=args.max_connections,
+        timeout_seconds=args.timeout,
+        idle_seconds=args.idle_timeout,
+        shutdown_seconds=args.shutdown_timeout,
+        cache_bytes=int(args.cache_gib * _GIB),
+        prefix_bytes=int(args.prefix_gib * _GIB),
+    )
+
+
+def _named(prompts: Sequence[str]) -> dict[str, str]:
+    """Name → folder or hub id."""
+    named: dict[str, str] = {}
+    for word in prompts:
+        name, equals, folder = word.partition("=")
+        if not equals or Path(word).exists():
+            name, folder = Path(word).resolve().name, word
+        if name in named:
+            raise ConfigError(
+                f"two prompts are called {name!r}: {shown(named[name])} and {shown(folder)}.", hint="Write NAME=DIR."
+            )
+        named[name] = folder
+    return named
+
+
+def _loaded(args: argparse.Namespace, named: dict[str, str]) -> tuple[Any, Any, PromptRegistry]:
+    """Model, tokenizer and prompts."""
+    from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
+    from ptune.model.wrapper import PTunedModel
+    from ptune.saved.hub import prompt_folder
+    from ptune.saved.opened_folder import open_folder
+    from ptune.serving.prompt_registry import PromptRegistry
+
+    folders = {name: prompt_folder(folder) for name, folder in named.items()}
+    revision, name = None, args.model
+    if name is None:
+        opened = open_folder(next(iter(folders.values())))
+        name, revision = opened.base_name(), opened.base_revision()
+    trusted = {"trust_remote_code": args.trust_remote_code, "revision": revision}
+    tokenizer = load_tokenizer(name, **trusted)
+    base = load_model(
+        name,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device=args.device,
+        device_map=args.device_map,
+        attn_implementation=args.attn_implementation,
+        **trusted,
+    )
+    check_tokenizer(base, tokenizer)
+    model = PTunedModel(base, self_check=not args.no_self_check).eval()
+    if model.capability.answer_obstacle is not None:
+        raise ModelError(f"{model.capability.answer_obstacle}.", hint="Choose another model to answer with.")
+    called = args.served_model_name or (Path(name).name if Path(name).exists() else name)
+    registry = PromptRegistry(model, tokenizer, base_name=called, force=args.force)
+    for prompt, folder in folders.items():
+        try:
+            registry.add(prompt, folder)
+        except PTuneError as error:
+            raise type(error)(f"--prompts {shown(named[prompt])}: {error.message}", hint=error.hint) from error
+    return model, tokenizer, registry
+
+
+def _say_who_may(settings: ServeSettings) -> None:
+    """Warn of a server that everybody may use."""
+    if not settings.keys and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        said = "no API key is set, and the server listens beyond this machine: everybody who reaches it may use it."
+        print(f"ptune serve: warning: {one_line(ConfigError(said))} See --api-key-file.", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Requests of different prompts in one running batch. Knows nothing of HTTP."""

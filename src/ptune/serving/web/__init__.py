@@ -1,0 +1,1 @@
+"""OpenAI's API over the engine: routes, keys, limits, logs, measurements, and the server itself."""

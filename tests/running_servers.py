@@ -1,0 +1,149 @@
+"""A running engine and a running server, for the tests of serving."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from ptune.config import PromptTuningConfig
+from ptune.data.template import get_template
+from ptune.model.wrapper import PTunedModel
+from ptune.serving.engine.requested import Failed, Job, Piece, Sampling
+from ptune.serving.engine.scheduler import Scheduler
+from ptune.serving.served_prompt import ServedPrompt
+
+KEY = "a-key-of-more-than-sixteen-characters"
+SECONDS = 60
+"""The longest that a test waits for what should come at once."""
+
+
+def prompts_on(model: PTunedModel, tokenizer: Any, lengths: dict[str, int]) -> dict[str | None, ServedPrompt | None]:
+    """Random prompts of some lengths by name, wide enough to change answers; None for the frozen model alone."""
+    found: dict[str | None, ServedPrompt | None] = {None: None}
+    for seed, (name, length) in enumerate(lengths.items()):
+        model.add_prompt(name, PromptTuningConfig(num_virtual_tokens=length))
+        with torch.no_grad():
+            weight = model.prompts[name].embedding.weight
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+        template = get_template("tutorial", tokenizer)
+        found[name] = ServedPrompt(name, name, Path(), model.prompts[name], model.prompt_configs[name], template)
+    return found
+
+
+@dataclass
+class Engine:
+    """A running engine, and what it said to each job."""
+
+    model: PTunedModel
+    tokenizer: Any
+    prompts: dict[str | None, ServedPrompt | None]
+    scheduler: Scheduler
+    said: dict[int, list[Any]] = field(default_factory=dict)
+    events: queue.Queue[tuple[int, Any]] = field(default_factory=queue.Queue)
+
+    def job(self, ids: Any, prompt: str | None = None, /, *, sampling: Sampling | None = None, **fields: Any) -> Job:
+        """A job, greedy and of 8 tokens unless told otherwise."""
+        number = len(self.said)
+        self.said[number] = []
+        fields = {"max_new_tokens": 8, **fields}
+        job = Job(
+            ids=list(ids),
+            prompt=self.prompts[prompt],
+            sampling=sampling or Sampling(),
+            emit=lambda event: self.events.put((number, event)),
+            **fields,
+        )
+        job.number = number  # type: ignore[attr-defined]
+        return job
+
+    def ask(self, *jobs: Job) -> list[list[str]]:
+        """Submit jobs at once; the texts of each one's choices."""
+        for job in jobs:
+            self.scheduler.submit(job)
+        return [self.texts(job) for job in jobs]
+
+    def pieces(self, job: Job) -> list[Piece]:
+        """What was said to a job, complete; raises what it failed with."""
+        said = self.said[job.number]  # type: ignore[attr-defined]
+        until = time.monotonic() + SECONDS
+        while sum(isinstance(one, Failed) or one.finish_reason is not None for one in said) < job.choices:
+            if said and isinstance(said[-1], Failed):
+                raise said[-1].error
+            number, event = self.events.get(timeout=until - time.monotonic())
+            self.said[number].append(event)
+        if isinstance(said[-1], Failed):
+            raise said[-1].error
+        return said
+
+    def texts(self, job: Job) -> list[str]:
+        """The text of each choice."""
+        pieces = self.pieces(job)
+        return ["".join(one.text for one in pieces if one.choice == at) for at in range(job.choices)]
+
+    def tokens(self, job: Job) -> list[int]:
+        """The tokens of a job of one choice that asked for log-probabilities."""
+        return [token.token for piece in self.pieces(job) for token in piece.tokens]
+
+    def generated(self, job: Job, prompt: str | None = None) -> str:
+        """What `generate` of ptune gives for it, alone."""
+        ids = torch.tensor([list(job.ids)])
+        out = self.model.generate(
+            ids, prompt_names=[prompt], max_new_tokens=job.max_new_tokens, do_sample=False, pad_token_id=0
+        )
+        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def save_prompt(model_dir: Path, folder: Path, *, length: int = 4, seed: int = 0, template: str = "tutorial") -> Path:
+    """A prompt folder for the small model."""
+    from transformers import AutoModelForCausalLM
+
+    from ptune.frozen.fingerprint import tokenizer_fingerprint
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = PTunedModel(AutoModelForCausalLM.from_pretrained(model_dir), self_check=False)
+    prompts_on(model, tokenizer, {"default": length})
+    with torch.no_grad():
+        weight = model.prompts["default"].embedding.weight
+        weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    details = {"template": template, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    model.save_pretrained(folder, **details)
+    return folder
+
+
+@dataclass
+class Running:
+    """A server in this process."""
+
+    url: str
+    parts: Any
+    server: Any
+    thread: threading.Thread
+
+    def client(self, key: str = KEY, **options: Any) -> Any:
+        """The official client."""
+        import openai
+
+        return openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": SECONDS, **options}
+        )
+
+    def http(self, **options: Any) -> Any:
+        """A plain client with the key."""
+        import httpx
+
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS, trust_env=False, **options
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
