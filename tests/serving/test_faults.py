@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from running_servers import KEY, SECONDS, Running
 
@@ -211,8 +212,16 @@ def test_a_connection_without_a_request_is_closed(serve: Serve, prompt_folders: 
             wait_for(lambda: not running.server.server_state.connections)
 
 
-def test_those_at_work_keep_their_places(serve: Serve, prompt_folders: Path) -> None:
+def test_those_at_work_keep_their_places(serve: Serve, prompt_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = serve(prompt_folders, max_connections=4, max_concurrency=4)
+    batch = running.parts.engine._batch
+    step = batch.step
+
+    def slow_step(tokens: list[int]) -> torch.Tensor:
+        time.sleep(0.03)  # all three are to run at once, however late one of them comes
+        return step(tokens)
+
+    monkeypatch.setattr(batch, "step", slow_step)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(running.client().chat.completions.create, **LONG_OF_CLIENT | {"n": 1}) for _ in range(3)]
         wait_for(lambda: running.parts.engine.running == 3)
