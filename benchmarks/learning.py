@@ -190,7 +190,7 @@ class Lab:
                 "held_out_loss": held_out_loss(model, rows.held_out_tokens.dataset, collate).loss,
             }
 
-        return self.once(f"reference-n{length}-rate-{rate:g}-seed-{seed}", run)
+        return self.once(f"reference-n{length}-{self.options.steps}-steps-rate-{rate:g}-seed-{seed}", run)
 
 
 def compared(lab: Lab, length: int, options: argparse.Namespace, say: Console) -> dict[str, Any]:
