@@ -48,7 +48,9 @@ from ptune.training.train import training_arguments
 
 Row = Mapping[str, Any]
 Fields = tuple[str, str]
-FRONT, AROUND, ALONE = "in front", "around", "alone"
+FRONT, AROUND, ALONE, COMMONEST = "in front", "around", "alone", "commonest label"
+COMPARED = ((AROUND, FRONT), *((place, other) for place in (FRONT, AROUND) for other in (ALONE, COMMONEST)))
+"""What is subtracted from what."""
 SCORES = ("accuracy", "macro_f1")
 LONGEST_TEXT = 160
 """Tokens after which a passage or premise is cut."""
@@ -261,7 +263,7 @@ def compared(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one task."""
     commonest = Counter(row.right for row in lab.train_rows).most_common(1)[0][0]
     counts = {
-        "commonest label": [lab.counts(str(commonest) * len(lab.rows))],
+        COMMONEST: [lab.counts(str(commonest) * len(lab.rows))],
         ALONE: [lab.counts(lab.alone()["chosen"])],
     }
     for place in (FRONT, AROUND):
@@ -272,7 +274,7 @@ def compared(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
             name: difference([one[name] for one in counts[other]], [one[name] for one in counts[better]])
             for name in SCORES
         }
-        for better, other in ((AROUND, FRONT), (FRONT, "commonest label"), (AROUND, "commonest label"))
+        for better, other in COMPARED
     }
     right = "".join(str(row.right) for row in lab.rows)
     return {"task": lab.name, "rows": len(lab.rows), "right": right, "scores": scores, "differences": gaps}
@@ -310,7 +312,7 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
 
 def report(result: dict[str, Any], say: Console) -> None:
     """A table: accuracy and macro F1, mean over the seeds, with the least and the greatest accuracy."""
-    table = Table("task", "rows", "commonest label", "model alone", FRONT, AROUND, "difference of accuracies (95%)")
+    table = Table("task", "rows", COMMONEST, "model alone", FRONT, AROUND, "difference of accuracies (95%)")
     for one in result["compared"]:
         cells = []
         for part in one["scores"].values():
