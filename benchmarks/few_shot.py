@@ -291,7 +291,7 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     result: dict[str, Any] = {
         **heading((__doc__ or "").partition("\n")[0], "python benchmarks/few_shot.py"),
         "settings": {
-            **{name: getattr(options, name) for name in ("model", "steps", "seeds", "held_out", "threads")},
+            **{name: getattr(options, name) for name in ("model", "tasks", "steps", "seeds", "held_out", "threads")},
             "longest_text_tokens": LONGEST_TEXT,
             "batch": args.per_device_train_batch_size,
             "adam_betas": [args.adam_beta1, args.adam_beta2],
