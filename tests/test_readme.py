@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,50 @@ def test_quoted_answering_and_floor_figures_are_the_committed_ones() -> None:
     figures = [*first.values(), *decode.values(), floor["floor-onednn"]["cpu_seconds"]["median"]]
     for figure in [*(f"{one:.2f}" for one in figures), f"{floor['floor-torch']['cpu_seconds']['median']:.1f}"]:
         assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", text), figure
+
+
+def test_quoted_few_shot_figures_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/few_shot.json").read_text(encoding="utf-8"))
+    for one in found["compared"]:
+        scores = [one["scores"][who] for who in ("commonest label", "alone", "in front", "around")]
+        means = [[statistics.fmean(each[name]) for name in ("accuracy", "macro_f1")] for each in scores]
+        cells = [one["task"], str(one["rows"]), *("; ".join(f"{100 * mean:.0f}%" for mean in pair) for pair in means)]
+        gap = one["differences"]["around less in front"]["accuracy"]
+        cells.append("{value:+.0f} [{low:+.0f}, {high:+.0f}]".format(**{key: 100 * gap[key] for key in gap}))
+        assert f"| {' | '.join(cells)} |\n" in text, cells
+    told = found["settings"]
+    (paragraph,) = [part for part in text.split("\n\n") if "benchmarks/results/few_shot.json" in part]
+    for words in (f"{told['steps']} steps of {told['batch']} rows", f"{told['longest_text_tokens']} tokens"):
+        assert words in paragraph, words
+    assert told["seeds"] == 3
+    assert "three seeds" in paragraph
+    beyond = {one["task"] for one in found["compared"] if _leaves_zero_out(one, "around less in front")}
+    assert beyond == {"CB"}, "the page says where the places differ"
+    better = [
+        (one["task"], place)
+        for one in found["compared"]
+        for place in ("in front", "around")
+        if _leaves_zero_out(one, f"{place} less alone")
+    ]
+    assert not better, "the page says that no prompt is better than the model alone"
+
+
+def _leaves_zero_out(task: dict[str, Any], difference: str) -> bool:
+    gap = task["differences"][difference]["accuracy"]
+    return bool(gap["low"] > 0 or gap["high"] < 0)
+
+
+def test_quoted_evaluation_speeds_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
+    (case,) = json.loads((ROOT / "benchmarks/results/evaluation_speed.json").read_text(encoding="utf-8"))["cases"]
+    ratios = case["contenders"]["ptune"]["ratios"]
+    (section,) = [part for part in text.split("\n## ") if part.startswith("Speed\n")]
+    for part in ("loss", "answers"):
+        times = [ratios[whose][f"{part}_cpu_seconds"]["median"] for whose in ("peft", "peft-sorted")]
+        assert f" | {' | '.join(f'{one:.1f}×' for one in times)} |\n" in f"{section}\n"
+    for number in (case["settings"]["rows"], case["settings"]["n"], case["settings"]["new_tokens"]):
+        assert re.search(rf"(?<![\d.,]){number:,}(?!\d)", section), number
 
 
 @pytest.mark.parametrize("name", READMES)
