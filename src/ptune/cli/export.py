@@ -69,7 +69,7 @@ def build_parser() -> Parser:
         "--no-measure",
         action="store_true",
         default=None,
-        help="do not run the model; virtual tokens then have output rows of zeros",
+        help="do not run the model; virtual tokens then have the mean of all output rows",
     )
     model.add_argument(
         "--force", action="store_true", default=None, help="accept a model or tokenizer a prompt was not made for"

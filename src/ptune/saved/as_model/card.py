@@ -109,15 +109,16 @@ def _ollama(words: tuple[str, str] | None, eos: str) -> str:
 def _outputs(exported: Exported) -> str:
     share, tokens = exported.silent.largest_share, sum(one.tokens for one in exported.prompts)
     measured = (
-        "It was not measured how much of the probability that leaves them: leave out `--no-measure` for a better row."
-        if share is None
-        else f"At {exported.silent.positions:,} positions of short texts, bare and behind the prompts, all {tokens:,} "
+        f"At {exported.silent.positions:,} positions of short texts, bare and behind the prompts, all {tokens:,} "
         f"together had at most {share:.1e} of the probability."
+        if share
+        else ""
     )
     how = {
-        "bias": "Their output rows are zeros with a bias far below any logit.",
-        "opposite": "Their output rows point away from the mean of the model's final hidden states.",
-        "zeros": "Their output rows are zeros.",
+        "bias": "The LM head has a bias, and theirs is far below any logit.",
+        "quietest": "Their output rows go beyond those of the tokens that the model hardly ever writes.",
+        "mean": "Their output rows are the mean of all rows, so that each has at most one part in as many as there are "
+        "tokens, whatever the text.",
     }[exported.silent.how]
     tied = (
         " The model's input and output embeddings were one table; they are two here (`tie_word_embeddings` is false), "
@@ -126,7 +127,7 @@ def _outputs(exported: Exported) -> str:
         else ""
     )
     return (
-        f"## Virtual tokens are no answers\n\n{how}{tied} {measured} `generation_config.json` lists them as "
+        f"## Virtual tokens are no answers\n\n{how}{tied} {measured}\n\n`generation_config.json` lists them as "
         "`suppress_tokens` too, which transformers obeys; other engines rely on the rows."
     )
 

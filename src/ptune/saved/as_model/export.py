@@ -87,7 +87,8 @@ def export_model(
         dtype: float32, bfloat16 or float16; by default as the model is stored.
         max_shard_size: The most that a file of weights holds, as `5GB`.
         device: Where the model runs to be measured; the CPU by default, which reads it from its files.
-        measure: False does not run the model: the virtual tokens' output rows are zeros, and nothing is compared.
+        measure: False does not run the model: the virtual tokens' output rows are the mean of all, and logits are not
+            compared.
         force: Accept a model or a tokenizer that a prompt was not made for.
         overwrite: Replace an earlier export.
 
@@ -198,7 +199,7 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, loaded: Sequence[_Loaded]) -
         )
     added = [AddedToken(word, special=True, normalized=False) for word in words]
     tokenizer.add_tokens(added, special_tokens=True)  # type: ignore[arg-type]
-    ids: list[int] = tokenizer.convert_tokens_to_ids(words)  # type: ignore[assignment]
+    ids: list[int] = tokenizer.convert_tokens_to_ids(words)
     if ids != list(range(ids[0], ids[0] + len(words))) or set(ids) & set(known.values()):
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} gives new tokens ids that do not follow its own.",

@@ -1,12 +1,18 @@
 """Output rows for virtual tokens, which no answer may hold.
 
 A token of the vocabulary is an output too. Where input and output embeddings are one table, a virtual token's vector
-would be its output row, and takes up to all of the probability: hence the tables are parted, and the virtual tokens
-all get one output row of another kind. An LM head with a bias makes it exact: a row of zeros, and a bias that no
-logit reaches. Without one, the row points away from where the model's final hidden states lie: they have a large mean
-(Ethayarajh 2019, "How Contextual are Contextualized Word Representations?"), so that minus a multiple of it gives a low
-logit at every position. How large a multiple is best is measured, on short texts of several kinds, bare and behind the
-prompts, and on random tokens; a row of zeros is among what is tried, so that the outcome is never worse than that.
+would be its output row, and takes up to all of the probability: hence the tables are parted, and all virtual tokens get
+one output row of another kind. An LM head with a bias makes it exact: a bias that no logit reaches. Without one:
+
+- The mean of all rows has, at every position, the mean of all logits, so that by Jensen's inequality its probability is
+  at most 1/V there: whatever the text, and without running the model.
+- The mean of the quietest tokens' rows has the mean of their logits: at most the mean of probabilities that are tiny
+  wherever they were looked at. A vocabulary holds many tokens that training hardly met.
+- Beyond it, on the line from the one to the other, it is quieter still, until it is not: how far to go is measured, on
+  short texts of several kinds, bare and behind the prompts, and on random tokens.
+
+A multiple of the mean final hidden state, turned round, was tried and is worse: on real text some states of SmolLM2 lie
+on the other side.
 
 Shapes: `T` tokens, `P` virtual tokens, `V` vocabulary, `D` token dimension, `H` input size of the LM head, `K` rows
 that are tried.
@@ -29,8 +35,9 @@ from ptune.frozen.parts import output_head
 
 SILENT_BIAS = -1e4
 """Within float16's range, and beyond any logit's."""
-_STRENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Multiples of the mean top logit that are tried as the logit, below zero, at the mean state."""
+_QUIETEST = 100
+_FURTHEST = (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""How far from the mean of all rows (0) to that of the quietest (1) and beyond is tried."""
 _PROMPTS = 8
 """Prompts that are looked behind."""
 _RANDOM_TOKENS = 64
@@ -56,7 +63,7 @@ class SilentRow:
     row: torch.Tensor
     """`(H,)` float32."""
     how: str
-    """`bias`, `opposite` or `zeros`."""
+    """`bias`, `quietest` or `mean`."""
     largest_share: float | None
     """The most of the probability that all virtual tokens had together where it was measured; None: not measured."""
     positions: int
@@ -64,9 +71,9 @@ class SilentRow:
 
 
 def unmeasured_row(base: PreTrainedModel) -> SilentRow:
-    """The row that needs no run of the model: zeros."""
+    """The row that needs no run of the model: the mean of all rows."""
     head: Any = output_head(base)
-    return SilentRow(torch.zeros(head.weight.shape[1]), "zeros" if head.bias is None else "bias", None, 0)
+    return SilentRow(_mean(head.weight), "mean" if head.bias is None else "bias", None, 0)
 
 
 def silent_row(
@@ -84,35 +91,46 @@ def silent_row(
         ModelError: The model makes more of token ids than their embeddings.
     """
     head: Any = output_head(base)
-    rows = list(_rows(base, tokenizer, prompts))
-    hidden: list[torch.Tensor] = []
-    with torch.inference_mode(), _watched(head, hidden):
+    with torch.inference_mode():
         _check_embeddings_are_all(base, tokenizer)
-        hidden.clear()
-        top = [float(base(inputs_embeds=row).logits.float().amax(-1).mean()) for row in rows]
-    states = torch.cat(hidden).float()
-    if head.bias is not None:
-        return SilentRow(torch.zeros(states.shape[1]), "bias", 0.0, len(states))
-    mean = states.mean(0)
-    away = -mean / mean.square().sum()
-    tried = torch.stack([strength * sum(top) / len(top) * away for strength in _STRENGTHS])
-    worst = torch.full((len(tried),), -torch.inf)
-    with torch.inference_mode(), _widened(head, tried):
-        for row in rows:
-            logits = base(inputs_embeds=row).logits[0].float().cpu()
-            others = torch.logsumexp(logits[:, : -len(tried)], dim=-1, keepdim=True)
-            worst = torch.maximum(worst, (logits[:, -len(tried) :] - others).amax(0))
+        if head.bias is not None:
+            return SilentRow(_mean(head.weight), "bias", 0.0, 0)
+        rows = list(_rows(base, tokenizer, prompts))
+        loudest = torch.stack([_log_shares(base, row).amax(0) for row in rows]).amax(0)
+        quiet = loudest.argsort()[: max(1, min(_QUIETEST, len(loudest) // 10))]
+        mean, quietest = _mean(head.weight), _mean(head.weight[quiet.to(head.weight.device)])
+        tried = torch.stack([mean + far * (quietest - mean) for far in _FURTHEST])
+        with _widened(head, tried):
+            logs = torch.cat([_log_odds(base, row, len(tried)) for row in rows])
+    worst = logs.amax(0)
     best = int(worst.argmin())
     odds = tokens * float(worst[best].exp())
-    return SilentRow(tried[best].cpu(), "opposite" if best else "zeros", odds / (1 + odds), len(states))
+    return SilentRow(tried[best].cpu(), "quietest" if best else "mean", odds / (1 + odds), len(logs))
+
+
+def _mean(weights: torch.Tensor) -> torch.Tensor:
+    """The mean of the rows, in float32, on the CPU."""
+    return weights.detach().mean(0, dtype=torch.float32).cpu()
+
+
+def _log_shares(base: PreTrainedModel, row: torch.Tensor) -> torch.Tensor:
+    """`(T, V)` logarithms of the probabilities behind each token of `(1, T, D)`."""
+    logits: torch.Tensor = base(inputs_embeds=row).logits[0]
+    return logits.float().log_softmax(-1).cpu()
+
+
+def _log_odds(base: PreTrainedModel, row: torch.Tensor, count: int) -> torch.Tensor:
+    """`(T, K)`: of each of the last `count` outputs, against all others but those."""
+    logits: torch.Tensor = base(inputs_embeds=row).logits[0].float()
+    return (logits[:, -count:] - logits[:, :-count].logsumexp(-1, keepdim=True)).cpu()
 
 
 def _rows(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`(1, T, D)` of each text, bare and behind the prompts in turn, and of random tokens."""
-    layer, place = base.get_input_embeddings(), device_of(base)
-    dtype = layer.weight.dtype
+    layer: Any = base.get_input_embeddings()
+    place, dtype = device_of(base), layer.weight.dtype
     texts = [layer(torch.tensor([_ids(tokenizer, text)], device=place)) for text in _TEXTS]
     yield from texts
     for at, vectors in enumerate(prompts[:_PROMPTS]):
@@ -142,16 +160,6 @@ def _check_embeddings_are_all(base: PreTrainedModel, tokenizer: PreTrainedTokeni
             "its table cannot be a virtual token.",
             hint="Answer with ptune: ptune generate, ptune chat.",
         )
-
-
-@contextmanager
-def _watched(head: torch.nn.Module, hidden: list[torch.Tensor]) -> Iterator[None]:
-    """Keep the `(T, H)` states that the LM head is given."""
-    hook = head.register_forward_pre_hook(lambda _, given: hidden.append(given[0].reshape(-1, given[0].shape[-1])))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

@@ -112,4 +112,5 @@ def _key(source: ModelSource, base: PreTrainedModel, weight: torch.Tensor) -> st
 
 
 def _own_name(base: PreTrainedModel, module: torch.nn.Module) -> str:
-    return next(name for name, one in base.named_modules() if one is module) + ".weight"
+    name: str = next(name for name, one in base.named_modules() if one is module)
+    return f"{name}.weight"
