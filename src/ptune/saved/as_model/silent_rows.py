@@ -131,7 +131,8 @@ def _rows(
     """`(1, T, D)` of each text, bare and behind the prompts in turn, and of random tokens."""
     layer: Any = base.get_input_embeddings()
     place, dtype = device_of(base), layer.weight.dtype
-    texts = [layer(torch.tensor([_ids(tokenizer, text)], device=place)) for text in _TEXTS]
+    encoded = [ids for ids in (_ids(tokenizer, text) for text in _TEXTS) if ids]  # a vocabulary may lack a script
+    texts = [layer(torch.tensor([ids], device=place)) for ids in encoded]
     yield from texts
     for at, vectors in enumerate(prompts[:_PROMPTS]):
         for text in (texts[at % len(texts)], texts[(at + 1) % len(texts)]):
