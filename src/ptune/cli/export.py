@@ -159,7 +159,8 @@ def _export_model(args: argparse.Namespace, folders: Sequence[OpenedFolder]) -> 
         return 0
     share = facts["largest_share"]
     noted = "not measured" if share is None else f"at most {share:.1e} of the probability where it was measured"
-    print(f"model: {len(names)} prompts, {facts['virtual_tokens']} virtual tokens, {size:,} bytes: {args.output}")
+    prompts = "1 prompt" if len(names) == 1 else f"{len(names)} prompts"
+    print(f"model: {prompts}, {facts['virtual_tokens']} virtual tokens, {size:,} bytes: {args.output}")
     print(f"virtual tokens as answers: {noted}")
     print(f"ask for a prompt by the system message ptune:{names[0]}; README.md says how, engine by engine")
     return 0

@@ -85,13 +85,17 @@ def card(exported: Exported, tokenizer: PreTrainedTokenizerBase) -> str:
     ]
     more = [f"… and {len(listed) - _LISTED} more, in {PROMPTS}"] if len(listed) > _LISTED else []
     parts = [
-        _TOP.replace("@N@", str(len(exported.prompts))).replace("@NAME@", first.name),
+        _TOP.replace("@N@", _counted(len(exported.prompts))).replace("@NAME@", first.name),
         "\n".join(["```text", f"frozen model: {shown(exported.model)}", *listed[:_LISTED], *more, "```"]),
         _USE.replace("@NAME@", first.name),
         _ollama(around(tokenizer, first), str(tokenizer.eos_token)),
         _outputs(exported),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _counted(prompts: int) -> str:
+    return "a soft prompt" if prompts == 1 else f"{prompts} soft prompts"
 
 
 def _ollama(words: tuple[str, str] | None, eos: str) -> str:
@@ -139,7 +143,7 @@ pipeline_tag: text-generation
 tags: [p-tuning, soft-prompt]
 ---
 
-# A model with @N@ soft prompt(s) in its vocabulary
+# A model with @N@ in its vocabulary
 
 An ordinary model folder. Each virtual token is a special token, `<|ptune:@NAME@:0|>` and on, with a row of its own in
 the embeddings; everything else is the frozen model's, and so are the terms that it comes under. Without a prompt it
@@ -189,7 +193,7 @@ python convert_hf_to_gguf.py this-folder --outfile model.gguf
 llama-server -m model.gguf --jinja
 ```
 
-`convert_hf_to_gguf.py` is llama.cpp's own; `llama-quantize model.gguf small.gguf Q8_0` makes it smaller, its embeddings
-and so the prompts too. Ask with the system message. llama.cpp puts a model's first token (BOS) before everything,
-where the prompt was trained to stand before it: for a model that has one, start with
-`--override-kv tokenizer.ggml.add_bos_token=bool:false`; the chat template writes it in its place."""
+`convert_hf_to_gguf.py` is llama.cpp's own. To make it smaller and keep the prompts as they are:
+`llama-quantize --token-embedding-type f16 model.gguf small.gguf Q8_0`. Ask with the system message. llama.cpp puts a
+model's first token (BOS) before everything, where the prompt was trained to stand before it: for a model that has one,
+start with `--override-kv tokenizer.ggml.add_bos_token=bool:false`; the chat template writes it in its place."""

@@ -197,9 +197,9 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, loaded: Sequence[_Loaded]) -
             f"{tokenizer.name_or_path} has soft prompts among its tokens already ({shown(taken[0])}).",
             hint="Export all prompts together, from the model that they were trained on.",
         )
-    added = [AddedToken(word, special=True, normalized=False) for word in words]
-    tokenizer.add_tokens(added, special_tokens=True)  # type: ignore[arg-type]
-    ids: list[int] = tokenizer.convert_tokens_to_ids(words)
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in words], special_tokens=True)
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[word] for word in words]
     if ids != list(range(ids[0], ids[0] + len(words))) or set(ids) & set(known.values()):
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path} gives new tokens ids that do not follow its own.",
