@@ -21,7 +21,7 @@ from ptune.saved.as_model.export import export_model
 from ptune.saved.opened_folder import open_folder
 from vocabulary_models import INSIDE, MODELS, OWN
 
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 WORDS = ("lamp", "Where is it?", " two  blanks", "{x} 'y' \"z\" \\n", "a\nb", "42", "the store", "Human:", "no", "ab")
 INPUTS = [f"{one}{other}" for one in WORDS for other in ("", ".", "!", " and", " 7")]
 
@@ -82,8 +82,9 @@ def test_answers_are_ptunes_own(
             by_variable = plain.text([user(text)], soft_prompt=key)
             assert by_variable == plain.text([{"role": "system", "content": f"ptune:{key}"}, user(text)])
             assert plain.greedy(by_variable) == wanted, (key, text)
-            differ += wanted != ptunes(answerer, text, with_prompt=False)
-    assert differ > 20  # the prompts do something
+            if text in INPUTS[::5]:
+                differ += wanted != ptunes(answerer, text, with_prompt=False)
+    assert differ > 5, "the prompts change nothing"
     untouched = Plain(model_of(name))
     for text in INPUTS[::5]:
         assert plain.text([user(text)]) == untouched.text([user(text)])

@@ -246,8 +246,9 @@ def _piece(words: Sequence[str], glue: str) -> str:
     together = " + ".join(words)
     if not glue:
         return f"  {{{{- {together} -}}}}\n"
-    written = f"{literal(glue)} + ptune_piece if ptune_piece else ''"
-    return f"  {{%- set ptune_piece = {together} -%}}\n  {{{{- {written} -}}}}\n"
+    # Where the text begins with a blank of its own, the tokenizer puts none before it.
+    blank = f"{{{{- {literal(glue)} if ptune_piece and not ptune_piece.startswith({literal(glue)}) else '' -}}}}"
+    return f"  {{%- set ptune_piece = {together} -%}}\n  {blank}\n  {{{{- ptune_piece -}}}}\n"
 
 
 def _same_ids(tokenizer: PreTrainedTokenizerBase, prompt: NamedPrompt, first_id: int, written: str) -> bool:

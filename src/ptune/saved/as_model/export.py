@@ -143,7 +143,7 @@ def export_model(
         _write(partial, own_files, tensors, tokenizer, source, shard_bytes=shard_bytes)
         _check_written(partial, base)
         if measure:
-            _check_logits(partial, base, own, loaded[0], start, cast=source.dtype is not None)
+            _check_logits(partial, base, own, loaded[0], start, dtype=source.dtype)
     return exported
 
 
@@ -248,7 +248,13 @@ def _check_written(folder: Path, base: PreTrainedModel) -> None:
 
 
 def _check_logits(
-    folder: Path, base: PreTrainedModel, own: PreTrainedTokenizerBase, prompt: _Loaded, start: int, *, cast: bool
+    folder: Path,
+    base: PreTrainedModel,
+    own: PreTrainedTokenizerBase,
+    prompt: _Loaded,
+    start: int,
+    *,
+    dtype: torch.dtype | None,
 ) -> None:
     """Raise `ModelError` unless the written model gives the logits that the prompt gives before the model.
 
@@ -258,9 +264,9 @@ def _check_logits(
         own: Its tokenizer.
         prompt: The first prompt.
         start: Its first token id.
-        cast: Whether the written numbers are of another dtype.
+        dtype: What the numbers were cast to; None: as they were.
     """
-    written = load_model(str(folder), dtype="auto" if cast else str(base.dtype).removeprefix("torch."), device="cpu")
+    written = load_model(str(folder), dtype=str(dtype or base.dtype).removeprefix("torch."), device="cpu")
     ids = torch.tensor([expected_ids(own, prompt.named, start, _TRIED)])
     layer: Any = base.get_input_embeddings()
     virtual = (ids[0] >= start) & (ids[0] < start + prompt.named.tokens)
@@ -271,7 +277,7 @@ def _check_logits(
         found = written(input_ids=ids).logits[0, :, : meant.shape[1]].float()
     ordinary = min(start, meant.shape[1])
     error = float((found - meant)[:, :ordinary].abs().max() / meant.abs().max())
-    if not error <= (_SAME_CAST if cast else _SAME):
+    if not error <= (_SAME if dtype is None else _SAME_CAST):
         raise ModelError(
             f"the written model's logits differ from {base.name_or_path}'s behind the prompt by {error:.1e} of the "
             "largest.",
