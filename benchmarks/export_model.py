@@ -30,7 +30,7 @@ from harness import RESULTS, ROOT, heading, write
 from ptune import Answerer
 from ptune.cli.demo import HELD_OUT
 from ptune.frozen.parts import output_head
-from ptune.saved.as_model.export import export_model
+from ptune.saved.as_model.export_model import export_model
 from ptune.saved.as_model.silent_rows import unmeasured_row
 from ptune.saved.format import read_prompt, write_prompt
 from ptune.saved.opened_folder import open_folder

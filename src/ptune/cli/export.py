@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     both.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the payload (default: float32; not float16); of the model (default: as it is stored)",
+        help="of the payload, float32 unless bfloat16 is asked for; of the model, by default as it is stored",
     )
     both.add_argument("--template", help="template; by default the one the prompt was trained with")
     both.add_argument("--model", help="frozen model; by default the one the prompt was trained on")
@@ -134,7 +134,7 @@ def _export_model(args: argparse.Namespace, folders: Sequence[OpenedFolder]) -> 
     from ptune.cli.quiet import json_line, quiet_libraries
 
     quiet_libraries(data=False)
-    from ptune.saved.as_model.export import check_names, export_model
+    from ptune.saved.as_model.export_model import check_names, export_model
 
     names = args.name or [Path(one).resolve().name for one in args.folders]
     check_names(names)

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptune import Answerer, load_model, load_tokenizer
 from ptune.errors import ConfigError, ModelError, OutputError, PromptError
-from ptune.saved.as_model import export as exporting
-from ptune.saved.as_model.export import export_model
+from ptune.saved.as_model import export_model as exporting
+from ptune.saved.as_model.export_model import export_model
 from ptune.saved.opened_folder import open_folder
 from vocabulary_models import INSIDE, MODELS, OWN
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ptune import Answerer, PromptTuningConfig, PTunedModel, load_model
-from ptune.saved.as_model.export import export_model
+from ptune.saved.as_model.export_model import export_model
 from ptune.saved.opened_folder import open_folder
 
 MODEL = "builtin:smollm2-135m"

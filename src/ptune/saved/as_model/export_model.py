@@ -34,13 +34,13 @@ from ptune.frozen.parameters import device_of
 from ptune.frozen.quantized import is_quantized
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.loading.skeleton import skeleton
-from ptune.saved.as_model.card import CARD, PROMPTS, Exported, card, prompt_list
 from ptune.saved.as_model.chat import SELECTOR, NamedPrompt, add_prompts, expected_ids, token_text
-from ptune.saved.as_model.place import KIND, check_place, whole_folder
+from ptune.saved.as_model.engine_card import CARD, PROMPTS, Exported, card, prompt_list
 from ptune.saved.as_model.silent_rows import silent_row, unmeasured_row
 from ptune.saved.as_model.source import DTYPES, ModelSource
 from ptune.saved.as_model.table import check_table, config_with_prompts, is_tied, tensors_with_prompts
 from ptune.saved.as_model.tensors import Streamed, write_model
+from ptune.saved.as_model.whole_folder import KIND, check_place, whole_folder
 from ptune.saved.export_mark import marked
 from ptune.saved.files import json_bytes, write_flushed
 from ptune.saved.format import read_prompt

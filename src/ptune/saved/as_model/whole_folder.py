@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptune.errors import OutputError, first_line, shown
-from ptune.saved.as_model.card import PROMPTS
+from ptune.saved.as_model.engine_card import PROMPTS
 from ptune.saved.export_mark import check_empty, foreign, is_marked
 from ptune.saved.files import flush_folder, make_folder
 
