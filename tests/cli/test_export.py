@@ -235,6 +235,12 @@ def test_wrong_words(prompt_dir: Path, tmp_path: Path):
     for name in ("dtype", "text", "template", "model"):
         value = "float32" if name == "dtype" else "x"
         refused(run("export", prompt_dir, "--to", "peft", *out, f"--{name}", value), f"--{name} is for --to vllm")
+    for flag in (("--name", "x"), ("--max-shard-size", "1GB"), ("--device", "cpu"), ("--no-measure",), ("--force",)):
+        refused(
+            run("export", prompt_dir, "--to", "vllm", *out, *flag), f"{flag[0]} is for --to model, not for --to vllm"
+        )
+    refused(run("export", prompt_dir, "--to", "vllm", *out, "--dtype", "float16"), "float16 is for --to model")
+    refused(run("export", prompt_dir, prompt_dir, "--to", "peft", *out), "takes one prompt, and there are 2")
     refused(run("export", prompt_dir, "--to", "vllm", *out, "--dtype", "int4"), "invalid choice: 'int4'")
     refused(run("export", prompt_dir, "--to", "vllm", *out, "--model", tmp_path / "none"), "none")
     refused(run("export", prompt_dir, "--to", "vllm", *out, "--template", "nothing"), "unknown template 'nothing'")
@@ -269,3 +275,42 @@ def test_prefix_tuning_is_refused(tmp_path: Path):
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     peft.get_peft_model(build("llama"), config).save_pretrained(tmp_path / "a")
     refused(run("export", tmp_path / "a", "--to", "peft", "--output", tmp_path / "c"), "keys and values", "as it is")
+
+
+def test_a_whole_model(prompt_dir: Path, tmp_path: Path):
+    folder = tmp_path / "models" / "with prompts"
+    words = (prompt_dir, prompt_dir, "--to", "model", "--output", folder, "--name", "a", "--name", "b.2")
+    found = exported(*words)
+    assert found["prompts"] == {"a": 4, "b.2": 4}
+    assert found["first_ids"] == {"a": 128, "b.2": 132}
+    assert (found["vocab_size"], found["embeddings_were_tied"]) == (136, False)
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found["files"] == files
+    assert found["bytes"] == sum((folder / name).stat().st_size for name in files)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "system", "content": "ptune:b.2"}, {"role": "user", "content": "red blue"}]
+    asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    out = model.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    ran = run("generate", prompt_dir, "red blue", "--max-new-tokens", 8, "--dtype", "float32")
+    assert ran.out == tokenizer.decode(out, skip_special_tokens=True) + "\n"
+    card = (folder / "README.md").read_text()
+    assert "2 soft prompts" in card
+    assert "ptune:a" in card
+    refused(run("export", *words), "is not empty", "--overwrite")
+    ran = run("export", *words, "--overwrite", "--no-measure", "--dtype", "float16", "--max-shard-size", "20KB")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.splitlines()[0].startswith("model: 2 prompts, 8 virtual tokens, ")
+    assert "not measured" in ran.out
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float16
+
+
+def test_a_whole_model_that_cannot_be(prompt_dir: Path, tmp_path: Path):
+    out = ("--to", "model", "--output", tmp_path / "out")
+    refused(run("export", prompt_dir, prompt_dir, *out), f"two prompts are named {prompt_dir.name!r}", "--name")
+    refused(run("export", prompt_dir, *out, "--name", "a b"), "'a b' cannot be part of a token")
+    refused(run("export", prompt_dir, *out, "--name", "a", "--name", "b"), "given 2 times for 1 prompts")
+    refused(run("export", prompt_dir, *out, "--max-shard-size", "5 apples"), "'5 apples' is no size", "5GB")
+    refused(run("export", prompt_dir, *out, "--device", "nowhere"), "unknown device 'nowhere'")
+    refused(run("export", tmp_path / "none", *out), "none")
+    assert list(tmp_path.iterdir()) == []

@@ -83,7 +83,7 @@ def test_what_cannot_be_read(tmp_path: Path):
     build("llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ModelError, match="cannot read the embeddings"):
+    with pytest.raises(ModelError, match="cannot read the weights"):
         load_embedding_table(str(tmp_path))
     with pytest.raises(ModelError, match="hub"):
         load_embedding_table("somebody/nothing", local_files_only=True)

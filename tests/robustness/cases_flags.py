@@ -206,6 +206,32 @@ FLAGS = (
         )
         for form in ("peft", "embeds")
     ),
+    Case(
+        _F,
+        "a prompt's name that cannot be part of a token",
+        lambda at: ["export", at.kit.prompt, "--to", "model", "--name", "a|>b", "--output", at.at / "out"],
+        ("'a|>b' cannot be part of a token", "--name", "letters, digits"),
+    ),
+    Case(
+        _F,
+        "two prompts of one name in one model",
+        lambda at: ["export", at.kit.prompt, at.kit.prompt, "--to", "model", "--output", at.at / "out"],
+        ("two prompts are named", "--name"),
+    ),
+    Case(
+        _F,
+        "two prompts exported to a form for one",
+        lambda at: ["export", at.kit.prompt, at.kit.prompt, "--to", "peft", "--output", at.at / "out"],
+        ("takes one prompt, and there are 2", "--to model"),
+    ),
+    Case(
+        _F,
+        "a size of files that is none",
+        lambda at: [
+            *("export", at.kit.prompt, "--to", "model", "--max-shard-size", "big", "--output", at.at / "out"),
+        ],
+        ("max_shard_size='big' is no size", "5GB"),
+    ),
     Case(_F, "a name of 100,000 characters", _flags(encoder="x" * 100_000), ("unknown encoder 'xxx", "Known: ")),
     Case(
         _F,

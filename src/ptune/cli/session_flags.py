@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from ptune.answering import Answerer
 
 
-def add_prompt_flags(parser: Parser) -> None:
-    """Add what names a prompt. It stays a text: as a path, a hub id could not be told from a folder."""
-    parser.add_argument("folder", metavar="DIR", help="the prompt folder, or its hub id (user/prompt)")
+def add_prompt_flags(parser: Parser, *, several: bool = False) -> None:
+    """Add what names a prompt. It stays a text: as a path, a hub id could not be told from a folder.
+
+    Args:
+        parser: The command's.
+        several: Any number of prompts, at least one, as `folders` in place of `folder`.
+    """
+    about = "the prompt folder, or its hub id (user/prompt)"
+    if several:
+        parser.add_argument("folders", metavar="DIR", nargs="+", help=about)
+    else:
+        parser.add_argument("folder", metavar="DIR", help=about)
     parser.add_argument("--prompt-revision", metavar="REV", help="branch, tag or commit of the prompt on the hub")
 
 

@@ -243,6 +243,14 @@ def template_blocks(text: str, virtual_tokens: int | None = None) -> tuple[Block
     return tuple(read_blocks(found, shown(text, 60), virtual_tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A place in a template of the user's for a part of the question."""
+
+    name: str
+    """`instruction`, `input` or `system`."""
+
+
 @dataclass(frozen=True)
 class CustomTemplate:
     """A text of the user's: what stands before `{output}` is the prompt, the rest with the end token the answer."""
@@ -305,16 +313,33 @@ class CustomTemplate:
             )
         return self._fill(before, values)
 
+    def parts(self) -> list[str | Field | Block]:
+        """What stands before the answer, in order: words, places for parts of the question, virtual tokens."""
+        return self._parts(self._halves()[0])
+
+    def _parts(self, text: str) -> list[str | Field | Block]:
+        """A half of the template, cut at its placeholders."""
+        parts: list[str | Field | Block] = []
+        end, blocks = 0, iter(self.blocks)
+        for match in _PLACEHOLDER.finditer(text):
+            parts.append(text[end : match.start()])
+            end = match.end()
+            if match[1]:
+                parts.append("{" + match[1] + "}")
+            elif is_block(match[2]):
+                parts.append(next(blocks))
+            else:
+                parts.append(self.eos if match[2] == "eos_token" else Field(match[2]))
+        return [*parts, text[end:]]
+
     def _fill(self, text: str, values: dict[str, str]) -> tuple[str, tuple[Insertion, ...]]:
         """A half of the template with its placeholders filled, and the virtual tokens inside it."""
-        filled = {**values, "eos_token": self.eos}
-        made, end, inside, blocks = "", 0, [], iter(self.blocks)
-        for match in _PLACEHOLDER.finditer(text):
-            made, end = made + text[end : match.start()], match.end()
-            if match[1]:
-                made += "{" + match[1] + "}"
-            elif not is_block(match[2]):
-                made += filled[match[2]]
-            elif not (block := next(blocks)).leads:
-                inside.append(Insertion(len(made), block.ids))
-        return made + text[end:], tuple(inside)
+        made, inside = "", []
+        for part in self._parts(text):
+            if isinstance(part, str):
+                made += part
+            elif isinstance(part, Field):
+                made += values[part.name]
+            elif not part.leads:
+                inside.append(Insertion(len(made), part.ids))
+        return made, tuple(inside)

@@ -8,26 +8,23 @@ Shapes: `V` vocabulary, `D` token dimension, `C` rows of a piece.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
-from transformers.utils.hub import cached_file
 
 from ptune.data.blocks import listed_blocks, tokens_in_text
 from ptune.data.template import get_template
 from ptune.data.tokenize import encode_prompt
-from ptune.errors import ConfigError, ModelError, first_line
-from ptune.loading.gguf import LOAD_FAULTS
+from ptune.errors import ConfigError, ModelError
 from ptune.loading.load import load_config, load_model, load_tokenizer, pretrained_source
 from ptune.loading.skeleton import skeleton
+from ptune.loading.weight_files import stored_key, weight_file, weight_files
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PIECE_ROWS = 8192
 
 
@@ -65,7 +62,7 @@ def load_embedding_table(
     config = load_config(name, local_files_only=local_files_only, **options)
     base = skeleton(config)
     layer: Any = base.get_input_embeddings()
-    scale = _scale(layer)
+    scale = embedding_scale(layer)
     names = [key for key, weight in base.named_parameters(remove_duplicate=False) if weight is layer.weight]
     origin = pretrained_source(name)
     found = None if scale is None else _stored(origin, names, revision, local=local_files_only)
@@ -113,7 +110,7 @@ def embed_text(model: str, template: str, text: str) -> torch.Tensor:
     return torch.cat([table.rows(token, token + 1) for token in ids])
 
 
-def _scale(layer: nn.Module) -> float | None:
+def embedding_scale(layer: nn.Module) -> float | None:
     """What an embedding layer multiplies its rows with; None where that cannot be known from its attributes."""
     if type(layer) is nn.Embedding:
         return 1.0
@@ -123,36 +120,12 @@ def _scale(layer: nn.Module) -> float | None:
 
 def _stored(origin: str, names: list[str], revision: str | None, *, local: bool) -> tuple[str, str] | None:
     """(file, key) of the table among a model's safetensors; None where it has none."""
-    options: dict[str, Any] = {
-        "revision": revision,
-        "local_files_only": local,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    try:
-        whole = cached_file(origin, _WHOLE, **options)
-        if whole is not None:
-            with safe_open(whole, framework="pt") as stored:
-                key = _key(list(stored.keys()), names)
-            return None if key is None else (whole, key)
-        index = cached_file(origin, _INDEX, **options)
-        if index is None:
-            return None
-        files: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        key = _key(list(files), names)
-        shard = None if key is None else cached_file(origin, files[key], **options)
-        return None if key is None or shard is None else (shard, key)
-    except (*LOAD_FAULTS, SafetensorError) as fault:
-        raise ModelError(f"cannot read the embeddings of {origin}: {first_line(fault)}") from fault
-
-
-def _key(keys: list[str], names: list[str]) -> str | None:
-    """The stored key of the parameter that has these names; checkpoints may leave out or add the first part."""
-    for name in names:
-        for key in keys:
-            if key == name or name.endswith(f".{key}") or key.endswith(f".{name}"):
-                return key
-    return None
+    files = weight_files(origin, revision, local=local)
+    key = None if files is None else stored_key(list(files), names)
+    if files is None or key is None:
+        return None
+    shard = weight_file(origin, files[key], revision, local=local)
+    return None if shard is None else (shard, key)
 
 
 def _of_loaded(model: Any) -> EmbeddingTable:

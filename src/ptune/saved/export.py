@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 
 from ptune.errors import ConfigError, OutputError, shown
+from ptune.saved.export_mark import WRITER, check_empty, foreign, is_marked, marked
 from ptune.saved.files import json_bytes, make_folder, write_atomic, write_set
 from ptune.saved.format import CARD, SavedPrompt
 from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
@@ -28,7 +29,6 @@ from ptune.saved.vllm_files import Question, vllm_files
 
 EMBEDS_KEY = "prompt_embeds"
 PAYLOAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_WRITER = "ptune export"
 _SUFFIX = ".safetensors"
 
 
@@ -69,11 +69,11 @@ def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False)
         if not overwrite:
             raise OutputError(f"there is a file {output} already.", hint="Choose another name, or pass --overwrite.")
         if not _is_own_file(output):
-            raise _foreign(output)
+            raise foreign(output)
     length, dim = prompt.vectors.shape
     facts = {
         "format": "pt",
-        "written_by": _WRITER,
+        "written_by": WRITER,
         "base_model": prompt.config.base_model_name_or_path,
         "base_fingerprint": prompt.details.get("base_fingerprint"),
         "template": prompt.details.get("template"),
@@ -124,36 +124,21 @@ def _check_leading(prompt: SavedPrompt, form: str) -> None:
 
 def _write_folder(output: Path, contents: Mapping[str, bytes], *, kind: str, overwrite: bool) -> list[Path]:
     """Write a set of files with a README among them, which is marked as an export's."""
-    mark = f"<!-- {_WRITER} --to {kind} -->\n"
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"the output {output} is a file.", hint="Choose another name.")
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise OutputError(
-                f"the output folder {output} is not empty.", hint="Choose another one, or pass --overwrite."
-            )
+    if not check_empty(output, overwrite=overwrite):
         there = [name for name in contents if (output / name).exists() or (output / name).is_symlink()]
-        if there and not _is_marked(output / CARD, mark):
-            raise _foreign(output / there[0])
-    write_set(output, {**contents, CARD: contents[CARD] + b"\n" + mark.encode()})
+        if there and not is_marked(output, kind):
+            raise foreign(output / there[0])
+    write_set(output, {**contents, CARD: marked(contents[CARD], kind)})
     return [output / name for name in contents]
-
-
-def _is_marked(card: Path, mark: str) -> bool:
-    return card.is_file() and card.read_bytes().endswith(mark.encode())
 
 
 def _is_own_file(path: Path) -> bool:
     """Whether a file is one that `export_embeds` wrote."""
     try:
         with safe_open(path, framework="pt") as stored:
-            return (stored.metadata() or {}).get("written_by") == _WRITER
+            return (stored.metadata() or {}).get("written_by") == WRITER
     except (SafetensorError, OSError):
         return False
-
-
-def _foreign(path: Path) -> OutputError:
-    return OutputError(f"{path} is no export of ptune's, and would be replaced.", hint="Choose another output.")
 
 
 def _peft_card(prompt: SavedPrompt) -> str:

@@ -1,0 +1,1 @@
+"""`ptune export --to model`: an ordinary model folder with soft prompts as special tokens of its vocabulary."""
