@@ -30,7 +30,7 @@ COMMANDS = {
     "compare": "methods side by side on your model and data: parameters, memory, speed, loss",
     "plan": "parameters, memory and time expected, before anything is loaded",
     "inspect": "what a prompt folder holds",
-    "export": "a prompt for PEFT, as plain embeddings, or for vLLM",
+    "export": "a prompt for PEFT, vLLM, as plain embeddings, or in a model folder for any engine",
     "import": "a PEFT adapter becomes a prompt folder",
 }
 """Sub-commands and what they do, in the order of the help.
