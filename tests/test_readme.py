@@ -165,6 +165,25 @@ def test_quoted_answering_and_floor_figures_are_the_committed_ones() -> None:
         assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", text), figure
 
 
+def test_quoted_learning_figures_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/learning.json").read_text(encoding="utf-8"))
+    assert f"{found['settings']['steps']} steps of 8 rows" in text
+    for one in found["compared"]:
+        losses = [one["held_out_loss"].get(who) for who in ("reference", "ptune", "ptune_half")]
+        cells = [
+            "" if part is None else f"{statistics.fmean(part):.3f} ({min(part):.3f} to {max(part):.3f})"
+            for part in losses
+        ]
+        row = " | ".join([{"trec": "TREC", "sst2": "SST-2", "e2e": "E2E"}[one["task"]], str(one["virtual_tokens"]), *cells])
+        assert f"| {row.rstrip()} |\n" in text, row
+        assert statistics.fmean(losses[1]) < statistics.fmean(losses[0]), "the page says that it learns better"
+    points = found["robustness"]["points"].values()
+    assert all(
+        ours["held_out_loss"] < theirs["held_out_loss"] for ours, theirs in zip(*points, strict=True)
+    ), "the page says so"
+
+
 def test_quoted_few_shot_figures_are_the_committed_ones() -> None:
     text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "benchmarks/results/few_shot.json").read_text(encoding="utf-8"))
