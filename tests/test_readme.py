@@ -175,13 +175,15 @@ def test_quoted_learning_figures_are_the_committed_ones() -> None:
             "" if part is None else f"{statistics.fmean(part):.3f} ({min(part):.3f} to {max(part):.3f})"
             for part in losses
         ]
-        row = " | ".join([{"trec": "TREC", "sst2": "SST-2", "e2e": "E2E"}[one["task"]], str(one["virtual_tokens"]), *cells])
+        row = " | ".join(
+            [{"trec": "TREC", "sst2": "SST-2", "e2e": "E2E"}[one["task"]], str(one["virtual_tokens"]), *cells]
+        )
         assert f"| {row.rstrip()} |\n" in text, row
         assert statistics.fmean(losses[1]) < statistics.fmean(losses[0]), "the page says that it learns better"
     points = found["robustness"]["points"].values()
-    assert all(
-        ours["held_out_loss"] < theirs["held_out_loss"] for ours, theirs in zip(*points, strict=True)
-    ), "the page says so"
+    assert all(ours["held_out_loss"] < theirs["held_out_loss"] for ours, theirs in zip(*points, strict=True)), (
+        "the page says so"
+    )
 
 
 def test_quoted_few_shot_figures_are_the_committed_ones() -> None:
