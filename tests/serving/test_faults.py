@@ -34,6 +34,18 @@ def idle(running: Running) -> bool:
     return not running.parts.engine.running and not running.parts.engine.waiting
 
 
+def slow_down(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let answers take long enough that those asked for together run together, however late one of them comes."""
+    batch = running.parts.engine._batch
+    step = batch.step
+
+    def slow_step(tokens: list[int]) -> torch.Tensor:
+        time.sleep(0.02)
+        return step(tokens)
+
+    monkeypatch.setattr(batch, "step", slow_step)
+
+
 def head(length: int | None, path: str = "/v1/chat/completions") -> bytes:
     said = f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked"
     lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Type: application/json", said]
@@ -214,14 +226,7 @@ def test_a_connection_without_a_request_is_closed(serve: Serve, prompt_folders: 
 
 def test_those_at_work_keep_their_places(serve: Serve, prompt_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = serve(prompt_folders, max_connections=4, max_concurrency=4)
-    batch = running.parts.engine._batch
-    step = batch.step
-
-    def slow_step(tokens: list[int]) -> torch.Tensor:
-        time.sleep(0.03)  # all three are to run at once, however late one of them comes
-        return step(tokens)
-
-    monkeypatch.setattr(batch, "step", slow_step)
+    slow_down(running, monkeypatch)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(running.client().chat.completions.create, **LONG_OF_CLIENT | {"n": 1}) for _ in range(3)]
         wait_for(lambda: running.parts.engine.running == 3)
@@ -319,14 +324,15 @@ def test_the_log_tells_no_texts(running: Running, monkeypatch: pytest.MonkeyPatc
     assert KEY not in json.dumps(lines)
 
 
-def test_a_server_that_stops(serve: Serve, prompt_folders: Path) -> None:
+def test_a_server_that_stops(serve: Serve, prompt_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs and waits is answered whole; what comes on an open connection is told to come again; then it ends."""
     running = serve(prompt_folders, max_concurrency=2)
+    slow_down(running, monkeypatch)
     with ThreadPoolExecutor(6) as pool, running.http() as other:
         assert other.get("/health").json() == {"status": "ok"}
         with running.http() as http:
             asked = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(6)]
-            wait_for(lambda: running.parts.engine.waiting == 4)
+            wait_for(lambda: running.parts.engine.running + running.parts.engine.waiting == 6)
             running.parts.engine.drain()
             late = other.post("/v1/chat/completions", json=LONG)
             assert (late.status_code, late.json()["error"]["code"]) == (503, "stopping")
