@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,6 +54,24 @@ def served(*words: object, **environment: str) -> Iterator[tuple[subprocess.Pope
         process.stderr.close()
 
 
+def wait_for_arrivals(client: Any, count: int, *, waiting: int) -> None:
+    """Come back when so many requests have arrived, answered or not, and so many of them are still to be begun."""
+    names = (
+        r'ptune_requests_total\{path="/v1/chat/completions",status="200"\}',
+        "ptune_running_answers",
+        "ptune_waiting_requests",
+    )
+    until = time.monotonic() + SECONDS
+    while True:
+        text = client.get("/metrics").text
+        # Read by the server in this order: what moves on meanwhile is missed, and nothing is counted twice.
+        found = [re.search(rf"^{name} ([0-9]+)", text, re.MULTILINE) for name in names]
+        numbers = [int(one[1]) if one else 0 for one in found]
+        if sum(numbers) == count and numbers[-1] >= waiting:
+            return
+        assert time.monotonic() < until, numbers
+
+
 def test_a_server_from_start_to_end(tiny_model_dir: Path, prompt_folders: Path, tmp_path: Path) -> None:
     """Keys from a file, a root folder, and SIGTERM under load: everything that was asked is answered, with code 0."""
     keys = tmp_path / "keys"
@@ -69,18 +89,17 @@ def test_a_server_from_start_to_end(tiny_model_dir: Path, prompt_folders: Path, 
     with served(*words) as (process, client, lines):
         assert client.get("/v1/models").json()["data"][0]["id"] == tiny_model_dir.name
         assert next(one for one in lines if one["message"] == "serving")["prompts"] == 6
-        with ThreadPoolExecutor(5) as pool:
-            asked = [pool.submit(client.post, "/v1/chat/completions", json=LONG) for _ in range(5)]
-            while "ptune_waiting_requests 3.0" not in client.get("/metrics").text:
-                pass
+        with ThreadPoolExecutor(24) as pool:
+            asked = [pool.submit(client.post, "/v1/chat/completions", json=LONG) for _ in range(24)]
+            wait_for_arrivals(client, 24, waiting=3)
             process.send_signal(signal.SIGTERM)
             answers = [one.result(SECONDS) for one in asked]
-        assert [one.status_code for one in answers] == [200] * 5
+        assert [one.status_code for one in answers] == [200] * 24
         assert process.wait(SECONDS) == 0
     assert lines[-1]["message"] == "stopped"
     assert lines[-1]["complete"] is True
     requests = [one for one in lines if one["message"] == "request" and one["method"] == "POST"]
-    assert [one["completion_tokens"] for one in requests] == [110] * 5
+    assert [one["completion_tokens"] for one in requests] == [110] * 24
 
 
 def test_what_takes_too_long_to_stop_is_given_up(tiny_model_dir: Path, prompt_folders: Path) -> None:
@@ -88,8 +107,7 @@ def test_what_takes_too_long_to_stop_is_given_up(tiny_model_dir: Path, prompt_fo
     with served(*words, "--shutdown-timeout", 1, PTUNE_API_KEYS=KEY) as (process, client, lines):
         with ThreadPoolExecutor(60) as pool:
             asked = [pool.submit(client.post, "/v1/chat/completions", json=LONG) for _ in range(60)]
-            while "ptune_waiting_requests 59.0" not in client.get("/metrics").text:
-                pass
+            wait_for_arrivals(client, 60, waiting=40)
             process.send_signal(signal.SIGTERM)
             answers = [one.result(SECONDS) for one in asked]
         assert {one.status_code for one in answers} == {200, 503}
