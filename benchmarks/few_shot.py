@@ -17,7 +17,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import OK, RESULTS, heading, write
-from learning import RUNS, kept_runs
+from learning import kept_runs, once
 from ptune import TrainRecipe, train
 from ptune.answering import Answerer
 from ptune.data.example import Example
@@ -183,12 +182,7 @@ class Lab:
 
     def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a run gave, now or earlier."""
-        key = f"{self.name}/{name}"
-        if key not in self.runs:
-            began = time.process_time()
-            self.runs[key] = {**run(), "cpu_seconds": time.process_time() - began}
-            Path(self.options.work, RUNS).write_text(json.dumps(self.runs, indent=1), encoding="utf-8")
-        return dict(self.runs[key])
+        return once(Path(self.options.work), self.runs, f"{self.name}/{name}", run)
 
     def alone(self) -> dict[str, Any]:
         """The frozen model on the pattern without virtual tokens."""

@@ -90,6 +90,15 @@ def kept_runs(work: Path) -> dict[str, Any]:
     return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else {}
 
 
+def once(work: Path, runs: dict[str, Any], key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a run gave, now or earlier; `runs` and the file in `work` know it from now on."""
+    if key not in runs:
+        began = time.process_time()
+        runs[key] = {**run(), "cpu_seconds": time.process_time() - began}
+        (work / RUNS).write_text(json.dumps(runs, indent=1), encoding="utf-8")
+    return dict(runs[key])
+
+
 class Lab:
     """Trains prompts on one task and notes what came out, each run once.
 
@@ -125,12 +134,7 @@ class Lab:
 
     def once(self, name: str, run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """What a run gave, now or earlier."""
-        key = f"{self.name}/{name}"
-        if key not in self.runs:
-            began = time.process_time()
-            self.runs[key] = {**run(name), "cpu_seconds": time.process_time() - began}
-            Path(self.options.work, RUNS).write_text(json.dumps(self.runs, indent=1), encoding="utf-8")
-        return dict(self.runs[key])
+        return once(Path(self.options.work), self.runs, f"{self.name}/{name}", lambda: run(name))
 
     def ptune(
         self, length: int, seed: int, steps: int, rate: float | None = None, *, dtype: str = "float32"

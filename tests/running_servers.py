@@ -24,14 +24,16 @@ SECONDS = 60
 """The longest that a test waits for what should come at once."""
 
 
-def prompts_on(model: PTunedModel, tokenizer: Any, lengths: dict[str, int]) -> dict[str | None, ServedPrompt | None]:
+def prompts_on(
+    model: PTunedModel, tokenizer: Any, lengths: dict[str, int], *, seed: int = 0
+) -> dict[str | None, ServedPrompt | None]:
     """Random prompts of some lengths by name, wide enough to change answers; None for the frozen model alone."""
     found: dict[str | None, ServedPrompt | None] = {None: None}
-    for seed, (name, length) in enumerate(lengths.items()):
+    for number, (name, length) in enumerate(lengths.items(), start=seed):
         model.add_prompt(name, PromptTuningConfig(num_virtual_tokens=length))
         with torch.no_grad():
             weight = model.prompts[name].embedding.weight
-            weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
         template = get_template("tutorial", tokenizer)
         found[name] = ServedPrompt(name, name, Path(), model.prompts[name], model.prompt_configs[name], template)
     return found
@@ -108,10 +110,7 @@ def save_prompt(model_dir: Path, folder: Path, *, length: int = 4, seed: int = 0
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = PTunedModel(AutoModelForCausalLM.from_pretrained(model_dir), self_check=False)
-    prompts_on(model, tokenizer, {"default": length})
-    with torch.no_grad():
-        weight = model.prompts["default"].embedding.weight
-        weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    prompts_on(model, tokenizer, {"default": length}, seed=seed)
     details = {"template": template, "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
     model.save_pretrained(folder, **details)
     return folder

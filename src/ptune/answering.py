@@ -15,17 +15,16 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ptune.data.blocks import check_template
-from ptune.data.template import History, Template, get_template
+from ptune.data.template import History, Template
 from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError
 from ptune.frozen.parameters import device_of
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
-from ptune.prompt.build import PromptConfig
 from ptune.recipe import GREEDY, NEW_TOKENS
 from ptune.saved.hub import prompt_folder
-from ptune.saved.opened_folder import OpenedFolder, open_folder
+from ptune.saved.opened_folder import open_folder
+from ptune.saved.prompt_template import template_of
 
 
 @dataclass(frozen=True)
@@ -169,25 +168,3 @@ class Answerer:
             **options,
         )
         return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def template_of(
-    opened: OpenedFolder, tokenizer: PreTrainedTokenizerBase, config: PromptConfig, template: str | None = None
-) -> Template:
-    """The template that texts are written with for a prompt.
-
-    Args:
-        opened: The prompt folder.
-        tokenizer: Of the frozen model.
-        config: Of the prompt.
-        template: Another one than the prompt was trained with.
-
-    Raises:
-        ConfigError: It cannot be used, or has not the prompt's places for virtual tokens.
-    """
-    text = template or opened.details.get("template") or "tutorial"
-    found = get_template(
-        text, tokenizer, files=bool(template), virtual_tokens=config.num_virtual_tokens if template else None
-    )
-    check_template(found, config, f"the prompt in {opened.path}")
-    return found

@@ -47,9 +47,9 @@ CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_che
 LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3}
 """Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
 of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
-ADAM_BETAS = (0.7, 0.98)
-"""Adam's decay rates: a prompt trains for a hundred steps rather than ten thousand, and 0.9 and 0.999 average over ten
-and a thousand. See docs/concepts.md."""
+ADAM_BETAS = {"adam_beta1": 0.7, "adam_beta2": 0.98}
+"""Adam's decay rates for a soft prompt: it trains for a hundred steps rather than ten thousand, and 0.9 and 0.999
+average over ten and a thousand. See docs/concepts.md."""
 
 _INIT = {"random": PromptTuningInit.RANDOM, "text": PromptTuningInit.TEXT}
 """The others start from the vocabulary, however its tokens are chosen."""
@@ -319,8 +319,7 @@ class TrainRecipe:
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
             "warmup_steps": 0.05,
-            "adam_beta1": ADAM_BETAS[0],
-            "adam_beta2": ADAM_BETAS[1],
+            **ADAM_BETAS,
             "weight_decay": 0.0,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,

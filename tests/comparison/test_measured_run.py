@@ -48,7 +48,7 @@ def test_full_fine_tuning_in_bfloat16_on_a_cpu(tmp_path: Path):
     assert found.device.type == "cpu"
 
 
-@pytest.mark.parametrize(("method", "betas"), [("lora", (0.9, 0.999)), ("prompt-tuning", ADAM_BETAS)])
+@pytest.mark.parametrize(("method", "betas"), [("lora", (0.9, 0.999)), ("prompt-tuning", tuple(ADAM_BETAS.values()))])
 def test_only_soft_prompts_take_the_decay_rates_chosen_for_them(
     method: str, betas: tuple[float, float], tmp_path: Path
 ):

@@ -47,7 +47,7 @@ from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import TrainRecipe
+from ptune.recipe import ADAM_BETAS, TrainRecipe
 from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.result import prompt_details
@@ -99,7 +99,7 @@ def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:
     defaults = recipe.trainer_defaults()
     if job.method == BASE or METHODS[job.method].encoder is None:
         # Chosen for soft prompts; the weights of a model or of an adapter train with Adam's usual ones.
-        defaults = {name: value for name, value in defaults.items() if name not in ("adam_beta1", "adam_beta2")}
+        defaults = {name: value for name, value in defaults.items() if name not in ADAM_BETAS}
     given = {**defaults, **job.arguments}
     if job.method == "full" and recipe.dtype in ("bfloat16", "auto"):
         # Its weights train in float32; the products run in the dtype that the other methods' frozen model has.

@@ -298,8 +298,7 @@ class CustomTemplate:
         self, instruction: str, extra: str, history: History, system: str | None, place: str
     ) -> tuple[str, tuple[Insertion, ...]]:
         values = {"instruction": instruction, "input": extra, "system": system or ""}
-        before = self._halves()[0]
-        has = {match[2] for match in _PLACEHOLDER.finditer(before)}
+        has = self.fields
         for name, value in values.items():
             if value and name not in has:
                 raise ConfigError(
@@ -311,7 +310,12 @@ class CustomTemplate:
                 f"{place}there are earlier turns, and a template of one's own has no place for them.",
                 hint="Use the template 'chat' or 'tutorial'.",
             )
-        return self._fill(before, values)
+        return self._fill(self._halves()[0], values)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The parts of a question that it has places for."""
+        return frozenset(part.name for part in self.parts() if isinstance(part, Field))
 
     def parts(self) -> list[str | Field | Block]:
         """What stands before the answer, in order: words, places for parts of the question, virtual tokens."""

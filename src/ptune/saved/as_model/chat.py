@@ -20,8 +20,8 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from ptune.data.blocks import Block
-from ptune.data.template import CustomTemplate, Field, Template
+from ptune.data.blocks import Block, tokens_in_text
+from ptune.data.template import CustomTemplate, Template
 from ptune.data.text_ids import ids_of, leading_special_ids
 from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError, shown
@@ -216,12 +216,11 @@ def _tutorial(tokenizer: PreTrainedTokenizerBase, start: str, glue: str) -> str:
 def _custom(template: CustomTemplate, start: str, glue: str) -> str:
     """The branch of a template of the user's."""
     parts = template.parts()
-    fields = {part.name for part in parts if isinstance(part, Field)}
-    inside = sum(block.count for block in template.blocks if not block.leads)
+    inside = tokens_in_text(template.blocks)
     variables = {
         "system": "ptune_system",
         "instruction": "ptune_question",
-        "input": "ptune_input" if "instruction" in fields else "ptune_question",
+        "input": "ptune_input" if "instruction" in template.fields else "ptune_question",
     }
     pieces: list[list[str]] = [[]]
     blocks: list[Block] = []
@@ -236,7 +235,7 @@ def _custom(template: CustomTemplate, start: str, glue: str) -> str:
     written += _piece(pieces[0], glue)
     for block, piece in zip(blocks, pieces[1:], strict=True):
         written += f"  {{{{- ptune_tokens(ptune.name, {block.start}, {block.count}) -}}}}\n" + _piece(piece, glue)
-    return _QUESTION + ("" if "system" in fields else _NO_SYSTEM) + written
+    return _QUESTION + ("" if "system" in template.fields else _NO_SYSTEM) + written
 
 
 def _piece(words: Sequence[str], glue: str) -> str:
@@ -265,12 +264,9 @@ def _same_ids(tokenizer: PreTrainedTokenizerBase, prompt: NamedPrompt, first_id:
 def expected_ids(tokenizer: PreTrainedTokenizerBase, prompt: NamedPrompt, first_id: int, text: str) -> list[int]:
     """Token ids of a text behind a prompt, as ptune has them, with the prompt's own tokens in the vocabulary."""
     template = prompt.template
-    asks_input = isinstance(template, CustomTemplate) and not any(
-        isinstance(part, Field) and part.name == "instruction" for part in template.parts()
-    )
+    asks_input = isinstance(template, CustomTemplate) and "instruction" not in template.fields
     segments = template.prompt("", text) if asks_input else template.prompt(text)
-    inside = sum(block.count for block in template.blocks if not block.leads)
-    leading = range(first_id, first_id + prompt.tokens - inside)
+    leading = range(first_id, first_id + prompt.tokens - tokens_in_text(template.blocks))
     return [*leading, *(first_id - 1 - one if one < 0 else one for one in encode_prompt(segments, tokenizer))]
 
 

@@ -13,7 +13,7 @@ from ptune.errors import DataError, shown
 from ptune.saved.as_model.chat import FAULTS, NamedPrompt, render, token_text
 from ptune.saved.as_model.silent_rows import SilentRow
 
-PROMPTS, CARD = "soft_prompts.json", "README.md"
+PROMPTS = "soft_prompts.json"
 _MARK = "\x00"
 _LISTED = 20
 """Prompts that the card lists."""

@@ -14,6 +14,7 @@ Shapes: `P` virtual tokens of a prompt, `n` those of all.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -27,15 +28,13 @@ from tokenizers import AddedToken
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.data.blocks import check_template
-from ptune.data.template import get_template
 from ptune.errors import ConfigError, ModelError, shown
 from ptune.frozen.parameters import device_of
 from ptune.frozen.quantized import is_quantized
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.loading.skeleton import skeleton
 from ptune.saved.as_model.chat import SELECTOR, NamedPrompt, add_prompts, expected_ids, token_text
-from ptune.saved.as_model.engine_card import CARD, PROMPTS, Exported, card, prompt_list
+from ptune.saved.as_model.engine_card import PROMPTS, Exported, card, prompt_list
 from ptune.saved.as_model.silent_rows import silent_row, unmeasured_row
 from ptune.saved.as_model.source import DTYPES, ModelSource
 from ptune.saved.as_model.table import check_table, config_with_prompts, is_tied, tensors_with_prompts
@@ -43,9 +42,10 @@ from ptune.saved.as_model.tensors import Streamed, write_model
 from ptune.saved.as_model.whole_folder import KIND, check_place, whole_folder
 from ptune.saved.export_mark import marked
 from ptune.saved.files import json_bytes, write_flushed
-from ptune.saved.format import read_prompt
+from ptune.saved.format import CARD, read_prompt
 from ptune.saved.opened_folder import OpenedFolder
 from ptune.saved.prompt_io import load_prompt
+from ptune.saved.prompt_template import template_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)\s*(KB|MB|GB|TB)?", re.IGNORECASE)
@@ -114,7 +114,8 @@ def export_model(
             f"--dtype {dtype}: the weights of {name} are quantized, and are copied as they are.", hint="Leave it out."
         )
     check_table(base)
-    own, tokenizer = (load_tokenizer(name, revision=revision) for _ in range(2))
+    own = load_tokenizer(name, revision=revision)
+    tokenizer = copy.deepcopy(own)
     check_tokenizer(base, own)
     loaded = [_loaded(base, own, key, opened, template=template, force=force) for key, opened in prompts.items()]
     first_ids = _add_tokens(tokenizer, loaded)
@@ -133,12 +134,8 @@ def export_model(
         vocabulary=config["vocab_size"],
         was_tied=is_tied(base),
     )
-    own_files = {
-        "config.json": json_bytes(config),
-        "generation_config.json": json_bytes(_generation_config(source, base, range(start, start + tokens))),
-        PROMPTS: json_bytes(prompt_list(exported, tokenizer)),
-        CARD: marked(card(exported, tokenizer).encode(), KIND),
-    }
+    generation = _generation_config(source, base, range(start, start + tokens))
+    own_files = _own_files(exported, tokenizer, config, generation)
     with whole_folder(output) as partial:
         _write(partial, own_files, tensors, tokenizer, source, shard_bytes=shard_bytes)
         _check_written(partial, base)
@@ -179,11 +176,8 @@ def _loaded(
     """A prompt, checked against the model and its tokenizer."""
     opened.check_tokenizer(tokenizer, force=force)
     encoder, config = load_prompt(base, opened, trainable=False, force=force)
-    total = config.num_virtual_tokens
-    text = template or opened.details.get("template") or "tutorial"
-    made = get_template(text, tokenizer, files=bool(template), virtual_tokens=total if template else None)
-    check_template(made, config, f"the prompt in {opened.path}")
-    return _Loaded(NamedPrompt(name, total, made), encoder.baked().detach().float().cpu())
+    named = NamedPrompt(name, config.num_virtual_tokens, template_of(opened, tokenizer, config, template))
+    return _Loaded(named, encoder.baked().detach().float().cpu())
 
 
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, loaded: Sequence[_Loaded]) -> dict[str, int]:
@@ -206,6 +200,18 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, loaded: Sequence[_Loaded]) -
             hint="Answer with ptune: ptune generate, ptune chat.",
         )
     return {name: ids[words.index(own[0])] for name, own in texts.items()}
+
+
+def _own_files(
+    exported: Exported, tokenizer: PreTrainedTokenizerBase, config: dict[str, Any], generation: dict[str, Any]
+) -> dict[str, bytes]:
+    """The files that say what the model is and how it is asked."""
+    return {
+        "config.json": json_bytes(config),
+        "generation_config.json": json_bytes(generation),
+        PROMPTS: json_bytes(prompt_list(exported, tokenizer)),
+        CARD: marked(card(exported, tokenizer).encode(), KIND),
+    }
 
 
 def _generation_config(source: ModelSource, base: PreTrainedModel, tokens: range) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class ModelSource:
     raw: dict[str, Any]
     """config.json as it stands there."""
     files: dict[str, str]
-    """Key of each tensor → name of its file."""
+    """Key of each tensor → path of its file."""
     dtype: torch.dtype | None
     """What its numbers are cast to; None: as they are."""
     loaded_as: str
@@ -54,9 +54,17 @@ class ModelSource:
                 hint="Write it once more: load_model(name).save_pretrained(folder) and "
                 "load_tokenizer(name).save_pretrained(folder); then --model folder.",
             )
+        paths = {one: str(weight_file(origin, one, revision)) for one in set(files.values())}
         raw = json.loads(Path(str(weight_file(origin, "config.json", revision))).read_text(encoding="utf-8"))
         stored = str(config.dtype).removeprefix("torch.")
-        return cls(origin, revision, raw, files, dtype, stored if stored in DTYPES else "float32")
+        return cls(
+            origin,
+            revision,
+            raw,
+            files={key: paths[file] for key, file in files.items()},
+            dtype=dtype,
+            loaded_as=stored if stored in DTYPES else "float32",
+        )
 
     def path(self, name: str) -> str | None:
         """The path of one of its files; None where it has none of that name."""
@@ -64,4 +72,4 @@ class ModelSource:
 
     def tensor(self, key: str) -> Streamed:
         """One of its tensors, as it is stored."""
-        return stored_tensor(str(self.path(self.files[key])), key)
+        return stored_tensor(self.files[key], key)

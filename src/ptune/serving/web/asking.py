@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -135,6 +135,29 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T | None:
         for task in (doing, leaving):
             task.cancel()
         await asyncio.wait({doing, leaving})
+
+
+async def chunks_of(
+    choices: AsyncIterator[dict[str, Any]],
+    under_way: AnswersUnderWay,
+    frame: dict[str, Any],
+    asked: AnswerParameters,
+    note: dict[str, Any],
+) -> AsyncIterator[dict[str, Any]]:
+    """What a stream sends: a chunk for each piece of a choice, and how many tokens it was where that is wanted.
+
+    Args:
+        choices: The pieces, in the API's form.
+        under_way: What they come from.
+        frame: What stands around them.
+        asked: The request.
+        note: Its log line.
+    """
+    async for choice in choices:
+        yield {**frame, "choices": [choice]}
+    usage = usage_of(under_way, note)
+    if asked.wants_usage:
+        yield {**frame, "choices": [], "usage": usage.model_dump()}
 
 
 def frame_of(prefix: str, kind: str, model: str, parts: Parts) -> dict[str, Any]:

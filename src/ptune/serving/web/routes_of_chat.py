@@ -15,6 +15,7 @@ from ptune.serving.web.api_requests import ChatRequest
 from ptune.serving.web.asked_texts import chat_ids
 from ptune.serving.web.asking import (
     begin_answers,
+    chunks_of,
     frame_of,
     ids_in_a_thread,
     prompt_named,
@@ -46,8 +47,8 @@ def routes_of_chat(parts: Parts) -> APIRouter:
         under_way = begin_answers(parts, asked, prompt, [ids], longest=longest, logprobs=told)
         frame = frame_of("chatcmpl", "chat.completion", asked.model, parts)
         if asked.stream:
-            chunks = _chunks(under_way, frame | {"object": "chat.completion.chunk"}, asked, note)
-            return streamed(chunks, under_way.cancel)
+            frame |= {"object": "chat.completion.chunk"}
+            return streamed(chunks_of(_choices(under_way), under_way, frame, asked, note), under_way.cancel)
         answers = await unless_gone(request, whole_answers(under_way))
         if answers is None:
             return Response(status_code=GONE)
@@ -65,19 +66,15 @@ def routes_of_chat(parts: Parts) -> APIRouter:
     return router
 
 
-async def _chunks(
-    under_way: AnswersUnderWay, frame: dict[str, Any], asked: ChatRequest, note: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+async def _choices(under_way: AnswersUnderWay) -> AsyncIterator[dict[str, Any]]:
+    """The pieces of all answers, each answer's role before its first."""
     for at in range(under_way.count):
-        yield {**frame, "choices": [_delta(at, {"role": "assistant", "content": ""})]}
+        yield _delta(at, {"role": "assistant", "content": ""})
     async for at, piece in under_way.pieces():
         if piece.text or piece.tokens:
-            yield {**frame, "choices": [_delta(at, {"content": piece.text}, piece)]}
+            yield _delta(at, {"content": piece.text}, piece)
         if piece.finish_reason is not None:
-            yield {**frame, "choices": [{**_delta(at, {}), "finish_reason": piece.finish_reason}]}
-    usage = usage_of(under_way, note)
-    if asked.wants_usage:
-        yield {**frame, "choices": [], "usage": usage.model_dump()}
+            yield {**_delta(at, {}), "finish_reason": piece.finish_reason}
 
 
 def _delta(at: int, delta: dict[str, str], piece: Piece | None = None) -> dict[str, Any]:

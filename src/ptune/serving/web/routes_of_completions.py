@@ -13,6 +13,7 @@ from ptune.serving.web.api_requests import CompletionRequest
 from ptune.serving.web.asked_texts import completion_ids
 from ptune.serving.web.asking import (
     begin_answers,
+    chunks_of,
     frame_of,
     ids_in_a_thread,
     prompt_named,
@@ -43,11 +44,12 @@ def routes_of_completions(parts: Parts) -> APIRouter:
         under_way = begin_answers(parts, asked, prompt, texts, longest=asked.max_tokens, logprobs=asked.logprobs)
         frame = frame_of("cmpl", "text_completion", asked.model, parts)
         if asked.stream:
-            return streamed(_chunks(under_way, frame, asked, note), under_way.cancel)
+            choices = _choices(under_way, asked.logprobs)
+            return streamed(chunks_of(choices, under_way, frame, asked, note), under_way.cancel)
         answers = await unless_gone(request, whole_answers(under_way))
         if answers is None:
             return Response(status_code=GONE)
-        choices = [
+        whole = [
             CompletionChoice(
                 index=at,
                 text=one.text,
@@ -56,20 +58,15 @@ def routes_of_completions(parts: Parts) -> APIRouter:
             )
             for at, one in enumerate(answers)
         ]
-        return JSONResponse(Completion(**frame, choices=choices, usage=usage_of(under_way, note)).model_dump())
+        return JSONResponse(Completion(**frame, choices=whole, usage=usage_of(under_way, note)).model_dump())
 
     return router
 
 
-async def _chunks(
-    under_way: AnswersUnderWay, frame: dict[str, Any], asked: CompletionRequest, note: dict[str, Any]
-) -> AsyncIterator[dict[str, Any]]:
+async def _choices(under_way: AnswersUnderWay, count: int | None) -> AsyncIterator[dict[str, Any]]:
+    """The pieces of all answers; with `count` of the likeliest tokens at each place."""
     async for at, piece in under_way.pieces():
         logprobs = None
-        if asked.logprobs is not None and piece.tokens:
-            logprobs = completion_logprobs(list(piece.tokens), asked.logprobs).model_dump()
-        choice = {"index": at, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
-        yield {**frame, "choices": [choice]}
-    usage = usage_of(under_way, note)
-    if asked.wants_usage:
-        yield {**frame, "choices": [], "usage": usage.model_dump()}
+        if count is not None and piece.tokens:
+            logprobs = completion_logprobs(list(piece.tokens), count).model_dump()
+        yield {"index": at, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
