@@ -125,6 +125,27 @@ class Running:
     server: Any
     thread: threading.Thread
 
+    @classmethod
+    def of(cls, parts: Any) -> Running:
+        """Start one."""
+        from ptune.serving.web.server import listen, server_of
+
+        at = listen(parts.settings.host, parts.settings.port)
+        server = server_of(parts)
+        parts.engine.start()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
+        thread.start()
+        until = time.monotonic() + SECONDS
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        return cls("http://{}:{}".format(*at.getsockname()), parts, server, thread)
+
+    def end(self) -> None:
+        """Stop it, whatever runs."""
+        self.server.stop(force=True)
+        self.thread.join(SECONDS)
+        self.parts.engine.stop(seconds=0)
+
     def client(self, key: str = KEY, **options: Any) -> Any:
         """The official client."""
         import openai

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +11,8 @@ import pytest
 
 from architectures import build
 from ptune.model.wrapper import PTunedModel
-from ptune.serving.engine.scheduler import Bounds, Scheduler
+from ptune.serving.engine.engine import Bounds
+from ptune.serving.engine.scheduler import Scheduler
 from ptune.serving.prompt_registry import PromptRegistry
 from ptune.serving.serve_settings import ServeSettings
 from running_servers import KEY, SECONDS, Engine, Running, prompts_on, save_prompt
@@ -55,35 +53,23 @@ def serve(tiny_model_dir: Path) -> Iterator[Callable[..., Running]]:
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     from ptune.loading.load import load_model, load_tokenizer
-    from ptune.serving.web.server import listen, make_parts, server_of
+    from ptune.serving.web.server import make_parts
 
     made: list[Running] = []
 
-    def make(folders: Path | None = None, **values: Any) -> Running:
+    def make(folders: Path | None = None, *, model_dir: Path = tiny_model_dir, **values: Any) -> Running:
         settings = replace(ServeSettings(port=0, keys=(KEY,), watch_seconds=0), **values)
-        model = PTunedModel(load_model(str(tiny_model_dir), dtype="float32"), self_check=False).eval()
-        tokenizer = load_tokenizer(str(tiny_model_dir))
+        model = PTunedModel(load_model(str(model_dir), dtype="float32"), self_check=False).eval()
+        tokenizer = load_tokenizer(str(model_dir))
         registry = PromptRegistry(model, tokenizer, base_name="tiny")
         for folder in sorted(folders.iterdir()) if folders else ():
             registry.add(folder.name, folder)
-        parts = make_parts(model, tokenizer, registry, settings)
-        at: socket.socket = listen(settings.host, settings.port)
-        server = server_of(parts)
-        parts.engine.start()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + SECONDS
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        running = Running("http://{}:{}".format(*at.getsockname()), parts, server, thread)
-        made.append(running)
-        return running
+        made.append(Running.of(make_parts(model, tokenizer, registry, settings)))
+        return made[-1]
 
     yield make
     for one in made:
-        one.server.stop(force=True)
-        one.thread.join(SECONDS)
-        one.parts.engine.stop(seconds=0)
+        one.end()
 
 
 @pytest.fixture(scope="session")
