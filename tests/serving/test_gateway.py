@@ -435,26 +435,6 @@ def test_what_runs_is_answered_before_it_stops(
     assert front.parts.engine.stop(seconds=SECONDS)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--upstream", "localhost:8000"], "--upstream 'localhost:8000' is no URL of a server"),
-        (["--upstream", "http://"], "--upstream 'http://' is no URL of a server"),
-        (["--upstream", "http://h:99999"], "is no URL of a server"),
-        (
-            ["--upstream", "http://h", "--dtype", "float32"],
-            "--dtype has no effect: no model is loaded beside --upstream",
-        ),
-        (["--upstream", "http://h", "--cache-gib", "2"], "--cache-gib has no effect"),
-        (["--upstream-model", "x"], "--upstream-model has no effect: there is no --upstream"),
-    ],
-)
-def test_flags_without_a_meaning(words: list[str], said: str) -> None:
-    ran = run("serve", "--model", "x", *words)
-    assert (ran.code, ran.out) == (2, "")
-    assert said in ran.err
-
-
 def test_prompts_beside_those_of_the_vocabulary(exported: Path, prompt_folders: Path) -> None:
     upstream = ["--upstream", "http://127.0.0.1:1", "--port", 0]
     ran = run("serve", "--model", exported, "--prompts", prompt_folders / "p0", *upstream)
