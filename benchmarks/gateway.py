@@ -1,6 +1,6 @@
 """Does `ptune serve --upstream` in front of vLLM servers give ptune's answers, and does it lose none when one dies?
 
-    python benchmarks/gateway.py --vllm-python PYTHON --model EXPORTED --base MODEL --prompts DIR DIR --data F [--inputs 50]
+    python benchmarks/gateway.py --vllm-python PYTHON --model EXPORTED --base MODEL --prompts DIR DIR --data FILE
 
 `EXPORTED` is `ptune export DIR DIR --to model --model MODEL`, `MODEL` a folder with the frozen model; vLLM serves both
 in float32, from an environment of its own.
@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_servers import Engine, vllm_server
+from engine_servers import vllm_server
+
 from harness import RESULTS, ROOT, heading, write
 from ptune.answering import Answerer
 from served import Served, chat, load
@@ -48,7 +49,9 @@ def asked(gateway: Served, pairs: Sequence[tuple[str, str]], after: Any = lambda
     return [one["choices"][0]["message"]["content"] for one in answers]
 
 
-def compared(said: Sequence[str], pairs: Sequence[tuple[str, str]], right: dict[tuple[str, str], str]) -> dict[str, Any]:
+def compared(
+    said: Sequence[str], pairs: Sequence[tuple[str, str]], right: dict[tuple[str, str], str]
+) -> dict[str, Any]:
     """How many are equal."""
     different = [
         {"prompt": pair[0], "text": pair[1], "ptune": right[pair], "gateway": text}

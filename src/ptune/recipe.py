@@ -159,8 +159,9 @@ class TrainRecipe:
     init: str | None = _flag(
         _PROMPT,
         None,
-        "start of the prompt: random, sampled vocabulary, the most frequent tokens of the data, those that its answers "
-        "have in common (data), or a text; by default text with --init-text, else vocab",
+        "start of the prompt: tokens that the answers of the data have in common, then its most frequent ones (data); "
+        "the most frequent ones alone; sampled vocabulary; random; or a text. By default text with --init-text, else "
+        "data",
         choices=INIT_NAMES,
     )
     init_text: str | None = _flag(
@@ -295,16 +296,20 @@ class TrainRecipe:
         """How many there are, whatever the template says."""
         return VIRTUAL_TOKENS if self.num_virtual_tokens is None else self.num_virtual_tokens
 
+    @property
+    def start(self) -> str:
+        """Where the prompt starts: `init`, or what stands for it where nothing is said."""
+        return self.init or ("data" if self.init_text is None else "text")
+
     def prompt_config(self) -> PromptEncoderConfig:
         """The configuration of the prompt this recipe describes."""
-        init = self.init or ("vocab" if self.init_text is None else "text")
         return PromptEncoderConfig(
             num_virtual_tokens=self.virtual_tokens,
             encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_hidden_size,
             encoder_num_layers=self.encoder_num_layers,
             encoder_dropout=self.encoder_dropout,
-            init=_INIT.get(init, PromptTuningInit.SAMPLE_VOCAB),
+            init=_INIT.get(self.start, PromptTuningInit.SAMPLE_VOCAB),
             init_text=self.init_text,
             base_model_name_or_path=self.model,
             revision=self.revision,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptune.data.own_tokens import answer_tokens, frequent_tokens
+from ptune.data.own_tokens import answer_tokens, frequent_tokens, own_tokens
 
 END = 0
 LABELLED = [
@@ -25,6 +25,12 @@ def test_labels_are_what_answers_are_made_of() -> None:
 def test_the_fixed_parts_of_answers_in_their_order() -> None:
     assert answer_tokens(SHAPED, 2, leave_out=[END]) == [11, 12]
     assert answer_tokens(SHAPED, 3)[-1] == END
+
+
+def test_the_answers_tokens_and_then_the_most_frequent_others() -> None:
+    assert own_tokens(LABELLED, 4, leave_out=[END]) == [5, 6, 7, 8]
+    assert own_tokens(LABELLED, 9, leave_out=[END]) == [5, 6, 7, 8, 9]
+    assert own_tokens(SHAPED, 2, leave_out=[END]) == answer_tokens(SHAPED, 2, leave_out=[END])
 
 
 def test_the_most_frequent_of_all() -> None:

@@ -142,7 +142,7 @@ def test_first_trial_is_the_recipe_and_the_next_are_spread():
     recipe = TrainRecipe(model="m", data="d", output="o", eval_rows=1, num_virtual_tokens=20)
     settings = TuneSettings()
     first = given_choice(0, settings, recipe, LEARNING_RATES, 1)
-    assert first == {"encoder": recipe.encoder, "num_virtual_tokens": 20, "init": "vocab", "times_own_rate": 1.0}
+    assert first == {"encoder": recipe.encoder, "num_virtual_tokens": 20, "init": "data", "times_own_rate": 1.0}
     for seed in (1, 2, 42):
         spread = [given_choice(place, settings, recipe, LEARNING_RATES, seed) or {} for place in range(1, 9)]
         rates = sorted(one["times_own_rate"] for one in spread)

@@ -2,7 +2,9 @@
 
 Lester et al. 2021, section 3.2, start from sampled vocabulary or from the words of the classes. Here the rows
 themselves say which: the tokens found in the most answers, in the order in which they come there, are the labels of a
-classification, and the fixed parts of answers that share a shape (the keys of a JSON object, say).
+classification, and the fixed parts of answers that share a shape (the keys of a JSON object, say). What is left of the
+prompt begins at the most frequent other tokens of the rows. No token comes twice: virtual tokens that start alike learn
+alike.
 """
 
 from __future__ import annotations
@@ -36,6 +38,15 @@ def answer_tokens(rows: Iterable[Mapping[str, Any]], count: int, leave_out: Sequ
         answers.pop(token, None)
     chosen = [token for token, _ in answers.most_common(count)]
     return sorted(chosen, key=lambda token: places[token] / answers[token])
+
+
+def own_tokens(rows: Sequence[Mapping[str, Any]], count: int, leave_out: Sequence[int] = ()) -> list[int]:
+    """`answer_tokens`, and behind them the most frequent others of the rows; fewer than `count` where there are fewer.
+
+    Arguments as for `answer_tokens`.
+    """
+    answers = answer_tokens(rows, count, leave_out)
+    return answers + frequent_tokens(rows, count - len(answers), [*leave_out, *answers])
 
 
 def frequent_tokens(rows: Iterable[Mapping[str, Any]], count: int, leave_out: Sequence[int] = ()) -> list[int]:

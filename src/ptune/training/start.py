@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ptune.config import PromptEncoderConfig
-from ptune.data.own_tokens import ROWS, answer_tokens, frequent_tokens
-from ptune.encoders.initialise import token_vectors
+from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
+from ptune.encoders.initialise import sampled_tokens, token_vectors
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.prompt.build import encoder_kind
 from ptune.recipe import TrainRecipe
@@ -80,10 +80,16 @@ def start_from(
 def vectors_of_rows(
     model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
 ) -> torch.Tensor:
-    """The embeddings of tokens that are typical of the rows: of their answers, or of all of them; `(tokens, D)`."""
-    typical = answer_tokens if recipe.init == "data" else frequent_tokens
-    first = rows.select(range(min(ROWS, len(rows))))
-    ids = typical(first, recipe.virtual_tokens, tokenizer.all_special_ids)
+    """The embeddings of tokens that are typical of the rows, of their answers above all or of all of them; `(P, D)`.
+
+    Where the rows have fewer tokens than the prompt, the rest is sampled vocabulary.
+    """
+    typical = frequent_tokens if recipe.start == "frequent" else own_tokens
+    first, special = list(rows.select(range(min(ROWS, len(rows))))), tokenizer.all_special_ids
+    ids = typical(first, recipe.virtual_tokens, special)
+    if len(ids) < recipe.virtual_tokens:
+        size = int(model.base.config.get_text_config().vocab_size)
+        ids += sampled_tokens(size, recipe.virtual_tokens - len(ids), [*special, *ids])
     return token_vectors(model.base.get_input_embeddings(), ids)
 
 

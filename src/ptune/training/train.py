@@ -227,7 +227,7 @@ def add_new_prompt(
         start_from(model, recipe, config, tokenizer)
         return
     start = None
-    if recipe.init in INITS_FROM_ROWS:
+    if recipe.start in INITS_FROM_ROWS:
         start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
     model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
 

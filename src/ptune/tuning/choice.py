@@ -95,7 +95,7 @@ def given_choice(
         *shares, share = engine.draw(place, dtype=torch.float64)[-1].tolist()
         chosen = {name: options[name][int(part * len(options[name]))] for name, part in zip(names, shares, strict=True)}
         return {**chosen, rate_name: low * (high / low) ** share}
-    start = recipe.init or ("vocab" if recipe.init_text is None else "text")
+    start = recipe.start
     own = {"encoder": recipe.encoder, "num_virtual_tokens": recipe.num_virtual_tokens, "init": start}
     chosen = {name: own[name] if own[name] in options[name] else options[name][0] for name in names}
     rate = 1.0 if relative else own_rates[chosen["encoder"]]
