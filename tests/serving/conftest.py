@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,7 @@ import pytest
 from architectures import build
 from ptune.model.wrapper import PTunedModel
 from ptune.serving.engine.scheduler import Bounds, Scheduler
-from ptune.serving.prompt_registry import PromptRegistry
-from ptune.serving.serve_settings import ServeSettings
-from running_servers import KEY, SECONDS, Engine, Running, prompts_on, save_prompt
+from running_servers import SECONDS, Engine, Running, prompts_on, save_prompt, start_server
 
 
 @pytest.fixture
@@ -54,36 +48,15 @@ def serve(tiny_model_dir: Path) -> Iterator[Callable[..., Running]]:
     """Makes a server of prompt folders, with a key unless told otherwise."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    from ptune.loading.load import load_model, load_tokenizer
-    from ptune.serving.web.server import listen, make_parts, server_of
-
     made: list[Running] = []
 
     def make(folders: Path | None = None, **values: Any) -> Running:
-        settings = replace(ServeSettings(port=0, keys=(KEY,), watch_seconds=0), **values)
-        model = PTunedModel(load_model(str(tiny_model_dir), dtype="float32"), self_check=False).eval()
-        tokenizer = load_tokenizer(str(tiny_model_dir))
-        registry = PromptRegistry(model, tokenizer, base_name="tiny")
-        for folder in sorted(folders.iterdir()) if folders else ():
-            registry.add(folder.name, folder)
-        parts = make_parts(model, tokenizer, registry, settings)
-        at: socket.socket = listen(settings.host, settings.port)
-        server = server_of(parts)
-        parts.engine.start()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + SECONDS
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        running = Running("http://{}:{}".format(*at.getsockname()), parts, server, thread)
-        made.append(running)
-        return running
+        made.append(start_server(tiny_model_dir, folders, **values))
+        return made[-1]
 
     yield make
     for one in made:
-        one.server.stop(force=True)
-        one.thread.join(SECONDS)
-        one.parts.engine.stop(seconds=0)
+        one.stop()
 
 
 @pytest.fixture(scope="session")

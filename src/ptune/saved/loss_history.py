@@ -18,7 +18,7 @@ from ptune.saved.files import MAX_JSON_BYTES, holds, read_bytes, read_json
 METRICS, TRAINER_STATE = "metrics.jsonl", "trainer_state.json"
 MOST_POINTS = 200
 """Points of a curve that are kept: more than a picture of it can show."""
-_MOST_STEP, _MOST_LOSS = 2**53, 1e30
+_MOST_COUNT, _MOST_LOSS = 2**53, 1e30
 
 Point = tuple[int, float]
 """A step, and the loss there."""
@@ -26,7 +26,7 @@ Point = tuple[int, float]
 
 @dataclass(frozen=True)
 class LossHistory:
-    """Losses over the steps, in nats per answer token; each at most `MOST_POINTS`, evenly taken, the last among them."""
+    """Losses over the steps, in nats per answer token; each at most `MOST_POINTS`, evenly taken, with the last."""
 
     training: tuple[Point, ...] = ()
     held_out: tuple[Point, ...] = ()
@@ -67,9 +67,23 @@ def _history(records: Iterable[Any]) -> LossHistory:
 
 def _take(record: Mapping[str, Any], name: str, points: dict[int, float]) -> None:
     """Add a record's loss to the points; what is logged twice counts as it was logged last."""
-    step, loss = record.get("step"), record.get(name)
-    if type(step) is int and 0 <= step <= _MOST_STEP and type(loss) in (int, float) and 0 <= loss <= _MOST_LOSS:
-        points[step] = float(loss)
+    step, loss = count_in(record.get("step")), loss_in(record.get(name))
+    if step is not None and loss is not None:
+        points[step] = loss
+
+
+def count_in(value: object) -> int | None:
+    """A number of things that a file says; None where it says none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= _MOST_COUNT else None
+
+
+def loss_in(value: object) -> float | None:
+    """A loss that a file says; None where it says none, or one that is not finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= _MOST_LOSS else None
 
 
 def _thinned(points: Mapping[int, float]) -> tuple[Point, ...]:

@@ -14,12 +14,11 @@ from typing import Any
 from ptune.config import PeftType
 from ptune.errors import PromptError, printable
 from ptune.prompt.build import PromptConfig
-from ptune.saved.loss_history import LossHistory, read_loss_history
+from ptune.saved.loss_history import LossHistory, count_in, loss_in, read_loss_history
 from ptune.saved.opened_folder import PTUNE_CONFIG, OpenedFolder
 from ptune.saved.peft import ADAPTER_CONFIG
 
 _MOST_TEXT = 200
-_MOST_COUNT, _MOST_LOSS = 2**53, 1e30
 _NO_HISTORY = "No loss history is saved with this prompt."
 _BAD_HISTORY = "The loss history saved with this prompt cannot be read."
 
@@ -55,16 +54,16 @@ def facts_of(opened: OpenedFolder, config: PromptConfig) -> PromptFacts:
     return PromptFacts(
         base_model=_model_name(config.base_model_name_or_path),
         encoder=_text(encoder),
-        token_dim=_count(config.token_dim),
-        trainable_parameters=_count(details.get("trainable_parameters")),
+        token_dim=count_in(config.token_dim),
+        trainable_parameters=count_in(details.get("trainable_parameters")),
         written=_written(opened.path / (PTUNE_CONFIG if opened.by_ptune else ADAPTER_CONFIG)),
         written_by="ptune" if opened.by_ptune else "PEFT",
-        rows_read=_count((details.get("data_report") or {}).get("rows_read")),
-        rows_trained_on=_count((details.get("tokens_report") or {}).get("kept")),
-        steps=_count(metrics.get("steps")),
-        train_loss=_loss(metrics.get("train_loss")),
-        held_out_loss_before=_loss(metrics.get("held_out_loss_before")),
-        held_out_loss_after=_loss(metrics.get("held_out_loss_after")),
+        rows_read=count_in((details.get("data_report") or {}).get("rows_read")),
+        rows_trained_on=count_in((details.get("tokens_report") or {}).get("kept")),
+        steps=count_in(metrics.get("steps")),
+        train_loss=loss_in(metrics.get("train_loss")),
+        held_out_loss_before=loss_in(metrics.get("held_out_loss_before")),
+        held_out_loss_after=loss_in(metrics.get("held_out_loss_after")),
         history=history,
         history_note=note,
     )
@@ -94,11 +93,3 @@ def _written(path: Path) -> int | None:
 
 def _text(value: object) -> str | None:
     return printable(value[:_MOST_TEXT]) if isinstance(value, str) and value else None
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_COUNT else None
-
-
-def _loss(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= value <= _MOST_LOSS else None

@@ -1,4 +1,4 @@
-"""`/`: the playground, a page that asks two prompts at once. Its few files are read at the start and served as they are.
+"""`/`: the playground, a page that asks two prompts at once. Its few files are read at the start, and served so.
 
 The page needs nothing from anywhere else, and may load and run nothing else: a browser that obeys its Content Security
 Policy runs its own script alone, and takes no text for HTML.
