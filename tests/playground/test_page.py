@@ -1,0 +1,402 @@
+"""The playground in a browser: what it asks and shows, and that whoever cannot see it or click can use it too."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from running_servers import KEY, Running
+
+pytestmark = pytest.mark.browser
+Visits = Callable[..., Any]
+HTML = "<script>alert(1)</script><img src=/nowhere onerror=alert(2)>\n  &amp; \u202e\u4f60"
+
+
+def expect(what: Any) -> Any:
+    from playwright.sync_api import expect
+
+    return expect(what)
+
+
+def answered(page: Any) -> str:
+    """The sentence that tells of both answers, once they are there."""
+    expect(page.locator("#status")).to_contain_text("Answer 2")
+    return str(page.locator("#status").inner_text())
+
+
+def figures(panel: Any) -> dict[str, str]:
+    names = panel.locator("dl.figures dt").all_inner_texts()
+    return dict(zip(names, panel.locator("dl.figures dd").all_inner_texts(), strict=True))
+
+
+def test_both_answers_are_those_of_the_api(visit: Visits, running: Running) -> None:
+    seen = visit()
+    page = seen.open()
+    panels = page.locator("section.panel")
+    assert [one.input_value() for one in page.get_by_role("combobox").all()] == ["alpha", "tiny"]
+    text = "green red\n  blue?"
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_label("Max tokens").fill("12")
+    page.keyboard.press("Tab")
+    page.get_by_label("Text", exact=True).press("Control+Enter")
+    said = answered(page)
+    client = running.client()
+    for at, name in enumerate(("alpha", "tiny")):
+        wanted = client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=12
+        )
+        assert panels.nth(at).locator(".answer").text_content() == wanted.choices[0].message.content
+        told = figures(panels.nth(at))
+        assert told["Tokens"] == str(wanted.usage.completion_tokens)
+        assert told["Finish reason"] == wanted.choices[0].finish_reason
+        first, total = (float(told[one].removesuffix(" s")) for one in ("First token", "Total"))
+        assert 0 <= first <= total < 60
+        assert float(told["Tokens/s"]) > 0
+        assert f"Answer {at + 1}, {name}: {told['Tokens']} tokens in" in said
+    assert sum(one.endswith("/v1/chat/completions") for one in seen.requests) == 2
+    seen.check()
+
+
+def test_settings_are_asked_for(visit: Visits, running: Running) -> None:
+    seen = visit()
+    page = seen.open()
+    bodies: list[Any] = []
+    page.on("request", lambda one: bodies.append(one.post_data_json) if one.method == "POST" else None)
+    page.get_by_role("combobox").nth(1).select_option("beta")
+    page.get_by_label("Temperature").fill("1.25")
+    page.get_by_label("Seed").fill("7")
+    seen.ask("green", 9)
+    answered(page)
+    common = {
+        "temperature": 1.25,
+        "max_tokens": 9,
+        "seed": 7,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    messages = [{"role": "user", "content": "green"}]
+    assert bodies == [{**common, "model": name, "messages": messages} for name in ("alpha", "beta")]
+    page.get_by_label("Temperature").fill("-1")
+    page.get_by_role("button", name="Ask").click()
+    assert page.evaluate("() => document.activeElement.id") == "temperature"
+    assert len(bodies) == 2
+    seen.check()
+
+
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a tenth of a second pass between two pieces of an answer."""
+    from ptune.serving.web import routes_of_chat
+
+    quick = routes_of_chat.chunks_of
+
+    async def chunks(*args: Any) -> AsyncIterator[dict[str, Any]]:
+        async for chunk in quick(*args):
+            await anyio.sleep(0.1)
+            yield chunk
+
+    monkeypatch.setattr(routes_of_chat, "chunks_of", chunks)
+
+
+def test_answers_stream_side_by_side_and_stop(visit: Visits, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    seen = visit()
+    page = seen.open()
+    seen.ask(most=100)
+    answers = page.locator(".answer")
+    for at in (0, 1):
+        expect(answers.nth(at)).to_have_attribute("aria-busy", "true")
+        expect(answers.nth(at)).to_have_text(re.compile(r".{4,}", re.DOTALL))
+    assert page.locator("#status").inner_text() == "Asking …"
+    page.get_by_label("Text", exact=True).press("Control+Enter")  # asks nothing more meanwhile
+    page.get_by_role("button", name="Stop").click()
+    assert "stopped" in answered(page)
+    for at in (0, 1):
+        assert figures(page.locator("section.panel").nth(at))["Finish reason"] == "stopped"
+        expect(answers.nth(at)).to_have_attribute("aria-busy", "false")
+    texts = answers.all_inner_texts()
+    time.sleep(0.5)
+    assert answers.all_inner_texts() == texts
+    until = time.monotonic() + 20
+    while running.parts.engine.running:  # the server has stopped too
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert sum(one.endswith("/v1/chat/completions") for one in seen.requests) == 2
+    monkeypatch.undo()
+    seen.ask(most=5)
+    expect(page.locator("#status")).to_contain_text("length")
+    seen.check()
+
+
+def test_a_prompt_that_has_gone_meanwhile(
+    visit: Visits, serve: Callable[..., Running], prompt_folders: Path, tmp_path: Path
+) -> None:
+    for name in ("alpha", "beta"):
+        shutil.copytree(prompt_folders / name, tmp_path / name)
+    running = serve(tmp_path)
+    seen = visit(running)
+    page = seen.open()
+    running.parts.prompts.remove("alpha")
+    seen.ask()
+    said = answered(page)
+    panel = page.locator("section.panel").first
+    expect(panel.locator(".error")).to_have_text("unknown model 'alpha'. Known: beta, tiny.")
+    assert figures(panel)["Finish reason"] == "error"
+    assert "Answer 1, alpha: unknown model 'alpha'" in said
+    assert page.locator("section.panel").nth(1).locator(".error").is_hidden()
+    page.get_by_role("button", name="Read the list").click()
+    expect(page.get_by_role("combobox").first).to_have_value("beta")
+    expect(page.locator("details.card h3").first).to_have_text("About beta")
+    running.server.stop(force=True)
+    running.thread.join(30)
+    page.get_by_role("button", name="Ask").click()
+    expect(panel.locator(".error")).to_have_text("The server cannot be reached.")
+    seen.check("404", "ERR_CONNECTION_REFUSED")
+
+
+def events(*values: Any) -> str:
+    return "".join(f"data: {one if isinstance(one, str) else json.dumps(one)}\n\n" for one in values)
+
+
+def piece(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+def stand_in(page: Any, body: str) -> None:
+    """Let a stream of this text answer whatever is asked."""
+    answer = {"body": body, "content_type": "text/event-stream"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**answer))
+
+
+def test_what_a_model_or_a_folder_says_is_text(visit: Visits) -> None:
+    seen = visit()
+    page = seen.open()
+    page.get_by_role("combobox").first.select_option("beta")
+    expect(page.locator("details.card").first).to_contain_text("<img src=/nowhere onerror=alert(1)>")
+    halves = [piece(HTML[:9]), piece(HTML[9:], "stop"), {"choices": [], "usage": {"completion_tokens": 3}}]
+    stand_in(page, events(*halves, "[DONE]"))
+    seen.ask()
+    answered(page)
+    for at in (0, 1):
+        assert page.locator(".answer").nth(at).text_content() == HTML
+    stand_in(page, events(piece("so far"), {"error": {"message": HTML}}))
+    seen.ask()
+    expect(page.locator(".error").first).to_be_visible()
+    assert page.locator(".error").first.text_content() == HTML
+    assert page.locator(".answer").first.text_content() == "so far"
+    assert page.locator("img, main script, iframe").count() == 0
+    assert not [one for one in seen.requests if "nowhere" in one]
+    seen.check()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (events(piece("so far")), "The connection ended before the answer was complete."),
+        (events(piece("so far"), "{"), "The connection to the server was lost."),
+        (events(piece("", "stop"), "[DONE]"), "The answer is empty."),
+    ],
+    ids=["cut", "no JSON", "empty"],
+)
+def test_streams_that_end_otherwise(visit: Visits, body: str, said: str) -> None:
+    seen = visit()
+    page = seen.open()
+    stand_in(page, body)
+    seen.ask()
+    answered(page)
+    expect(page.locator(".error").first).to_have_text(said)
+    seen.check()
+
+
+def test_a_card_and_its_loss_curve(visit: Visits) -> None:
+    seen = visit()
+    page = seen.open()
+    card = page.locator("details.card").first
+    facts = dict(zip(card.locator("dt").all_inner_texts(), card.locator("dd").all_inner_texts(), strict=True))
+    assert facts["Base model"] == "tiny"
+    assert facts["Virtual tokens"] == "5 of 32 numbers each"
+    assert facts["Training rows"] == "10 of 12 read"
+    assert facts["Held-out loss"] == "3.250 frozen model alone, 0.125 with the prompt"
+    curve = card.get_by_role("img")
+    expect(curve).to_have_accessible_name(re.compile(r"Training loss: 2\.000 at step 1, 0\.050 at step 40\."))
+    assert len(str(curve.locator("polyline").get_attribute("points")).split()) == 14
+    assert curve.locator("circle.held-out").count() == 14
+    card.get_by_text("The losses as a table").click()
+    rows = card.locator("tbody tr")
+    assert rows.count() == 14
+    assert rows.first.locator("th, td").all_inner_texts() == ["1", "2.0000", "2.5000"]
+    expect(page.locator("details.card").nth(1)).to_contain_text("tiny alone, without virtual tokens")
+    page.get_by_role("combobox").nth(1).select_option("beta")
+    expect(page.locator("details.card").nth(1)).to_contain_text("No loss history is saved with this prompt.")
+    seen.check()
+
+
+def test_a_server_without_prompts_or_chat_template(
+    visit: Visits, serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = serve(None)
+    monkeypatch.setattr(running.parts.tokenizer, "chat_template", None)
+    seen = visit(running)
+    page = seen.open()
+    expect(page.locator("#notice")).to_contain_text("No prompt is served yet")
+    assert [one.input_value() for one in page.get_by_role("combobox").all()] == ["tiny", "tiny"]
+    expect(page.locator("details.card").first).to_contain_text("goes on with the text as it is")
+    seen.ask(most=6)
+    answered(page)
+    wanted = running.client().completions.create(model="tiny", prompt="green red", temperature=0, max_tokens=6)
+    assert page.locator(".answer").first.text_content() == wanted.choices[0].text
+    seen.check()
+
+
+def test_with_a_key(visit: Visits, serve: Callable[..., Running]) -> None:
+    running = serve(keys=(KEY,))
+    seen = visit(running, http_credentials={"username": "anybody", "password": KEY})
+    page = seen.open()
+    seen.ask()
+    assert answered(page).count("length") + answered(page).count("stop") == 2
+    stored = page.evaluate("() => JSON.stringify([localStorage, sessionStorage, document.cookie])")
+    assert stored == '[{},{},""]'
+    seen.check()
+    without = visit(running)
+    with pytest.raises(Exception, match="ERR_INVALID_AUTH_CREDENTIALS"):  # a headless browser has nobody to ask
+        without.page.goto(running.url)
+
+
+def test_another_sites_page_asks_for_nothing_with_the_browsers_key(
+    visit: Visits, serve: Callable[..., Running], running: Running
+) -> None:
+    locked = serve(keys=(KEY,))
+    seen = visit(locked, http_credentials={"username": "anybody", "password": KEY}, bypass_csp=True)
+    seen.open()
+    elsewhere = seen.context.new_page()
+    elsewhere.goto(running.url)
+    body = json.dumps({"model": "alpha", "messages": [{"role": "user", "content": "green"}]})
+    for said in (f"{body!r}", f"new Blob([{body!r}])", f"new Blob([{body!r}], {{type: 'text/plain'}})"):
+        options = f"{{method: 'POST', mode: 'no-cors', credentials: 'include', body: {said}}}"
+        elsewhere.evaluate(f"() => fetch('{locked.url}/v1/chat/completions', {options})")
+    with locked.http() as http:
+        counted = re.findall(r'requests_total\{path="/v1/chat/completions",status="(\d+)"\} (\d)', http.get("/metrics").text)
+    assert counted == [("403", "3")]  # the key came along, and did not help
+
+
+SIZES = {"desktop": (1280, 900), "phone": (360, 740)}
+
+
+@pytest.mark.parametrize(("size", "scheme"), [*itertools.product(SIZES, ("light", "dark"))])
+def test_it_fits_and_can_be_read(visit: Visits, pictures: Path, size: str, scheme: str) -> None:
+    width, height = SIZES[size]
+    seen = visit(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = seen.open()
+    page.get_by_role("combobox").nth(1).select_option("beta")
+    seen.ask("x" * 60, 30)
+    answered(page)
+    for card in page.locator("details.card").all():
+        if card.get_attribute("open") is None:
+            card.locator("summary").first.click()
+    page.get_by_text("The losses as a table").first.click()
+    expect(page.get_by_role("img")).to_be_visible()
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    left, right = (one.bounding_box() for one in page.locator("section.panel").all())
+    assert (left["y"] == right["y"]) == (size == "desktop")
+    assert low_contrast(page) == []
+    page.screenshot(path=pictures / f"playground-{size}-{scheme}.png", full_page=True)
+    seen.check()
+
+
+def low_contrast(page: Any) -> list[str]:
+    """Texts that stand out from their ground by less than 4.5 to 1, as WCAG counts it."""
+    return list(page.evaluate(CONTRAST))
+
+
+CONTRAST = """() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const linear = (part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+  const light = (color) => {
+    const [r, g, b] = numbers(color).map((part) => linear(part / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = getComputedStyle(node).backgroundColor;
+      if (numbers(color)[3] !== 0) return color;
+    }
+    throw new Error("no ground");
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const says = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
+    if (!(says || node.matches("input, select, textarea")) || !node.getClientRects().length) continue;
+    const style = getComputedStyle(node);
+    const [one, other] = [light(node instanceof SVGElement ? style.fill : style.color), light(ground(node))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < 4.5) found.push(`${node.tagName} ${node.textContent.slice(0, 30)}: ${ratio.toFixed(2)}`);
+  }
+  return found;
+}"""
+
+
+def test_names_headings_and_live_regions(visit: Visits) -> None:
+    seen = visit()
+    page = seen.open()
+    seen.ask(most=5)
+    answered(page)
+    assert page.locator("html").get_attribute("lang") == "en"
+    assert page.title() == "ptune playground"
+    for control in page.locator("button, input, select, textarea, summary").all():
+        expect(control).to_have_accessible_name(re.compile(r"\S"))
+    names = [one.get_attribute("aria-label") for one in page.get_by_role("combobox").all()]
+    assert names == ["Prompt of answer 1", "Prompt of answer 2"]
+    levels = [int(one.evaluate("node => node.tagName")[1]) for one in page.locator("h1, h2, h3, h4").all()]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    identities = [one.get_attribute("id") for one in page.locator("[id]").all()]
+    assert len(set(identities)) == len(identities)
+    live = page.locator("[aria-live], [role=status], [role=alert], [role=log]")
+    assert [one.get_attribute("id") for one in live.all()] == ["status"]
+    for role, count in (("banner", 1), ("main", 1), ("contentinfo", 1), ("region", 2)):
+        assert page.get_by_role(role).count() == count, role
+    seen.check()
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit: Visits) -> None:
+    seen = visit()
+    page = seen.open()
+    seen.ask(most=5)
+    answered(page)
+    wanted = page.locator("button, input, select, textarea, summary").count()
+    page.evaluate("() => document.activeElement.blur()")
+    reached = set()
+    for _ in range(wanted + 3):
+        page.keyboard.press("Tab")
+        at, outline = page.evaluate(
+            "() => { const at = document.activeElement; return [[...document.querySelectorAll('body *')].indexOf(at), "
+            "getComputedStyle(at).outlineStyle]; }"
+        )
+        if at >= 0:
+            reached.add(at)
+            assert outline == "solid"
+    assert len(reached) == wanted
+    seen.check()
+
+
+def test_nothing_moves_where_that_is_not_wanted(visit: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    moving = "node => getComputedStyle(node, '::after').animationName"
+    for wish, name in (("reduce", "none"), ("no-preference", "blink")):
+        seen = visit(reduced_motion=wish)
+        page = seen.open()
+        seen.ask(most=100)
+        expect(page.locator(".answer").first).to_have_attribute("aria-busy", "true")
+        assert page.locator(".answer").first.evaluate(moving) == name
+        page.get_by_role("button", name="Stop").click()
+        answered(page)
+        seen.check()
