@@ -201,7 +201,7 @@ def test_what_a_model_or_a_folder_says_is_text(visit: Visits) -> None:
     ("body", "said"),
     [
         (events(piece("so far")), "The connection ended before the answer was complete."),
-        (events(piece("so far"), "{"), "The connection to the server was lost."),
+        (events(piece("so far"), "{"), "The answer came in a form that cannot be read."),
         (events(piece("", "stop"), "[DONE]"), "The answer is empty."),
     ],
     ids=["cut", "no JSON", "empty"],
@@ -256,6 +256,20 @@ def test_a_server_without_prompts_or_chat_template(
     seen.check()
 
 
+def test_a_list_of_prompts_that_does_not_come(visit: Visits, running: Running) -> None:
+    seen = visit()
+    page = seen.page
+    page.route("**/v1/models", lambda route: route.fulfill(status=502, body="<h1>proxy</h1>"))
+    page.goto(running.url)
+    expect(page.locator("#notice")).to_have_text("The prompts cannot be listed. The server answered with status 502.")
+    seen.ask()
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Read the list").click()
+    expect(page.locator("#notice")).to_be_hidden()
+    expect(page.locator("details.card h3").first).to_have_text("About alpha")
+    seen.check("502")
+
+
 def test_with_a_key(visit: Visits, serve: Callable[..., Running]) -> None:
     running = serve(keys=(KEY,))
     seen = visit(running, http_credentials={"username": "anybody", "password": KEY})
@@ -283,7 +297,9 @@ def test_another_sites_page_asks_for_nothing_with_the_browsers_key(
         options = f"{{method: 'POST', mode: 'no-cors', credentials: 'include', body: {said}}}"
         elsewhere.evaluate(f"() => fetch('{locked.url}/v1/chat/completions', {options})")
     with locked.http() as http:
-        counted = re.findall(r'requests_total\{path="/v1/chat/completions",status="(\d+)"\} (\d)', http.get("/metrics").text)
+        counted = re.findall(
+            r'requests_total\{path="/v1/chat/completions",status="(\d+)"\} (\d)', http.get("/metrics").text
+        )
     assert counted == [("403", "3")]  # the key came along, and did not help
 
 

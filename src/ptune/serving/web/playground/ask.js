@@ -85,7 +85,7 @@ async function* events(body) {
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof AskError) throw error;
-    throw new AskError("The connection to the server was lost.");
+    throw new AskError(error instanceof SyntaxError ? "The answer came in a form that cannot be read." : "The connection to the server was lost.");
   } finally {
     reader.cancel().catch(() => {});
   }

@@ -8,6 +8,7 @@ const whole = new Intl.NumberFormat("en");
 export class Panel {
   constructor(number, template) {
     this.title = `Answer ${number}`;
+    this.models = new Map(); // by name; none while they are not known
     this.element = template.content.cloneNode(true).querySelector("section");
     const find = (what) => this.element.querySelector(what);
     [this.select, this.answer, this.error, this.card] = ["select", ".answer", ".error", ".card"].map(find);
