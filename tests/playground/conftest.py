@@ -1,13 +1,12 @@
 """A server on a small model that chats, and Debian's Chromium before it.
 
-`make test-playground` installs both. The pages are kept small: every test has a browser context of its own.
+`make test-playground` installs the browser and what drives it. Every visit has a browser context of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from running_servers import KEY, SECONDS, Running, save_prompt, start_server
+from browsing import Visit
+from running_servers import SECONDS, Running, save_prompt, start_server
 
 LOG = "".join(
     json.dumps({"step": step, "loss": 2 / step}) + "\n" + json.dumps({"step": step, "eval_loss": 2.5 / step}) + "\n"
@@ -77,12 +77,13 @@ def running(serve: Callable[..., Running]) -> Running:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """The browser. Without it these tests fail: they run only where they are asked for."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     found = os.environ.get("PTUNE_CHROMIUM") or shutil.which("chromium")
     assert found, "there is no chromium; on Debian: apt-get install --no-install-recommends chromium"
     # Chromium's sandbox cannot be set up by root; the only pages that it is shown are ptune's own.
     words = ["--no-sandbox"] if os.geteuid() == 0 else []
+    expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=words)
         yield browser
@@ -98,50 +99,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Visit:
-    """A browser's visit of one server: its page, and what went on.
-
-    Args:
-        browser: The browser.
-        running: The server.
-        options: Of the browser's context.
-    """
-
-    def __init__(self, browser: Any, running: Running, **options: Any) -> None:
-        self.running = running
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        self.context.set_default_timeout(SECONDS * 1000)
-        self.page = self.context.new_page()
-        self.requests: list[str] = []
-        self.told: list[str] = []
-        """What the console says, errors of scripts, dialogs."""
-        self.page.on("request", lambda one: self.requests.append(one.url))
-        self.page.on("console", lambda one: self.told.append(f"{one.type}: {one.text}"))
-        self.page.on("pageerror", lambda one: self.told.append(f"error: {one}"))
-        self.page.on("dialog", lambda one: (self.told.append(f"dialog: {one.message}"), one.dismiss()))
-
-    def open(self) -> Any:
-        """The page, once its cards are there."""
-        from playwright.sync_api import expect
-
-        self.page.goto(self.running.url)
-        expect(self.page.locator("details.card h3")).to_have_text([re.compile("About")] * 2)
-        return self.page
-
-    def ask(self, text: str = "green red", most: int = 12) -> None:
-        """Type a text and ask; the answers are there when `status` tells of both."""
-        self.page.get_by_label("Text", exact=True).fill(text)
-        self.page.get_by_label("Max tokens").fill(str(most))
-        self.page.get_by_role("button", name="Ask").click()
-
-    def check(self, *expected: str) -> None:
-        """Nothing went elsewhere, and the console told nothing but what is expected."""
-        origins = {f"{one.split('/')[0]}//{one.split('/')[2]}" for one in self.requests}
-        assert origins == {self.running.url}, origins
-        left = [one for one in self.told if not any(said in one for said in expected)]
-        assert not left, left
-
-
 @pytest.fixture
 def visit(chromium: Any, running: Running) -> Iterator[Callable[..., Visit]]:
     """Begins a visit of the server, or of another."""
@@ -154,9 +111,3 @@ def visit(chromium: Any, running: Running) -> Iterator[Callable[..., Visit]]:
     yield make
     for one in made:
         one.context.close()
-
-
-@pytest.fixture(scope="session")
-def key() -> str:
-    """A key that is good where keys are wanted."""
-    return KEY
