@@ -81,10 +81,11 @@ def make_prompts(model: str | Path, root: Path, count: int, *, lengths: Sequence
 class Served:
     """`ptune serve` in a process of its own; a context, at whose end SIGTERM comes."""
 
-    def __init__(self, *flags: object, threads: int) -> None:
+    def __init__(self, *flags: object, threads: int, dtype: str | None = "float32") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PTUNE_API_KEYS": KEY}
         self.began = time.perf_counter()
-        words = [sys.executable, "-m", "ptune", "serve", "--port", "0", "--dtype", "float32", *map(str, flags)]
+        loaded = [] if dtype is None else ["--dtype", dtype]
+        words = [sys.executable, "-m", "ptune", "serve", "--port", "0", *loaded, *map(str, flags)]
         self.process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, text=True)
         self.log: list[dict[str, Any]] = []
         lines: queue.Queue[dict[str, Any] | None] = queue.Queue()

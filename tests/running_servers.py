@@ -127,6 +127,27 @@ class Running:
     server: Any
     thread: threading.Thread
 
+    @classmethod
+    def of(cls, parts: Any) -> Running:
+        """Start one."""
+        from ptune.serving.web.server import listen, server_of
+
+        at = listen(parts.settings.host, parts.settings.port)
+        server = server_of(parts)
+        parts.engine.start()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
+        thread.start()
+        until = time.monotonic() + SECONDS
+        while not server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        return cls("http://{}:{}".format(*at.getsockname()), parts, server, thread)
+
+    def end(self) -> None:
+        """Stop it, whatever runs."""
+        self.server.stop(force=True)
+        self.thread.join(SECONDS)
+        self.parts.engine.stop(seconds=0)
+
     def client(self, key: str = KEY, **options: Any) -> Any:
         """The official client."""
         import openai
@@ -143,12 +164,6 @@ class Running:
             base_url=self.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=SECONDS, trust_env=False, **options
         )
 
-    def stop(self) -> None:
-        """End it."""
-        self.server.stop(force=True)
-        self.thread.join(SECONDS)
-        self.parts.engine.stop(seconds=0)
-
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
@@ -159,7 +174,7 @@ class Running:
 def start_server(model_dir: Path, folders: Path | None = None, **values: Any) -> Running:
     """A server of the small model and the prompt folders in a folder, with a key unless told otherwise."""
     from ptune.loading.load import load_model, load_tokenizer
-    from ptune.serving.web.server import listen, make_parts, server_of
+    from ptune.serving.web.server import make_parts
 
     settings = replace(ServeSettings(port=0, keys=(KEY,), watch_seconds=0), **values)
     model = PTunedModel(load_model(str(model_dir), dtype="float32"), self_check=False).eval()
@@ -167,13 +182,4 @@ def start_server(model_dir: Path, folders: Path | None = None, **values: Any) ->
     registry = PromptRegistry(model, tokenizer, base_name="tiny")
     for folder in sorted(folders.iterdir()) if folders else ():
         registry.add(folder.name, folder)
-    parts = make_parts(model, tokenizer, registry, settings)
-    at = listen(settings.host, settings.port)
-    server = server_of(parts)
-    parts.engine.start()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
-    thread.start()
-    until = time.monotonic() + SECONDS
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.01)
-    return Running("http://{}:{}".format(*at.getsockname()), parts, server, thread)
+    return Running.of(make_parts(model, tokenizer, registry, settings))

@@ -7,8 +7,6 @@ ptune declares: `tests/test_internals.py` looks for each, and `make test-oldest`
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain
@@ -93,15 +91,6 @@ def packet_of(operator: Any) -> Any:
 
 
 # ---- transformers --------------------------------------------------------------------------------------------------
-
-
-def http_error() -> type[Exception]:
-    """The base of what the HTTP library of the installed huggingface_hub raises."""
-    for library in ("httpx2", "httpx"):
-        with contextlib.suppress(ImportError):
-            found: type[Exception] = importlib.import_module(library).HTTPError
-            return found
-    return OSError
 
 
 def set_attention(config: Any, name: str) -> None:

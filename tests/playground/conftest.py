@@ -65,7 +65,7 @@ def serve(chat_model_dir: Path, prompt_folders: Path) -> Iterator[Callable[..., 
 
     yield make
     for one in made:
-        one.stop()
+        one.end()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 
@@ -39,6 +40,26 @@ def _taken(at: Place) -> Callable[[], Ran]:
     return serve
 
 
+def _upstream(url: str, *more: object) -> Callable[[Place], Words]:
+    return _serve("--upstream", url, *more)
+
+
+def _upstream_keys(content: str) -> Callable[[Place], Words]:
+    return lambda at: [*_upstream("http://h")(at), "--upstream-key-file", at.file("keys", content)]
+
+
+def _exported(content: str) -> Callable[[Place], Words]:
+    """A gateway to a model whose list of prompts holds this."""
+
+    def words(at: Place) -> Words:
+        folder = at.at / "exported"
+        shutil.copytree(at.kit.model, folder)
+        (folder / "soft_prompts.json").write_text(content, encoding="utf-8")
+        return ["serve", "--model", folder, "--port", 0, "--upstream", "http://127.0.0.1:1"]
+
+    return words
+
+
 SERVING = (
     Case(_G, "no model and no prompt", lambda _at: ["serve"], ("there is no model", "--prompts"), needs=_NEEDS),
     Case(_G, "a port that is none", _serve("--port", 99999), ("from 0 to 65535, not 99999",), needs=_NEEDS),
@@ -71,6 +92,37 @@ SERVING = (
         "a prompt of another model",
         _with(lambda at: at.prompt(base_fingerprint="0" * 32)),
         ("was made for another model",),
+        needs=_NEEDS,
+    ),
+    Case(_G, "an upstream that is no URL", _upstream("h:8000"), ("'h:8000' is no URL", "http://HOST"), needs=_NEEDS),
+    Case(_G, "an upstream of no such port", _upstream("http://h:99999"), ("is no URL of a server",), needs=_NEEDS),
+    Case(
+        _G,
+        "a dtype where no model is loaded",
+        _upstream("http://h", "--dtype", "float32"),
+        ("--dtype has no effect: no model is loaded",),
+        needs=_NEEDS,
+    ),
+    Case(
+        _G,
+        "an upstream's model without an upstream",
+        _serve("--upstream-model", "x"),
+        ("--upstream-model has no effect",),
+        needs=_NEEDS,
+    ),
+    Case(_G, "two keys for the upstreams", _upstream_keys("one\ntwo\n"), ("holds 2 keys",), needs=_NEEDS),
+    Case(
+        _G,
+        "a list of prompts in the vocabulary that is none",
+        _exported("[1]"),
+        ("soft_prompts.json is no list of prompts", "Export the model again"),
+        needs=_NEEDS,
+    ),
+    Case(
+        _G,
+        "a prompt whose tokens the model does not have",
+        _exported('{"prompts": {"a": {"virtual_tokens": 9, "first_id": 99999999, "template": "tutorial"}}}'),
+        ("has the tokens 99999999 to 100000007",),
         needs=_NEEDS,
     ),
 )

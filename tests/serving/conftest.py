@@ -10,7 +10,8 @@ import pytest
 
 from architectures import build
 from ptune.model.wrapper import PTunedModel
-from ptune.serving.engine.scheduler import Bounds, Scheduler
+from ptune.serving.engine.engine import Bounds
+from ptune.serving.engine.scheduler import Scheduler
 from running_servers import SECONDS, Engine, Running, prompts_on, save_prompt, start_server
 
 
@@ -50,13 +51,13 @@ def serve(tiny_model_dir: Path) -> Iterator[Callable[..., Running]]:
     pytest.importorskip("uvicorn")
     made: list[Running] = []
 
-    def make(folders: Path | None = None, **values: Any) -> Running:
-        made.append(start_server(tiny_model_dir, folders, **values))
+    def make(folders: Path | None = None, *, model_dir: Path = tiny_model_dir, **values: Any) -> Running:
+        made.append(start_server(model_dir, folders, **values))
         return made[-1]
 
     yield make
     for one in made:
-        one.stop()
+        one.end()
 
 
 @pytest.fixture(scope="session")

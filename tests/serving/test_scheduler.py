@@ -13,8 +13,8 @@ import torch
 from architectures import ARCHITECTURES, EOS, build
 from prompting import draw, relative_error, texts
 from ptune.errors import ModelError
+from ptune.serving.engine.engine import BusyError, StoppedError
 from ptune.serving.engine.requested import Sampling
-from ptune.serving.engine.scheduler import BusyError, StoppedError
 from running_servers import SECONDS, Engine, prompts_on
 
 NAMES = ("short", "long", None, "middle")

@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public by its documentation
 
 from ptune.errors import PromptError, first_line, shown
-from ptune.internals import http_error
 from ptune.reach import no_connection
 from ptune.saved.files import holds
 from ptune.saved.format import FILES
@@ -30,7 +29,9 @@ from ptune.saved.opened_folder import PTUNE_CONFIG
 from ptune.saved.peft import ADAPTER_CONFIG
 
 COMMIT_MESSAGE = "A soft prompt, by ptune"
-_FAULTS = (http_error(), OSError, ValueError)
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+"""What the HTTP library raises that the installed huggingface_hub asks with; several may be installed."""
+_FAULTS = (_HTTP_ERROR, OSError, ValueError)
 """What huggingface_hub raises when a repository cannot be read or written."""
 _LOG_IN = "log in with `hf auth login`, or pass token=…"
 

@@ -75,12 +75,19 @@ class PromptRegistry:
             PromptError: The name cannot be used; or the folder is missing, damaged, or for another model.
             ConfigError: Its template cannot be used, or it leaves no room for a text.
         """
-        if check_prompt_name(name) == self.base_name:
-            raise PromptError(f"{name!r} is what the frozen model is called here.", hint="Choose another name.")
-        prompt = self._read(name, open_folder(folder))
+        self._check_name(name)
+        return self.put(self._read(name, open_folder(folder)))
+
+    def put(self, prompt: ServedPrompt) -> ServedPrompt:
+        """Serve a prompt that has been read, in place of what had its name.
+
+        Raises:
+            PromptError: The name cannot be used.
+        """
+        self._check_name(prompt.name)
         with self._lock:
-            before = self._prompts.get(name)
-            self._prompts = {**self._prompts, name: prompt}
+            before = self._prompts.get(prompt.name)
+            self._prompts = {**self._prompts, prompt.name: prompt}
         self._retire(before)
         return prompt
 
@@ -98,6 +105,10 @@ class PromptRegistry:
             self._prompts = left
         self._retire(prompt)
         return prompt
+
+    def _check_name(self, name: str) -> None:
+        if check_prompt_name(name) == self.base_name:
+            raise PromptError(f"{name!r} is what the frozen model is called here.", hint="Choose another name.")
 
     def _retire(self, prompt: ServedPrompt | None) -> None:
         if prompt is not None:

@@ -15,6 +15,11 @@ class ServeSettings:
     """0: any free one."""
     keys: tuple[str, ...] = ()
     """API keys; none lets everybody in."""
+    upstreams: tuple[str, ...] = ()
+    """Servers of the frozen model that answer in its place."""
+    upstream_model: str | None = None
+    """What they call it; None takes what each one lists first."""
+    upstream_key: str | None = None
     prompts_root: Path | None = None
     """The folder that is watched, and below which prompts can be posted."""
     watch_seconds: float = 2.0

@@ -24,6 +24,8 @@ class ServedPrompt:
     encoder: PromptEncoder
     config: PromptConfig
     template: Template
+    first_id: int | None = None
+    """Of its virtual tokens, where the model's vocabulary has them as special tokens (`ptune export --to model`)."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
     facts: PromptFacts = field(default_factory=PromptFacts)

@@ -266,8 +266,18 @@ def expected_ids(tokenizer: PreTrainedTokenizerBase, prompt: NamedPrompt, first_
     template = prompt.template
     asks_input = isinstance(template, CustomTemplate) and "instruction" not in template.fields
     segments = template.prompt("", text) if asks_input else template.prompt(text)
-    leading = range(first_id, first_id + prompt.tokens - tokens_in_text(template.blocks))
-    return [*leading, *(first_id - 1 - one if one < 0 else one for one in encode_prompt(segments, tokenizer))]
+    return with_prompt(encode_prompt(segments, tokenizer), first_id, prompt.tokens - tokens_in_text(template.blocks))
+
+
+def with_prompt(ids: Sequence[int], first_id: int, leading: int) -> list[int]:
+    """Token ids of a text behind a prompt of the vocabulary.
+
+    Args:
+        ids: The text; virtual tokens inside it below 0 (`ptune.data.blocks`).
+        first_id: Of the prompt's tokens.
+        leading: How many of them stand before the text.
+    """
+    return [*range(first_id, first_id + leading), *(first_id - 1 - one if one < 0 else one for one in ids)]
 
 
 def render(

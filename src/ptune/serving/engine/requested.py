@@ -94,6 +94,8 @@ class Job:
     """Whether end tokens are written like any other; only the number of tokens ends the answer then."""
     logprobs: int | None = None
     """How many of the likeliest tokens are told at each place; None tells no log-probabilities at all."""
+    streamed: bool = True
+    """Whether its pieces are sent on as they come; otherwise nothing is sent before all of it is complete."""
     cancelled: bool = False
     """Set by whoever asked, when nobody waits for the answer any more."""
 

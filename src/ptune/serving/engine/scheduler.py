@@ -14,8 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from ptune.errors import ModelError, PTuneError
 from ptune.model.wrapper import PTunedModel
 from ptune.serving.engine.batched_model import BatchedModel, batching_obstacle
+from ptune.serving.engine.engine import Bounds, BusyError, CancelledRequestError, StoppedError, Watch
 from ptune.serving.engine.requested import Failed, Job
 from ptune.serving.engine.row_under_way import RowUnderWay
 from ptune.serving.engine.sampling import next_tokens
@@ -33,36 +33,8 @@ READ_AT_ONCE = 2048
 """Positions of texts, padding included, that are read between two steps; one text may have more."""
 
 
-class StoppedError(Exception):
-    """The engine takes no requests any more, or has given one up to stop."""
-
-
-class BusyError(Exception):
-    """As many requests wait as may."""
-
-
-class CancelledRequestError(Exception):
-    """Nobody waits for the answer any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounds:
-    """How much the engine takes on."""
-
-    rows: int = 32
-    """Answers that are written at the same time."""
-    waiting: int = 256
-    """Requests that wait to be begun."""
-    cache_positions: int | None = None
-    """Positions that the keys and values of the batch may take, rows × longest; None for no bound."""
-
-
-Watch = Callable[[str, float], None]
-"""(what was done, how much of it): `step_seconds`, `step_rows`, `read_seconds`, `read_tokens`, `written_tokens`."""
-
-
 class Scheduler:
-    """The engine: `submit` from any thread.
+    """The `Engine` of a model in this process: `submit` from any thread.
 
     Args:
         model: The frozen model, in eval mode; it may not change while the engine runs.
@@ -95,16 +67,12 @@ class Scheduler:
 
     def start(self) -> None:
         """Begin to answer."""
+        if self.obstacle is not None:
+            _log.warning("requests are answered one at a time", extra={"reason": self.obstacle})
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Take a request on; its events follow.
-
-        Raises:
-            BusyError: As many wait as may.
-            StoppedError: The engine is stopping, or has stopped.
-            ModelError: It asks for more than there may ever be room for.
-        """
+        """Take a request on; its events follow."""
         self._check_size(job)
         with self._changed:
             if self._draining or not self._thread.is_alive():
@@ -121,14 +89,7 @@ class Scheduler:
             self._changed.notify()
 
     def stop(self, *, seconds: float) -> bool:
-        """Take nothing on any more, and end when everything is answered, or after a time.
-
-        Args:
-            seconds: How long what runs and waits may take; then it fails.
-
-        Returns:
-            Whether everything was answered.
-        """
+        """Take nothing on any more, and end when everything is answered, or after a time."""
         self.drain()
         self._thread.join(seconds)
         finished = not self._thread.is_alive()

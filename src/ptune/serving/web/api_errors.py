@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ptune.errors import DataError, PromptError, PTuneError, one_line, printable
-from ptune.serving.engine.scheduler import BusyError, StoppedError
+from ptune.serving.engine.engine import BusyError, StoppedError, UnansweredError
 
 _log = logging.getLogger("ptune.serve")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -32,7 +32,7 @@ STATUSES = {
     413: "the body is too large",
     429: "busy: try again after `Retry-After` seconds",
     500: "a fault of the server's",
-    503: "the server is stopping",
+    503: "the server is stopping, or no upstream answers",
     504: "the answer took too long",
 }
 """What an error's status means."""
@@ -87,6 +87,9 @@ def as_api_error(error: BaseException, *, retry_seconds: int = 1) -> ApiError:
         return ApiError(429, f"The server is busy: {error} Try again later.", code="busy", headers=headers)
     if isinstance(error, StoppedError):
         return ApiError(503, f"{str(error).capitalize()}", code="stopping", headers={"Retry-After": "5"})
+    if isinstance(error, UnansweredError):
+        headers = {"Retry-After": str(retry_seconds)}
+        return ApiError(503, f"No answer: {error}.", code="upstream_unavailable", headers=headers)
     if isinstance(error, PTuneError):
         return ApiError(400, one_line(error), code=_CODES.get(type(error)))
     return ApiError(500, "The server failed to answer; its log says why.", code="internal_error")

@@ -96,6 +96,7 @@ def begin_answers(
         "stop": asked.stops,
         "ignore_eos": bool(asked.ignore_eos),
         "logprobs": logprobs,
+        "streamed": bool(asked.stream),
     }
     ready = []
     for ids in texts:

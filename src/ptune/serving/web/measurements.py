@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ptune.model.wrapper import PTunedModel
-from ptune.serving.engine.scheduler import Scheduler
+from ptune.serving.engine.engine import Engine
+from ptune.serving.gateway.upstreams import Upstream
 from ptune.serving.prompt_registry import PromptRegistry
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
@@ -37,7 +40,7 @@ class Measurements:
         }
         self._average_seconds = 1.0
 
-    def watch_over(self, engine: Scheduler, prompts: PromptRegistry, model: PTunedModel) -> None:
+    def watch_over(self, engine: Engine, prompts: PromptRegistry, model: PTunedModel) -> None:
         """Tell what is running and held, as it is when it is asked for."""
         now = {
             "ptune_running_answers": ("Answers under way", lambda: engine.running),
@@ -48,6 +51,14 @@ class Measurements:
         }
         for name, (about, value) in now.items():
             Gauge(name, about, registry=self.registry).set_function(value)
+
+    def watch_upstreams(self, upstreams: Iterable[Upstream]) -> None:
+        """Tell which servers behind a gateway can be asked, and what each one has under way."""
+        up = Gauge("ptune_upstream_up", "Whether it can be asked", ("url",), registry=self.registry)
+        running = Gauge("ptune_upstream_running", "Its requests under way", ("url",), registry=self.registry)
+        for one in upstreams:
+            up.labels(one.url).set_function(partial(_is_up, one))
+            running.labels(one.url).set_function(partial(getattr, one, "running"))
 
     def done(self, what: str, amount: float) -> None:
         """What the engine has done; see `Watch`."""
@@ -70,7 +81,7 @@ class Measurements:
         """A response is complete; `path` is one of the app's own."""
         self._requests.labels(path, str(status)).inc()
 
-    def retry_seconds(self, engine: Scheduler) -> int:
+    def retry_seconds(self, engine: Engine) -> int:
         """When a place in the queue is likely to be free, in whole seconds from 1 to 60."""
         rounds = (engine.waiting + engine.running) / engine.bounds.rows
         return min(max(math.ceil(self._average_seconds * rounds / 2), 1), 60)
@@ -78,3 +89,7 @@ class Measurements:
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _is_up(upstream: Upstream) -> float:
+    return float(upstream.state == "up")

@@ -17,11 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.errors import ConfigError
 from ptune.frozen.fingerprint import fingerprint, unquantized_fingerprint
+from ptune.frozen.parameters import has_weights
 from ptune.frozen.parts import embedding_table
 from ptune.frozen.quantized import is_quantized
 from ptune.model.wrapper import PTunedModel
+from ptune.serving.engine.engine import Bounds, Engine
 from ptune.serving.engine.position_bytes import position_bytes
-from ptune.serving.engine.scheduler import Bounds, Scheduler
+from ptune.serving.engine.scheduler import Scheduler
+from ptune.serving.gateway.open_gateway import make_gateway
 from ptune.serving.prompt_registry import PromptRegistry
 from ptune.serving.prompt_watch import PromptWatch
 from ptune.serving.serve_settings import ServeSettings
@@ -38,21 +41,22 @@ def make_parts(
     model: PTunedModel, tokenizer: PreTrainedTokenizerBase, prompts: PromptRegistry, settings: ServeSettings
 ) -> Parts:
     """What a server is made of; the engine does not run yet, and the root folder has been looked at once."""
-    model.prefixes.limit_bytes = settings.prefix_bytes
-    each = position_bytes(model)
-    bounds = Bounds(
-        rows=settings.max_concurrency,
-        waiting=settings.max_waiting,
-        cache_positions=None if each is None else settings.cache_bytes // each,
-    )
     measured = Measurements()
-    engine = Scheduler(model, tokenizer, bounds, measured.done)
+    engine: Engine
+    if settings.upstreams:
+        engine = make_gateway(model, tokenizer, prompts, settings, measured.done)
+        measured.watch_upstreams(engine.upstreams.all)
+    else:
+        model.prefixes.limit_bytes = settings.prefix_bytes
+        each = position_bytes(model)
+        most = None if each is None else settings.cache_bytes // each
+        bounds = Bounds(rows=settings.max_concurrency, waiting=settings.max_waiting, cache_positions=most)
+        engine = Scheduler(model, tokenizer, bounds, measured.done)
     watch = None
     if settings.prompts_root is not None:
         watch = PromptWatch(prompts, settings.prompts_root, seconds=settings.watch_seconds)
         watch.look()
     measured.watch_over(engine, prompts, model)
-    named = unquantized_fingerprint(model.base) if is_quantized(model.base) else fingerprint(model.base)
     return Parts(
         settings=settings,
         model=model,
@@ -61,9 +65,15 @@ def make_parts(
         prompts=prompts,
         watch=watch,
         measured=measured,
-        fingerprint=f"fp_{named[:16]}",
+        fingerprint=f"fp_{_name_of(model)[:16]}",
         vocabulary=len(embedding_table(model.base)),
     )
+
+
+def _name_of(model: PTunedModel) -> str:
+    if not has_weights(model.base):
+        return model.base.config.model_type  # a gateway to a model whose prompts are its own needs none of them
+    return unquantized_fingerprint(model.base) if is_quantized(model.base) else fingerprint(model.base)
 
 
 class Server(uvicorn.Server):
@@ -134,8 +144,6 @@ def run_server(parts: Parts, at: socket.socket) -> None:
     parts.engine.start()
     if parts.watch is not None and parts.settings.watch_seconds > 0:
         parts.watch.start()
-    if parts.engine.obstacle is not None:
-        _log.warning("requests are answered one at a time", extra={"reason": parts.engine.obstacle})
     try:
         server_of(parts, lambda: _say_where(parts, at)).run(sockets=[at])
     finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from ptune.model.wrapper import PTunedModel
-from ptune.serving.engine.scheduler import Scheduler
+from ptune.serving.engine.engine import Engine
 from ptune.serving.prompt_registry import PromptRegistry
 from ptune.serving.prompt_watch import PromptWatch
 from ptune.serving.serve_settings import ServeSettings
@@ -22,7 +22,7 @@ class Parts:
     settings: ServeSettings
     model: PTunedModel
     tokenizer: PreTrainedTokenizerBase
-    engine: Scheduler
+    engine: Engine
     prompts: PromptRegistry
     watch: PromptWatch | None
     """None where no root folder is given."""

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.serving.engine.engine import Engine
 from ptune.serving.engine.requested import Event, Failed, Job, Piece
-from ptune.serving.engine.scheduler import Scheduler
 from ptune.serving.web.api_errors import ApiError, as_api_error
 from ptune.serving.web.measurements import Measurements
 
@@ -35,7 +35,7 @@ class AnswersUnderWay:
     """
 
     def __init__(
-        self, engine: Scheduler, asked: Sequence[Asked], choices: int, seconds: float, measured: Measurements
+        self, engine: Engine, asked: Sequence[Asked], choices: int, seconds: float, measured: Measurements
     ) -> None:
         self._engine, self._seconds, self._measured = engine, seconds, measured
         self._loop = asyncio.get_running_loop()
