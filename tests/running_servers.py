@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ptune.data.template import get_template
 from ptune.model.wrapper import PTunedModel
 from ptune.serving.engine.requested import Failed, Job, Piece, Sampling
 from ptune.serving.engine.scheduler import Scheduler
+from ptune.serving.prompt_registry import PromptRegistry
+from ptune.serving.serve_settings import ServeSettings
 from ptune.serving.served_prompt import ServedPrompt
 
 KEY = "a-key-of-more-than-sixteen-characters"
@@ -167,3 +169,17 @@ class Running:
         """Host and port."""
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
+
+
+def start_server(model_dir: Path, folders: Path | None = None, **values: Any) -> Running:
+    """A server of the small model and the prompt folders in a folder, with a key unless told otherwise."""
+    from ptune.loading.load import load_model, load_tokenizer
+    from ptune.serving.web.server import make_parts
+
+    settings = replace(ServeSettings(port=0, keys=(KEY,), watch_seconds=0), **values)
+    model = PTunedModel(load_model(str(model_dir), dtype="float32"), self_check=False).eval()
+    tokenizer = load_tokenizer(str(model_dir))
+    registry = PromptRegistry(model, tokenizer, base_name="tiny")
+    for folder in sorted(folders.iterdir()) if folders else ():
+        registry.add(folder.name, folder)
+    return Running.of(make_parts(model, tokenizer, registry, settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from architectures import build
 from ptune.model.wrapper import PTunedModel
 from ptune.serving.engine.engine import Bounds
 from ptune.serving.engine.scheduler import Scheduler
-from ptune.serving.prompt_registry import PromptRegistry
-from ptune.serving.serve_settings import ServeSettings
-from running_servers import KEY, SECONDS, Engine, Running, prompts_on, save_prompt
+from running_servers import SECONDS, Engine, Running, prompts_on, save_prompt, start_server
 
 
 @pytest.fixture
@@ -52,19 +49,10 @@ def serve(tiny_model_dir: Path) -> Iterator[Callable[..., Running]]:
     """Makes a server of prompt folders, with a key unless told otherwise."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    from ptune.loading.load import load_model, load_tokenizer
-    from ptune.serving.web.server import make_parts
-
     made: list[Running] = []
 
     def make(folders: Path | None = None, *, model_dir: Path = tiny_model_dir, **values: Any) -> Running:
-        settings = replace(ServeSettings(port=0, keys=(KEY,), watch_seconds=0), **values)
-        model = PTunedModel(load_model(str(model_dir), dtype="float32"), self_check=False).eval()
-        tokenizer = load_tokenizer(str(model_dir))
-        registry = PromptRegistry(model, tokenizer, base_name="tiny")
-        for folder in sorted(folders.iterdir()) if folders else ():
-            registry.add(folder.name, folder)
-        made.append(Running.of(make_parts(model, tokenizer, registry, settings)))
+        made.append(start_server(model_dir, folders, **values))
         return made[-1]
 
     yield make

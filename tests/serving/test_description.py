@@ -36,7 +36,7 @@ CHECKS = (
 def try_each(described: Any, most: int) -> None:
     """So many requests of each kind to each operation."""
     operations = [found.ok() for found in described.get_all_operations()]
-    assert len(operations) == 9
+    assert len(operations) == 10
     positive, negative = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
     answered = [*(try_one(operation, positive, most) for operation in operations)]
     for operation in operations:

@@ -146,7 +146,7 @@ def draw(
 ) -> None:
     """Draw how the loss of the run in `folder` fell, and what each of the three reaches and costs."""
     from ptune.evaluation.score_picture import plot_learning_and_scores
-    from ptune.training.output import METRICS
+    from ptune.saved.loss_history import METRICS
     from ptune.training.progress import read_metrics
 
     plot_learning_and_scores(

@@ -51,8 +51,9 @@ A request names a prompt, or the frozen model, as its `model`; requests of diffe
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d
     '{"model": "my-prompt", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}'
 
-GET /v1/models, /v1/prompts, /health, /metrics and /openapi.json; POST /v1/completions, /v1/chat/completions and
-/v1/prompts; DELETE /v1/prompts/NAME. SIGTERM ends it when what runs is answered."""
+GET / is a page to try them on: two prompts asked at once, their timing, a prompt's card and loss curve. Also GET
+/v1/models, /v1/prompts, /v1/prompts/NAME, /health, /metrics and /openapi.json; POST /v1/completions,
+/v1/chat/completions and /v1/prompts; DELETE /v1/prompts/NAME. SIGTERM ends it when what runs is answered."""
 
 
 def build_parser() -> Parser:

@@ -25,6 +25,7 @@ from ptune.prompt.build import check_prompt_name, check_room
 from ptune.saved.opened_folder import OpenedFolder, open_folder
 from ptune.saved.prompt_io import load_prompt
 from ptune.saved.prompt_template import template_of
+from ptune.serving.prompt_facts import facts_of
 from ptune.serving.served_prompt import ServedPrompt
 
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
@@ -129,6 +130,7 @@ class PromptRegistry:
             encoder=encoder.eval(),
             config=config,
             template=template,
+            facts=facts_of(opened, config),
         )
 
 

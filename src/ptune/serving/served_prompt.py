@@ -9,6 +9,7 @@ from pathlib import Path
 from ptune.data.template import Template
 from ptune.encoders import PromptEncoder
 from ptune.prompt.build import PromptConfig
+from ptune.serving.prompt_facts import PromptFacts
 
 
 @dataclass(eq=False)
@@ -27,6 +28,8 @@ class ServedPrompt:
     """Of its virtual tokens, where the model's vocabulary has them as special tokens (`ptune export --to model`)."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
+    facts: PromptFacts = field(default_factory=PromptFacts)
+    """What is told of it."""
     retired: bool = False
     """Whether another version, or nothing, has taken its place; requests under way keep it."""
 

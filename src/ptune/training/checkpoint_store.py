@@ -18,11 +18,11 @@ from ptune.errors import OutputError, PromptError, TrainingError
 from ptune.model.wrapper import PTunedModel
 from ptune.saved.files import read_bytes, write_flushed
 from ptune.saved.format import read_prompt
+from ptune.saved.loss_history import TRAINER_STATE
 from ptune.saved.state import state_bytes, state_of
 from ptune.training.checkpoints import (
     MANIFEST,
     MAX_STATE_BYTES,
-    TRAINER_STATE,
     TRAINING_STATE,
     finish_checkpoint,
     keep_newest,

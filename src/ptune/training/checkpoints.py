@@ -27,8 +27,9 @@ from typing import Any
 
 from ptune.errors import ConfigError, PromptError, PTuneError
 from ptune.saved.files import flush_folder, json_bytes, open_inside, read_json, write_flushed
+from ptune.saved.loss_history import TRAINER_STATE
 
-MANIFEST, TRAINER_STATE, TRAINING_STATE = "checkpoint.json", "trainer_state.json", "training_state.safetensors"
+MANIFEST, TRAINING_STATE = "checkpoint.json", "training_state.safetensors"
 CHECKPOINT_FORMAT = 1
 MAX_STATE_BYTES = 64 * 2**30
 MAX_LOG_BYTES = 2**30

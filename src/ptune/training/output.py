@@ -17,12 +17,13 @@ from typing import Any
 from ptune.errors import OutputError
 from ptune.saved.files import make_folder, write_atomic
 from ptune.saved.format import CARD, ENCODER_WEIGHTS
+from ptune.saved.loss_history import METRICS
 from ptune.saved.opened_folder import PTUNE_CONFIG
 from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ptune.training.checkpoints import CHECKPOINT_NAME, log_history, remove_leftovers
 from ptune.training.progress import metrics_line
 
-METRICS, PLOT, EVENTS = "metrics.jsonl", "loss.png", "runs"
+PLOT, EVENTS = "loss.png", "runs"
 _OWN_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD, METRICS, PLOT)
 _OWN_CARD = "library_name: ptune"
 

@@ -32,6 +32,9 @@ class ModelCard(BaseModel):
     created: int = Field(description="seconds since 1970")
     owned_by: str
     root: str | None = Field(default=None, description="the frozen model behind it")
+    chat: bool = Field(
+        default=True, description="whether it answers chats: the frozen model needs a chat template (not OpenAI's)"
+    )
 
 
 class ModelList(BaseModel):
@@ -49,6 +52,39 @@ class PromptCard(BaseModel):
     created: int = Field(description="when this version was read, in seconds since 1970")
     virtual_tokens: int
     template: str = Field(description="tutorial, chat or custom")
+
+
+class LossPoint(BaseModel):
+    """A loss in nats per answer token."""
+
+    step: int
+    loss: float
+
+
+class LossCurve(BaseModel):
+    """The losses of the training run; of a long one some 200 points each, evenly taken."""
+
+    training: list[LossPoint]
+    held_out: list[LossPoint]
+    note: str | None = Field(description="why there are no points; null where there are some")
+
+
+class PromptDetails(PromptCard):
+    """A prompt that is served, and how it was made; null where its folder does not say."""
+
+    base_model: str | None
+    encoder: str | None
+    token_dim: int | None
+    trainable_parameters: int | None
+    written: int | None = Field(description="when its folder was written, in seconds since 1970")
+    written_by: str | None = Field(description="ptune or PEFT")
+    rows_read: int | None = Field(description="rows of the training data")
+    rows_trained_on: int | None = Field(description="those that were not left out")
+    steps: int | None
+    train_loss: float | None = Field(description="mean of the run, in nats per answer token")
+    held_out_loss_before: float | None = Field(description="of the frozen model alone")
+    held_out_loss_after: float | None = Field(description="with the prompt")
+    loss_curve: LossCurve
 
 
 class PromptList(BaseModel):

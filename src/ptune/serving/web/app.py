@@ -15,6 +15,7 @@ from ptune.serving.web.routes_of_chat import routes_of_chat
 from ptune.serving.web.routes_of_completions import routes_of_completions
 from ptune.serving.web.routes_of_models import routes_of_models
 from ptune.serving.web.routes_of_operations import routes_of_operations
+from ptune.serving.web.routes_of_playground import routes_of_playground
 from ptune.serving.web.routes_of_prompts import routes_of_prompts
 from ptune.serving.web.server_parts import Parts
 
@@ -39,6 +40,7 @@ def make_routes(parts: Parts) -> FastAPI:
         routes_of_operations,
     ):
         app.include_router(routes(parts))
+    app.include_router(routes_of_playground())
     for operations in app.openapi()["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # FastAPI's own; it is 400 here, in the form of all errors

@@ -17,7 +17,7 @@ def routes_of_models(parts: Parts) -> APIRouter:
     async def models() -> ModelList:
         """The frozen model and every prompt."""
         prompts = parts.prompts
-        base = ModelCard(id=prompts.base_name, created=parts.began, owned_by="ptune")
+        base = _frozen(parts)
         each = [
             ModelCard(id=name, created=prompt.created, owned_by="ptune", root=prompts.base_name)
             for name, prompt in prompts.prompts.items()
@@ -29,7 +29,12 @@ def routes_of_models(parts: Parts) -> APIRouter:
         """One of them."""
         prompt = prompt_named(parts, model)
         if prompt is None:
-            return ModelCard(id=model, created=parts.began, owned_by="ptune")
+            return _frozen(parts)
         return ModelCard(id=model, created=prompt.created, owned_by="ptune", root=parts.prompts.base_name)
 
     return router
+
+
+def _frozen(parts: Parts) -> ModelCard:
+    chats = bool(parts.tokenizer.chat_template)
+    return ModelCard(id=parts.prompts.base_name, created=parts.began, owned_by="ptune", chat=chats)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from ptune.errors import ConfigError, PromptError, one_line
+from ptune.errors import ConfigError, PromptError, one_line, unknown
 from ptune.serving.prompt_watch import PromptWatch
 from ptune.serving.served_prompt import ServedPrompt
-from ptune.serving.web.api_answers import DeletedPrompt, PromptCard, PromptList
+from ptune.serving.web.api_answers import DeletedPrompt, LossCurve, LossPoint, PromptCard, PromptDetails, PromptList
 from ptune.serving.web.api_errors import ApiError
 from ptune.serving.web.api_requests import PromptFolder
 from ptune.serving.web.front_door import NOTE
@@ -33,6 +33,15 @@ def routes_of_prompts(parts: Parts) -> APIRouter:
     async def prompts() -> PromptList:
         """Every prompt that is served."""
         return PromptList(data=[_card(one) for one in parts.prompts.prompts.values()])
+
+    @router.get("/{name:path}")
+    async def prompt(name: str) -> PromptDetails:
+        """One of them, how it was made, and its losses in training."""
+        found = parts.prompts.prompts.get(name)
+        if found is None:
+            error = unknown("prompt", name, parts.prompts.prompts, error=PromptError)
+            raise ApiError(404, one_line(error), param="name", code="prompt_not_found")
+        return _details(found)
 
     @router.post("", status_code=201)
     async def post(asked: PromptFolder, request: Request) -> PromptCard:
@@ -65,4 +74,28 @@ def _card(prompt: ServedPrompt) -> PromptCard:
         created=prompt.created,
         virtual_tokens=prompt.config.num_virtual_tokens,
         template=prompt.template.name,
+    )
+
+
+def _details(prompt: ServedPrompt) -> PromptDetails:
+    facts = prompt.facts
+    return PromptDetails(
+        **_card(prompt).model_dump(),
+        base_model=facts.base_model,
+        encoder=facts.encoder,
+        token_dim=facts.token_dim,
+        trainable_parameters=facts.trainable_parameters,
+        written=facts.written,
+        written_by=facts.written_by,
+        rows_read=facts.rows_read,
+        rows_trained_on=facts.rows_trained_on,
+        steps=facts.steps,
+        train_loss=facts.train_loss,
+        held_out_loss_before=facts.held_out_loss_before,
+        held_out_loss_after=facts.held_out_loss_after,
+        loss_curve=LossCurve(
+            training=[LossPoint(step=step, loss=loss) for step, loss in facts.history.training],
+            held_out=[LossPoint(step=step, loss=loss) for step, loss in facts.history.held_out],
+            note=facts.history_note,
+        ),
     )
