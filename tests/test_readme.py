@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ptune.cli import compare, export, import_, inspect, plan, train, tune
+from ptune.cli import compare, export, import_, inspect, plan, serve, train, tune
 from ptune.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -277,7 +277,7 @@ def test_commands_and_flags_exist(name: str) -> None:
     trainer = {
         "--learning-rate", "--num-train-epochs", "--max-steps", "--report-to", "--load-best-model-at-end",
     }  # fmt: skip
-    own = (train, tune, compare, plan, inspect, export, import_)
+    own = (train, tune, compare, plan, inspect, export, import_, serve)
     known = {*(flag for command in own for flag in command.build_parser().flags()), *trainer, "--compare"}
     assert set(re.findall(r"--[a-z][a-z-]+", text)) <= known
 

@@ -461,3 +461,11 @@ def test_a_damaged_list_of_prompts(exported: Path, tmp_path: Path, change: Calla
     (tmp_path / "soft_prompts.json").write_text(json.dumps(listed))
     with pytest.raises(ModelError, match=r"soft_prompts\.json is no list of prompts: "):
         vocabulary_prompts(tmp_path, *gateway_model(str(exported)))
+
+
+def test_the_playground_knows_the_prompts_of_the_vocabulary(in_front: Running) -> None:
+    http = in_front.http()
+    card = http.get("/v1/prompts/p3").json()
+    assert (card["virtual_tokens"], card["template"], card["written_by"]) == (6, "tutorial", "ptune export")
+    assert card["loss_curve"]["note"] == "An exported model keeps no loss histories."
+    assert "ptune playground" in http.get("/").text
