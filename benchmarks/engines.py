@@ -63,6 +63,10 @@ class Asked:
     """ptune's answer, without the token that ends it."""
 
 
+NOBODYS = Asked("nosuch", "Where is my order?", "", "", [])
+"""A prompt that is not there."""
+
+
 def rows(data: Path, count: int) -> list[tuple[str, str, str, str]]:
     """Task, text, right answer and origin of what is asked: so many of each task, and half of each alone."""
     lines = Path(HELD_OUT).read_text(encoding="utf-8").splitlines()
@@ -91,7 +95,7 @@ def messages(asked: Asked, *, named: bool) -> list[dict[str, str]]:
 
 def by_system(asked: Asked, **extra: Any) -> Request:
     """A chat request with a system message."""
-    body = {"model": "m", "messages": messages(asked, named=True), "max_tokens": NEW_TOKENS[asked.task]}
+    body = {"model": "m", "messages": messages(asked, named=True), "max_tokens": NEW_TOKENS.get(asked.task, 1)}
     return Request(CHAT, {**body, "temperature": 0, **extra})
 
 
@@ -106,7 +110,11 @@ def by_variable(asked: Asked, **extra: Any) -> Request:
 def by_text(asked: Asked, around: Mapping[str, Any], **extra: Any) -> Request:
     """A completion."""
     mine = around[asked.task]
-    body = {"model": "m", "prompt": mine["before"] + asked.text + mine["after"], "max_tokens": NEW_TOKENS[asked.task]}
+    body = {
+        "model": "m",
+        "prompt": mine["before"] + asked.text + mine["after"],
+        "max_tokens": NEW_TOKENS.get(asked.task, 1),
+    }
     given = {**extra.get("extra_body", {}), "add_special_tokens": False}
     return Request(PLAIN, {**body, "temperature": 0, **extra, "extra_body": given})
 
@@ -161,7 +169,7 @@ def vllm(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int])
         found["start_seconds"] = engine.start_seconds
         replies = engine.ask([request for _, _, request in plan], AT_ONCE, end)
         found["resident_mib"] = engine.resident_mib
-        found["unknown_prompt"] = engine.refusal(by_system(Asked("nosuch", "Hello", "", "", []), max_tokens=1))
+        found["unknown_prompt"] = engine.refusal(by_system(NOBODYS))
     ways = {way: {at: got for (own, at, _), got in zip(plan, replies, strict=True) if own == way} for way, _, _ in plan}
     found |= {way: judge.judged(mine) for way, mine in ways.items()}
     alone = [at for at, one in enumerate(judge.asked) if one.task == ALONE]
@@ -199,7 +207,7 @@ def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]
             replies = engine.ask(requests, AT_ONCE, end)
             found[name] = {"bytes": file.stat().st_size, "start_seconds": engine.start_seconds}
             found[name] |= {"resident_mib": engine.resident_mib, **judge.judged(dict(enumerate(replies)))}
-            found["unknown_prompt"] = engine.refusal(by_system(Asked("nosuch", "Hello", "", "", []), max_tokens=1))
+            found["unknown_prompt"] = engine.refusal(by_system(NOBODYS))
         print(f"llama.cpp {name}: {summary(found[name])}", file=sys.stderr)
     return found
 
