@@ -8,7 +8,8 @@ TICKETS and QUESTIONS are prompt folders for SmolLM2-135M: the demo's, and one t
 both, mixed, 16 at a time, greedy, through each engine's own server:
 
 - *vLLM* (`--vllm-python`: the Python of an environment that has it): with the system message, with
-  `chat_template_kwargs`, as a plain completion, and without a prompt; once more the untouched model without a prompt.
+  `chat_template_kwargs`, as a plain completion, and without a prompt; the untouched model
+  without a prompt; and once more in the dtype that vLLM takes by itself.
 - *llama.cpp* (`--llama-python`: of one with the packages xllamacpp and cyllama, or with nothing but the first, if the
   GGUF files are in FOLDER already; `--convert`: llama.cpp's own script): float32 with caches in float32 and in float16,
   and what quantization does, with the embeddings and without.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +47,7 @@ TICKETS, QUESTIONS, ALONE = "tickets", "questions", "alone"
 NEW_TOKENS = {TICKETS: 48, QUESTIONS: 8, ALONE: 24}
 AT_ONCE = 16
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
-QUANTIZED = (("Q8_0", None), ("Q8_0", "f16"), ("Q4_K_M", None), ("Q4_K_M", "f16"))
+QUANTIZED = (("F16", None), ("Q8_0", None), ("Q8_0", "f16"), ("Q4_K_M", None), ("Q4_K_M", "f16"))
 CONTEXT = 512
 
 
@@ -149,35 +151,42 @@ def summary(judged: Mapping[str, Any]) -> str:
 
 
 def vllm(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]) -> dict[str, Any]:
-    """The OpenAI server of vLLM, on the folder and on the untouched model."""
-    threads = {"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    environment = {**threads, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-
-    def server(model: Path, log: str) -> Engine:
-        flags = ["--dtype", "float32", "--max-model-len", CONTEXT, "--enforce-eager", "--host", "127.0.0.1"]
-        words = [options.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-        return Engine([*words, "--served-model-name", "m", *flags], options.work / log, environment)
-
+    """The OpenAI server of vLLM: every way to ask in float32, the untouched model, and what `--dtype auto` does."""
     around = json.loads((folder / PROMPTS).read_text(encoding="utf-8"))["prompts"]
     extra = {"extra_body": {"return_token_ids": True}}
     prompted = [at for at, one in enumerate(judge.asked) if one.task != ALONE]
-    plan = [("system_message", at, by_system(one, **extra)) for at, one in enumerate(judge.asked)]
+    alone = [at for at, one in enumerate(judge.asked) if one.task == ALONE]
+    by_message = [("system_message", at, by_system(one, **extra)) for at, one in enumerate(judge.asked)]
+    plan = [*by_message]
     plan += [("chat_template_kwargs", at, by_variable(judge.asked[at], **extra)) for at in prompted]
     plan += [("completions", at, by_text(judge.asked[at], around, **extra)) for at in prompted]
     found: dict[str, Any] = {"version": installed(options.vllm_python, "vllm-cpu", "vllm")}
-    with server(folder, "vllm.log") as engine:
+    with vllm_server(options, folder, "float32") as engine:
         found["start_seconds"] = engine.start_seconds
         replies = engine.ask([request for _, _, request in plan], AT_ONCE, end)
         found["resident_mib"] = engine.resident_mib
         found["unknown_prompt"] = engine.refusal(by_system(NOBODYS))
     ways = {way: {at: got for (own, at, _), got in zip(plan, replies, strict=True) if own == way} for way, _, _ in plan}
     found |= {way: judge.judged(mine) for way, mine in ways.items()}
-    alone = [at for at, one in enumerate(judge.asked) if one.task == ALONE]
-    with server(options.work / "untouched", "vllm_untouched.log") as engine:
+    with vllm_server(options, options.work / "untouched", "float32") as engine:
         theirs = engine.ask([by_system(judge.asked[at], **extra) for at in alone], AT_ONCE, end)
     ours = [ways["system_message"][at] for at in alone]
     found["alone_as_untouched_in_vllm"] = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    with vllm_server(options, folder, "auto") as engine:
+        replies = engine.ask([request for _, _, request in by_message], AT_ONCE, end)
+        chosen = re.search(r"dtype=torch\.(\w+)", engine.log.read_text(encoding="utf-8"))
+    found["dtype_auto"] = {"dtype": chosen and chosen[1], **judge.judged(dict(enumerate(replies)))}
     return found
+
+
+def vllm_server(options: argparse.Namespace, model: Path, dtype: str) -> Engine:
+    """The server, not started yet."""
+    threads = {"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = {**threads, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    flags = ["--dtype", dtype, "--max-model-len", CONTEXT, "--enforce-eager", "--host", "127.0.0.1"]
+    words = [options.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    log = options.work / f"vllm_{model.name}_{dtype}.log"
+    return Engine([*words, "--served-model-name", "m", *flags], log, environment)
 
 
 def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]) -> dict[str, Any]:
