@@ -73,6 +73,12 @@ class Nearness:
         """Text of an answer."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def asked_ids(self, asked: Any) -> list[int]:
+        """Token ids of a text behind its prompt, as the exported tokenizer has them."""
+        named = {} if asked.task == "alone" else {"soft_prompt": asked.task}
+        words = render(self.tokenizer, [{"role": "user", "content": asked.text}], **named)
+        return list(self.tokenizer(words, add_special_tokens=False)["input_ids"])
+
     def at_first_difference(self, asked: Any, ids: Sequence[int]) -> dict[str, Any]:
         """Both tokens at the first place where they differ (None: the answer ends), and the gap between their logits.
 
@@ -83,9 +89,7 @@ class Nearness:
             at += 1
         end = self.tokenizer.eos_token_id
         mine, theirs = (one[at] if at < len(one) else None for one in (ours, ids))
-        named = {} if asked.task == "alone" else {"soft_prompt": asked.task}
-        words = render(self.tokenizer, [{"role": "user", "content": asked.text}], **named)
-        given = self.tokenizer(words, add_special_tokens=False)["input_ids"] + list(ours[:at])
+        given = self.asked_ids(asked) + list(ours[:at])
         found: dict[str, Any] = {"at": at, "ptune": mine, "engine": theirs}
         for dtype in (torch.float32, torch.float64):
             logits = self._logits(given, dtype)

@@ -2,7 +2,7 @@
 
 Run by the Python of an environment that has xllamacpp, the file is llama.cpp's server:
 
-    PYTHON engine_servers.py MODEL.gguf --port N [--context N] [--slots N] [--threads N] [--cache f32|f16]
+    PYTHON engine_servers.py MODEL.gguf --port N [--context N] [--slots N] [--threads N] [--exact]
 
 With `--quantize TYPE OUT` it is llama.cpp's quantization, out of the package cyllama; `--token-embedding-type f16` as
 llama-quantize has it.
@@ -114,6 +114,15 @@ class Engine:
         said = answer.json().get("error", {})
         return {"status": answer.status_code, "message": str(said.get("message"))[:300]}
 
+    def token_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """What the server of llama.cpp makes of a conversation: its chat template's text, cut as a request's is."""
+        import httpx
+
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=600) as client:
+            text = client.post("/apply-template", json={"messages": list(messages)}).json()["prompt"]
+            body = {"content": text, "add_special": True, "parse_special": True}
+            return list(client.post("/tokenize", json=body).json()["tokens"])
+
     def ask(self, requests: Sequence[Request], at_once: int, end: set[int]) -> list[Reply]:
         """The answers, in the order of the requests, so many being asked at once.
 
@@ -164,8 +173,9 @@ def serve_gguf(args: argparse.Namespace) -> None:
     params.hostnames = ["127.0.0.1"]
     params.port, params.n_ctx, params.n_parallel = args.port, args.context, args.slots
     params.use_jinja = True
-    kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{args.cache.upper()}")
-    params.cache_type_k = params.cache_type_v = kind
+    if args.exact:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
     server = xllamacpp.Server(params)
     print(server.listening_address, file=sys.stderr, flush=True)
@@ -192,7 +202,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--cache", choices=("f32", "f16"), default="f16")
+    parser.add_argument("--exact", action="store_true", help="a cache in float32, and no flash attention, which is not")
     parser.add_argument("--quantize", nargs=2, metavar=("TYPE", "OUT"))
     parser.add_argument("--token-embedding-type", choices=sorted(TENSOR_TYPES))
     args = parser.parse_args()

@@ -11,8 +11,8 @@ both, mixed, 16 at a time, greedy, through each engine's own server:
   `chat_template_kwargs`, as a plain completion, and without a prompt; the untouched model
   without a prompt; and once more in the dtype that vLLM takes by itself.
 - *llama.cpp* (`--llama-python`: of one with the packages xllamacpp and cyllama, or with nothing but the first, if the
-  GGUF files are in FOLDER already; `--convert`: llama.cpp's own script): float32 with caches in float32 and in float16,
-  and what quantization does, with the embeddings and without.
+  GGUF files are in FOLDER already; `--convert`: llama.cpp's own script): float32 without flash attention and with its
+  cache in float32; as it comes; and what quantization does, with the embeddings and without.
 
 Each answer is compared, token for token, with that of `Answerer`, which is `ptune generate`, and without a prompt with
 transformers' on the untouched model. Of each that differs the logits at the first other token are told, in float32 and
@@ -197,7 +197,7 @@ def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]
     whole = work / "f32.gguf"
     if not whole.exists():
         quietly([sys.executable, options.convert, folder, "--outtype", "f32", "--outfile", whole], work / "convert.log")
-    forms = [("f32", whole, "f32"), ("f32_cache_f16", whole, "f16")]
+    forms: list[tuple[str, Path, list[str]]] = [("f32", whole, ["--exact"]), ("f32_as_it_comes", whole, [])]
     for kind, embeddings in QUANTIZED:
         name = f"{kind}_embeddings_{embeddings}" if embeddings else kind
         small = work / f"{name}.gguf"
@@ -205,14 +205,18 @@ def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]
             more = ["--token-embedding-type", embeddings] if embeddings else []
             words = [options.llama_python, script, whole, *threads, "--quantize", kind, small, *more]
             quietly(words, work / f"{name}.quantize.log")
-        forms.append((name, small, "f16"))
+        forms.append((name, small, []))
     versions = {name: installed(options.llama_python, name) for name in ("xllamacpp", "cyllama")}
     found: dict[str, Any] = {"version": versions}
     extra = {"logprobs": True, "top_logprobs": 1}
-    for name, file, cache in forms:
-        words = [options.llama_python, script, file, *threads, "--cache", cache, "--slots", AT_ONCE]
+    for name, file, flags in forms:
+        words = [options.llama_python, script, file, *threads, *flags, "--slots", AT_ONCE]
         with Engine([*words, "--context", CONTEXT * AT_ONCE], work / f"{name}.log", {}) as engine:
             requests = [by_system(one, **extra) for one in judge.asked]
+            if name == "f32":
+                ids = [engine.token_ids(request.body["messages"]) for request in requests]
+                wanted = [judge.nearness.asked_ids(one) for one in judge.asked]
+                found["same_token_ids"] = sum(map(list.__eq__, ids, wanted))
             replies = engine.ask(requests, AT_ONCE, end)
             found[name] = {"bytes": file.stat().st_size, "start_seconds": engine.start_seconds}
             found[name] |= {"resident_mib": engine.resident_mib, **judge.judged(dict(enumerate(replies)))}

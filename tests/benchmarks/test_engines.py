@@ -33,7 +33,7 @@ def same(judged: dict[str, Any]) -> str:
 def test_quoted_equality_is_the_measured_one(result: dict[str, Any], text: str):
     vllm, llama = result["vllm"], result["llama_cpp"]
     rows = [vllm[way] for way in ("system_message", "chat_template_kwargs", "completions", "dtype_auto")]
-    for judged in [*rows, llama["f32"], llama["f32_cache_f16"]]:
+    for judged in [*rows, llama["f32"], llama["f32_as_it_comes"]]:
         assert f" | {same(judged)} |" in text
     every = [*rows, *(one for one in llama.values() if "tokens" in one)]
     assert sum(one["virtual_tokens"] for one in every) == 0
@@ -44,7 +44,7 @@ def test_quoted_equality_is_the_measured_one(result: dict[str, Any], text: str):
 
 def test_quoted_quantizations_are_the_measured_ones(result: dict[str, Any], text: str):
     llama = result["llama_cpp"]
-    for name in ("f32_cache_f16", "F16", "Q8_0", "Q8_0_embeddings_f16", "Q4_K_M", "Q4_K_M_embeddings_f16"):
+    for name in ("f32_as_it_comes", "F16", "Q8_0", "Q8_0_embeddings_f16", "Q4_K_M", "Q4_K_M_embeddings_f16"):
         one = llama[name]
         right = " | ".join(str(one[task]["right"]) for task in (TICKETS, QUESTIONS))
         equal = " | ".join(str(one[task]["same"]) for task in TASKS)
