@@ -112,7 +112,7 @@ class Engine:
 
         answer = httpx.post(self.url + request.path, json=request.body, trust_env=False, timeout=600)
         said = answer.json().get("error", {})
-        return {"status": answer.status_code, "message": str(said.get("message"))[:300]}
+        return {"status": answer.status_code, "message": str(said.get("message"))[:600]}
 
     def token_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """What the server of llama.cpp makes of a conversation: its chat template's text, cut as a request's is."""
