@@ -196,7 +196,10 @@ def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]
     threads = ["--threads", options.threads]
     whole = work / "f32.gguf"
     if not whole.exists():
-        quietly([sys.executable, options.convert, folder, "--outtype", "f32", "--outfile", whole], work / "convert.log")
+        quietly(
+            [options.convert_python, options.convert, folder, "--outtype", "f32", "--outfile", whole],
+            work / "convert.log",
+        )
     forms: list[tuple[str, Path, list[str]]] = [("f32", whole, ["--exact"]), ("f32_as_it_comes", whole, [])]
     for kind, embeddings in QUANTIZED:
         name = f"{kind}_embeddings_{embeddings}" if embeddings else kind
@@ -250,6 +253,7 @@ def command_line(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vllm-python", type=Path)
     parser.add_argument("--llama-python", type=Path)
     parser.add_argument("--convert", type=Path)
+    parser.add_argument("--convert-python", type=Path, default=Path(sys.executable), help="with what the script needs")
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
