@@ -28,11 +28,12 @@ from ptune.errors import ModelError, shown
 
 SELECTOR = "ptune:"
 """What a system message begins with that asks for a prompt."""
-_TEXTS = (
+TEXTS = (
     "Where is my order?",
     " a blank first, then\ttabs\n\nand lines ",
     "42 things: {braces}, 'quotes', \"more\" \\ and 软提示 🙂",
 )
+"""What a tokenizer is tried on."""
 FAULTS = (jinja2.TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 """What a chat template may raise; it is a program of the model's."""
 
@@ -252,7 +253,7 @@ def _piece(words: Sequence[str], glue: str) -> str:
 
 def _same_ids(tokenizer: PreTrainedTokenizerBase, prompt: NamedPrompt, first_id: int, written: str) -> bool:
     """Whether the text has the token ids that ptune gives the model."""
-    for text in _TEXTS:
+    for text in TEXTS:
         rendered = render(
             tokenizer, [{"role": "user", "content": text}], soft_prompt=prompt.name, chat_template=written
         )
@@ -293,7 +294,7 @@ def render(
 
 def _check_unchanged(tokenizer: PreTrainedTokenizerBase, own: str | None, new: str | None) -> None:
     """Raise `ModelError` unless conversations without a prompt come out as before."""
-    user, system = {"role": "user", "content": _TEXTS[1]}, {"role": "system", "content": "Be brief."}
+    user, system = {"role": "user", "content": TEXTS[1]}, {"role": "system", "content": "Be brief."}
     answered = {"role": "assistant", "content": "It is on its way."}
     for messages in ([user], [system, user], [user, answered], [system, user, answered, user]):
         for generation in (True, False):

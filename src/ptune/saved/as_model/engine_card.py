@@ -184,7 +184,7 @@ Without it the model's own chat template is used, unchanged.
 
 `vllm serve this-folder`, then the system message, or `"chat_template_kwargs": {"soft_prompt": "@NAME@"}` in the
 request. For `/v1/completions` write the tokens yourself (`before` and `after` in `soft_prompts.json`), with
-`"add_special_tokens": false`.
+`"add_special_tokens": false`. vLLM runs a folder in float32 in half precision unless it is told `--dtype float32`.
 
 ## llama.cpp
 
@@ -193,7 +193,8 @@ python convert_hf_to_gguf.py this-folder --outfile model.gguf
 llama-server -m model.gguf --jinja
 ```
 
-`convert_hf_to_gguf.py` is llama.cpp's own. To make it smaller and keep the prompts as they are:
-`llama-quantize --token-embedding-type f16 model.gguf small.gguf Q8_0`. Ask with the system message. llama.cpp puts a
-model's first token (BOS) before everything, where the prompt was trained to stand before it: for a model that has one,
-start with `--override-kv tokenizer.ggml.add_bos_token=bool:false`; the chat template writes it in its place."""
+`convert_hf_to_gguf.py` is llama.cpp's own, and needs what `requirements/requirements-convert_hf_to_gguf.txt` beside it
+lists. A folder in float32 becomes float16; `--outtype f32` keeps it. To make it smaller and keep the prompts as they
+are: `llama-quantize --token-embedding-type f16 model.gguf small.gguf Q8_0`. Ask with the system message. llama.cpp puts
+a model's first token (BOS) before everything, where the prompt was trained to stand before it: for a model that has
+one, start with `--override-kv tokenizer.ggml.add_bos_token=bool:false`; the chat template writes it in its place."""

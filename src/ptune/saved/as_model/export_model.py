@@ -39,6 +39,7 @@ from ptune.saved.as_model.silent_rows import silent_row, unmeasured_row
 from ptune.saved.as_model.source import DTYPES, ModelSource
 from ptune.saved.as_model.table import check_table, config_with_prompts, is_tied, tensors_with_prompts
 from ptune.saved.as_model.tensors import Streamed, write_model
+from ptune.saved.as_model.tokenizer_files import write_tokenizer
 from ptune.saved.as_model.whole_folder import KIND, check_place, whole_folder
 from ptune.saved.export_mark import marked
 from ptune.saved.files import json_bytes, write_flushed
@@ -232,7 +233,7 @@ def _write(
     shard_bytes: int,
 ) -> None:
     """Every file of the model."""
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     vocabulary = source.path("tokenizer.model")
     if vocabulary is not None and not (folder / "tokenizer.model").exists():
         shutil.copyfile(vocabulary, folder / "tokenizer.model")
