@@ -179,14 +179,14 @@ def vllm(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int])
     return found
 
 
-def vllm_server(options: argparse.Namespace, model: Path, dtype: str) -> Engine:
-    """The server, not started yet."""
+def vllm_server(options: argparse.Namespace, model: Path, dtype: str, *more: str, name: str = "") -> Engine:
+    """The server, not started yet; with more flags, and a name for its log."""
     threads = {"OMP_NUM_THREADS": str(options.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     environment = {**threads, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     flags = ["--dtype", dtype, "--max-model-len", CONTEXT, "--enforce-eager", "--host", "127.0.0.1"]
     words = [options.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-    log = options.work / f"vllm_{model.name}_{dtype}.log"
-    return Engine([*words, "--served-model-name", "m", *flags], log, environment)
+    log = options.work / f"vllm_{name or model.name}_{dtype}.log"
+    return Engine([*words, "--served-model-name", "m", *flags, *more], log, environment)
 
 
 def llama(options: argparse.Namespace, folder: Path, judge: Judge, end: set[int]) -> dict[str, Any]:
