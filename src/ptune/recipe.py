@@ -323,7 +323,6 @@ class TrainRecipe:
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
-            "warmup_steps": 0.05,
             **ADAM_BETAS,
             "weight_decay": 0.0,
             "per_device_train_batch_size": 8,
