@@ -14,11 +14,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.deep_config import CONFIG_CLASSES
 from ptune.errors import PromptError, shown
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.saved.details import check_config, check_details
 from ptune.saved.files import holds, read_json
-from ptune.saved.peft import ADAPTER_CONFIG, CONFIG_CLASSES, PREFIX_TUNING, not_a_soft_prompt, plain_values
+from ptune.saved.peft import ADAPTER_CONFIG, not_a_soft_prompt, plain_values
 
 FORMAT_VERSION = 2
 PTUNE_CONFIG = "ptune.json"
@@ -31,11 +32,6 @@ class OpenedFolder:
     path: Path
     details: Mapping[str, Any]
     """`ptune.json` as today's format has it; of PEFT's folders, the same keys as far as they say."""
-
-    @property
-    def is_prefix_tuning(self) -> bool:
-        """Whether it holds PEFT's prefix tuning: keys and values of every layer."""
-        return bool(self.details.get("config_class") == PREFIX_TUNING)
 
     @property
     def by_ptune(self) -> bool:
@@ -104,11 +100,9 @@ def _read_details(folder: Path) -> dict[str, Any]:
     adapter = read_json(folder, ADAPTER_CONFIG)
     check_config(folder / ADAPTER_CONFIG, adapter)
     kind = adapter.get("peft_type")
-    if kind == PREFIX_TUNING:
-        return {"config_class": PREFIX_TUNING, "config": adapter}
     if not isinstance(kind, str) or kind not in CONFIG_CLASSES:
         raise not_a_soft_prompt(folder, kind)
-    return {"config_class": CONFIG_CLASSES[kind], "config": plain_values(adapter)}
+    return {"config_class": CONFIG_CLASSES[kind].__name__, "config": plain_values(adapter)}
 
 
 def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
+from ptune.training.deep_run import check_deep_run, deep_notes
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
@@ -122,7 +123,8 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
-        lines = [*model.capability.notes, rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        lines = [*model.capability.notes, *deep_notes(model, rows.tokens.dataset), rate]
+        lines.append(batches_line(recipe, args, model, collate, trainer.budget_sampler))
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
@@ -223,6 +225,7 @@ def add_new_prompt(
     """
     set_seed(args.seed)
     config = replace(recipe.prompt_config(), tokens_in_text=tokens_in_text(rows.template.blocks))
+    check_deep_run(config, args)
     if recipe.init_from is not None:
         start_from(model, recipe, config, tokenizer)
         return
