@@ -18,7 +18,7 @@ from ptune.deep_config import PromptConfig
 from ptune.errors import ConfigError, ModelError
 from ptune.packed.attention import CHOICE
 from ptune.prefix.deep_prompts import counts_distances, encode_tokens, key_value_shape, rows_of
-from ptune.prompt.deep import text_rows
+from ptune.prompt.build_deep import text_rows
 
 P = 5
 NAMED = ("bloom", "gpt2", "llama", "qwen2", "mistral", "gemma3")

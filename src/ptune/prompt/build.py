@@ -25,7 +25,7 @@ from ptune.frozen.shards import in_shards
 from ptune.internals import children_of
 from ptune.loading.load import load_tokenizer
 from ptune.prefix.keys_values import Prefix
-from ptune.prompt.deep import build_deep, completed_deep, empty_deep_encoder
+from ptune.prompt.build_deep import build_deep, completed_deep, empty_deep_encoder
 
 AnyConfig = TypeVar("AnyConfig", bound=PromptLearningConfig)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

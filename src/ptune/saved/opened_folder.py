@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ptune.deep_config import CONFIG_CLASSES
+from ptune.deep_config import CONFIG_CLASSES, DeepPromptConfig
 from ptune.errors import PromptError, shown
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.saved.details import check_config, check_details
@@ -37,6 +37,12 @@ class OpenedFolder:
     def by_ptune(self) -> bool:
         """Whether ptune wrote it; else PEFT did."""
         return "format_version" in self.details
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether its prompt is keys and values of every layer."""
+        kinds = [one.__name__ for one in CONFIG_CLASSES.values() if issubclass(one, DeepPromptConfig)]
+        return self.details.get("config_class") in kinds
 
     def base_name(self) -> str:
         """The name of the frozen model that the prompt belongs to.

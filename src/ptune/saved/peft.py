@@ -37,7 +37,7 @@ _OTHER_PROMPTS = {
 def peft_config(config: PromptConfig) -> dict[str, Any]:
     """The `adapter_config.json` with which PEFT loads the baked vectors, or refuses them: see `IN_TEXT`.
 
-    A prefix is baked, and so a plain table to PEFT, which can train on from it, whatever projection made it.
+    A prefix is baked, and so a plain table to PEFT, whatever projection made it.
     """
     common = {
         "auto_mapping": None,

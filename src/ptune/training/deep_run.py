@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pyarrow.compute as pc
-from datasets import Dataset
 from transformers import TrainingArguments
 
 from ptune.data.labels import IGNORE_INDEX
@@ -11,6 +10,7 @@ from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.errors import ConfigError
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import CHECKPOINTING
+from ptune.training.rows import Rows
 
 
 def check_deep_run(config: PromptConfig, args: TrainingArguments) -> None:
@@ -22,12 +22,13 @@ def check_deep_run(config: PromptConfig, args: TrainingArguments) -> None:
         )
 
 
-def deep_notes(model: PTunedModel, rows: Dataset) -> list[str]:
-    """What is done in another way than with other prompts, a line each; rows are tokenized."""
+def notes_of(model: PTunedModel, rows: Rows) -> list[str]:
+    """What is done in another way than with other models and prompts, a line each."""
+    notes = list(model.capability.notes)
     if model.predicts_first_tokens:
-        return []
-    first = pc.list_element(rows.with_format("arrow")["labels"], 0)
+        return notes
+    first = pc.list_element(rows.tokens.dataset.with_format("arrow")["labels"], 0)
     count = int(pc.sum(pc.not_equal(first, IGNORE_INDEX)).as_py() or 0)
-    if not count:
-        return []
-    return [f"the first token of {count:,} rows is not learned: keys and values of every layer predict nothing"]
+    if count:
+        notes.append(f"the first token of {count:,} rows is not learned: keys and values of every layer predict none")
+    return notes
