@@ -123,8 +123,8 @@ FLAGS = (
     Case(
         _F,
         "keys and values inside a template",
-        _flags(encoder="prefix", template="{input} {prompt:3} {output}"),
-        ("tokens_in_text=3 is not supported", "stand before the text"),
+        _flags(encoder="prefix", template="{instruction} {prompt:3} {output}"),
+        ("the template has 3 virtual tokens inside the text", "take another encoder"),
     ),
     Case(
         _F,

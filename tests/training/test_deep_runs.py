@@ -157,6 +157,6 @@ def test_from_the_command_line(tiny_model_dir: Path, train_file: Path, tmp_path:
 def test_what_is_refused(task: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{CHECKPOINTING} drops the keys and values.*Leave it out"):
         run({**task, "encoder": "prefix"}, **{CHECKPOINTING: True})
-    with pytest.raises(ConfigError, match="tokens_in_text=2 is not supported: keys and values"):
+    with pytest.raises(ConfigError, match="the template has 2 virtual tokens inside the text, and the encoder prefix"):
         run({**task, "encoder": "prefix", "template": "{instruction}{prompt:2}{output}", "num_virtual_tokens": None})
     assert not Path(task["output"]).exists()

@@ -6,18 +6,34 @@ import pyarrow.compute as pc
 from transformers import TrainingArguments
 
 from ptune.data.labels import IGNORE_INDEX
-from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.errors import ConfigError
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import CHECKPOINTING
+from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS, TrainRecipe
 from ptune.training.rows import Rows
 
 
-def check_deep_run(config: PromptConfig, args: TrainingArguments) -> None:
-    """Raise `ConfigError` for a training argument that drops keys and values."""
-    if isinstance(config, DeepPromptConfig) and getattr(args, CHECKPOINTING):
+def check_deep_run(recipe: TrainRecipe, args: TrainingArguments, inside: int) -> None:
+    """Refuse what does not go with keys and values.
+
+    Args:
+        recipe: Names the encoder.
+        args: The training arguments.
+        inside: Virtual tokens that the template has inside the text.
+
+    Raises:
+        ConfigError: There are some, or activations are to be computed again.
+    """
+    if recipe.encoder not in DEEP_ENCODERS:
+        return
+    if inside:
         raise ConfigError(
-            f"{CHECKPOINTING} drops the keys and values that the encoders prefix and prefix-mlp give.",
+            f"the template has {inside} virtual tokens inside the text, and the encoder {recipe.encoder} gives keys "
+            "and values of every layer, which stand before it.",
+            hint="Put {prompt:N} at the template's start, or take another encoder.",
+        )
+    if getattr(args, CHECKPOINTING):
+        raise ConfigError(
+            f"{CHECKPOINTING} drops the keys and values that the encoder {recipe.encoder} gives.",
             hint="Leave it out; smaller batches (per_device_train_batch_size) need less memory too.",
         )
 

@@ -223,8 +223,9 @@ def add_new_prompt(
         PromptError: There is none to start from.
     """
     set_seed(args.seed)
-    config = replace(recipe.prompt_config(), tokens_in_text=tokens_in_text(rows.template.blocks))
-    check_deep_run(config, args)
+    inside = tokens_in_text(rows.template.blocks)
+    check_deep_run(recipe, args, inside)
+    config = replace(recipe.prompt_config(), tokens_in_text=inside)
     if recipe.init_from is not None:
         start_from(model, recipe, config, tokenizer)
         return
