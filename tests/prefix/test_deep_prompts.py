@@ -346,12 +346,14 @@ def test_what_needs_virtual_token_embeddings() -> None:
     model = mixed("llama", THREE[:1]).eval()
     with pytest.raises(ModelError, match="at least one token of text"):
         model.generate(max_new_tokens=3)
+    with pytest.raises(ConfigError, match="no virtual-token embeddings for another encoder"):
+        model.add_prompt("b", PromptTuningConfig(num_virtual_tokens=2), start=encode_tokens(model.base, [3, 4]))
+    with pytest.raises(ConfigError, match=r"num_frozen_tokens=2 leaves none of the 2"):
+        model.add_prompt("c", CartridgeConfig(num_virtual_tokens=2, num_frozen_tokens=2))
     model.capability = type(model.capability)(**{**vars(model.capability), "prefix": False, "reason": "a test"})
     with pytest.raises(
         ModelError, match=r"'p0' is keys and values of every layer, which cannot be concatenated.*a test"
     ):
         model(draw(1, 4))
-    with pytest.raises(ConfigError, match="no virtual-token embeddings for another encoder"):
-        model.add_prompt("b", PromptTuningConfig(num_virtual_tokens=2), start=encode_tokens(model.base, [3, 4]))
-    with pytest.raises(ConfigError, match=r"num_frozen_tokens=2 leaves none of the 2"):
-        model.add_prompt("c", CartridgeConfig(num_virtual_tokens=2, num_frozen_tokens=2))
+    with pytest.raises(ModelError, match="needs a model that goes on from them, and a test"):
+        model.add_prompt("d", THREE[0])

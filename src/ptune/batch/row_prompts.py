@@ -22,7 +22,7 @@ from ptune.errors import ConfigError, ModelError
 from ptune.internals import checkpoints_activations
 from ptune.prefix.across_calls import PrefixCache
 from ptune.prefix.across_micro_batches import SharedPrefix
-from ptune.prefix.deep_prompts import prefix_of
+from ptune.prefix.deep_prompts import layer_devices, prefix_of
 from ptune.prefix.keys_values import Prefix, RowPrefix, encode_prefix, mixed_prefix, same_prefix
 
 RowNames = str | Sequence[str | None] | None
@@ -184,7 +184,8 @@ class RowPrompts:
     def _deep_prefix(self, base: PreTrainedModel, name: str) -> Prefix:
         """The prefix of a deep prompt: what its encoder gives, in another form."""
         encoder, vocab_size = self.deep[name], int(base.config.get_text_config().vocab_size)
-        return prefix_of(self.encoded[name], layers=encoder.layers, heads=encoder.heads, vocab_size=vocab_size)
+        sizes = {"layers": encoder.layers, "heads": encoder.heads, "vocab_size": vocab_size}
+        return prefix_of(self.encoded[name], **sizes, devices=layer_devices(base))
 
     def outside(
         self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix], rows: Sequence[bool]

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ptune.deep_config import PromptConfig
+from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders import DeepEncoder, PromptEncoder
-from ptune.errors import ConfigError, PromptError, unknown
+from ptune.errors import ConfigError, ModelError, PromptError, unknown
 from ptune.frozen.capability import context_length, prefix_capability
 from ptune.frozen.parameters import count_parameters, has_weights, parameters_line
 from ptune.frozen.quantized import let_repack, repacking_layers
@@ -152,12 +152,23 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
         Raises:
             PromptError: The name is taken or cannot name a prompt.
             ConfigError: The configuration does not fit the model, or the prompt is longer than the context.
+            ModelError: A deep prompt, for a model that cannot go on from keys and values of one shape.
         """
         check_new_name(name, self.prompt_configs)
         check_room(config, self.context_length)
+        self._check_kind(config)
         encoder, completed = build_prompt(self.base, config, tokenizer, start=start)
         self._install(name, encoder, completed)
         return encoder
+
+    def _check_kind(self, config: PromptConfig) -> None:
+        """Raise `ModelError` for keys and values that the model cannot go on from."""
+        if isinstance(config, DeepPromptConfig) and not self.capability.prefix:
+            reason = self.capability.reason.partition(";")[0]
+            raise ModelError(
+                f"a prompt of keys and values needs a model that goes on from them, and {reason}.",
+                hint="Take an encoder of virtual-token embeddings, such as embedding.",
+            )
 
     def _install(self, name: str, encoder: PromptEncoder, config: PromptConfig) -> None:
         self.prompts[name] = encoder
@@ -302,6 +313,7 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
             opened.check_tokenizer(tokenizer, force=force)
         encoder, config = prompt_io.load_prompt(self.base, opened, trainable=trainable, force=force)
         asked = opened.path if isinstance(directory, OpenedFolder) else Path(directory)
+        self._check_kind(config)
         chosen = name or (asked.name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)

@@ -29,18 +29,22 @@ _SAME = 1e-3
 """Relative difference below which hidden states are the same at other positions."""
 
 
-def prefix_of(rows: torch.Tensor, *, layers: int, heads: int, vocab_size: int) -> Prefix:
-    """Rows as keys and values, with their gradients and without a copy.
+def prefix_of(
+    rows: torch.Tensor, *, layers: int, heads: int, vocab_size: int, devices: Sequence[torch.device] | None = None
+) -> Prefix:
+    """Rows as keys and values, with their gradients and, on one device, without a copy.
 
     Args:
         rows: `(P, 2 L H E)`, in the model's dtype.
         layers: `L`.
         heads: `H`.
         vocab_size: `V`.
+        devices: Of each layer, where a model is spread over several.
     """
     parts = rows.view(len(rows), 2 * layers, heads, -1).permute(1, 2, 0, 3).unsqueeze(1)
+    places = [rows.device] * layers if devices is None else devices
     return Prefix(
-        layers=tuple((parts[at], parts[at + 1]) for at in range(0, 2 * layers, 2)),
+        layers=tuple((parts[2 * at].to(place), parts[2 * at + 1].to(place)) for at, place in enumerate(places)),
         logits=rows.new_zeros(1, vocab_size),
         predicts=False,
     )
@@ -78,7 +82,8 @@ class KeyValueShape:
         return f"{self.layers} layers with {self.heads} heads of {self.head_dim}"
 
 
-_known: weakref.WeakKeyDictionary[PreTrainedModel, KeyValueShape] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[PreTrainedModel, tuple[KeyValueShape, tuple[torch.device, ...]]]
+_known = weakref.WeakKeyDictionary()
 
 
 def key_value_shape(base: PreTrainedModel) -> KeyValueShape:
@@ -87,17 +92,26 @@ def key_value_shape(base: PreTrainedModel) -> KeyValueShape:
     Raises:
         ModelError: It keeps no keys and values, or such as differ from layer to layer; or there is no model to run.
     """
+    return _found(base)[0]
+
+
+def layer_devices(base: PreTrainedModel) -> tuple[torch.device, ...] | None:
+    """Where each layer keeps its keys and values; None for a model that is not spread over several devices."""
+    return None if getattr(base, "hf_device_map", None) is None else _found(base)[1]
+
+
+def _found(base: PreTrainedModel) -> tuple[KeyValueShape, tuple[torch.device, ...]]:
     if base not in _known:
-        _known[base] = _found_shape(base)
+        _known[base] = _look(base)
     return _known[base]
 
 
-def _found_shape(base: PreTrainedModel) -> KeyValueShape:
+def _look(base: PreTrainedModel) -> tuple[KeyValueShape, tuple[torch.device, ...]]:
     name, capability = type(base).__name__, prefix_capability(base)
     hint = "Take an encoder of virtual-token embeddings, such as embedding."
     if not capability.prefix:
         reason = capability.reason.partition(";")[0]
-        raise ModelError(f"a deep prompt is keys and values of every layer, and {reason}.", hint=hint)
+        raise ModelError(f"a prompt of keys and values needs a model that goes on from them, and {reason}.", hint=hint)
     if not has_weights(base):
         raise ModelError(
             f"the weights of this {name} are not here, and it must run on a token to show the shape of its keys and "
@@ -114,7 +128,7 @@ def _found_shape(base: PreTrainedModel) -> KeyValueShape:
             "prompt needs some of one shape in every layer.",
             hint=hint,
         )
-    return KeyValueShape(len(own.layers), *shapes[0])
+    return KeyValueShape(len(own.layers), *shapes[0]), tuple(keys.device for keys, _ in own.layers)
 
 
 def encode_tokens(base: PreTrainedModel, ids: Sequence[int], *, first_position: int = 0) -> Prefix:
