@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from ptune.config import PromptTuningConfig
 from ptune.data.template import get_template
+from ptune.deep_config import PrefixTuningConfig
 from ptune.model.wrapper import PTunedModel
 from ptune.serving.engine.requested import Failed, Job, Piece, Sampling
 from ptune.serving.engine.scheduler import Scheduler
@@ -29,13 +30,18 @@ SECONDS = 60
 def prompts_on(
     model: PTunedModel, tokenizer: Any, lengths: dict[str, int], *, seed: int = 0
 ) -> dict[str | None, ServedPrompt | None]:
-    """Random prompts of some lengths by name, wide enough to change answers; None for the frozen model alone."""
+    """Random prompts of some lengths by name, wide enough to change answers; None for the frozen model alone.
+
+    The one called `deep` is keys and values of every layer.
+    """
     found: dict[str | None, ServedPrompt | None] = {None: None}
     for number, (name, length) in enumerate(lengths.items(), start=seed):
-        model.add_prompt(name, PromptTuningConfig(num_virtual_tokens=length))
+        deep = name == "deep"
+        model.add_prompt(name, (PrefixTuningConfig if deep else PromptTuningConfig)(num_virtual_tokens=length))
         with torch.no_grad():
             weight = model.prompts[name].embedding.weight
-            weight.copy_(0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.copy_((1.0 if deep else 0.2) * drawn)
         template = get_template("tutorial", tokenizer)
         found[name] = ServedPrompt(name, name, Path(), model.prompts[name], model.prompt_configs[name], template)
     return found

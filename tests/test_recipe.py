@@ -10,6 +10,7 @@ import pytest
 from commands import SOURCES
 from ptune.config import PromptTuningInit
 from ptune.errors import ConfigError
+from ptune.prompt.build import encoder_kind
 from ptune.recipe import ENCODER_NAMES, LEARNING_RATES, TrainRecipe
 
 
@@ -36,6 +37,16 @@ def recipe(**values: object) -> TrainRecipe:
         ({"init": "text"}, ["init_text is needed"]),
         ({"init_text": "  "}, ["init_text", "must not be empty"]),
         ({"init": "vocab", "init_text": "x"}, ["init_text is given, but init is vocab"]),
+        (
+            {"init_text": "x", "init_text_tokens": "last"},
+            ["init_text_tokens is for the encoders prefix"],
+        ),
+        ({"encoder": "prefix", "init_text_tokens": "last"}, ["init_text_tokens is given, but no init_text"]),
+        ({"encoder": "prefix", "init_text": "x", "init_text_tokens": "lest"}, ["'lest'. Did you mean 'last'?"]),
+        ({"num_frozen_tokens": 1}, ["num_frozen_tokens is for the encoder prefix, not embedding"]),
+        ({"encoder": "prefix", "num_frozen_tokens": 11}, ["from 0 to num_virtual_tokens=10, not 11"]),
+        ({"encoder": "prefix", "num_frozen_tokens": -1}, ["num_frozen_tokens must be at least 0, not -1"]),
+        ({"encoder": "prefix-mlp", "encoder_hidden_size": 0}, ["encoder_hidden_size must be", "not 0"]),
         ({"encoder_dropout": 1.0, "num_virtual_tokens": 0}, ["num_virtual_tokens", "encoder_dropout"]),
         ({"data": "", "limit": 0, "encoder": "x"}, ["3 settings", "(1) data", "(2) unknown encoder", "(3) limit"]),
     ],
@@ -52,7 +63,7 @@ def test_defaults_follow_the_encoder(encoder: str):
     made = recipe(encoder=encoder)
     assert "learning_rate" not in made.trainer_defaults()
     assert LEARNING_RATES[encoder] > 0
-    assert made.prompt_config().encoder_reparameterization_type.value == encoder.upper()
+    assert encoder_kind(made.prompt_config()) == encoder
 
 
 @pytest.mark.parametrize(
@@ -66,6 +77,15 @@ def test_defaults_follow_the_encoder(encoder: str):
 )
 def test_start_of_the_prompt(values: dict[str, object], init: str):
     assert recipe(**values).prompt_config().init is PromptTuningInit(init)
+
+
+def test_deep_prompts():
+    made = recipe(encoder="prefix", num_frozen_tokens=2, init_text="a", init_text_tokens="even").prompt_config()
+    assert (type(made).__name__, made.num_frozen_tokens) == ("CartridgeConfig", 2)
+    assert (made.init, made.init_text_tokens.value) == (PromptTuningInit.TEXT, "EVEN")
+    made = recipe(encoder="prefix-mlp", encoder_hidden_size=7).prompt_config()
+    assert (type(made).__name__, made.prefix_projection, made.encoder_hidden_size) == ("PrefixTuningConfig", True, 7)
+    assert recipe(encoder="prefix").prompt_config().init is PromptTuningInit.SAMPLE_VOCAB
 
 
 def test_evaluation_only_with_held_out_rows():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ptune.data.collate import PackingCollator, PaddingCollator
     from ptune.data.records import Example, load_examples
     from ptune.data.template import get_template
+    from ptune.deep_config import CartridgeConfig, PrefixTuningConfig, TextTokens
     from ptune.errors import PTuneError
     from ptune.evaluation.evaluate import evaluate
     from ptune.loading.embedding_table import embed_text
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answerer",
     "AutoPeftModelForCausalLM",
+    "CartridgeConfig",
     "CompareSettings",
     "Example",
     "PTuneError",
@@ -60,11 +62,13 @@ __all__ = [
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftType",
+    "PrefixTuningConfig",
     "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
     "PromptTuningConfig",
     "PromptTuningInit",
     "TaskType",
+    "TextTokens",
     "TrainRecipe",
     "TuneSettings",
     "__version__",
@@ -113,6 +117,9 @@ _HOMES = {
     "PeftModel": "ptune.model.peft_names",
     "PeftModelForCausalLM": "ptune.model.peft_names",
     "PeftType": "ptune.config",
+    "PrefixTuningConfig": "ptune.deep_config",
+    "CartridgeConfig": "ptune.deep_config",
+    "TextTokens": "ptune.deep_config",
     "last_checkpoint": "ptune.training.checkpoints",
     "load_examples": "ptune.data.records",
 }

@@ -1,4 +1,4 @@
-"""What a prompt is made of: the configuration classes, under PEFT's names.
+"""What a prompt is made of: the configuration classes, under PEFT's names. Those of deep prompts: `ptune.deep_config`.
 
 `PromptEncoderConfig` and `PromptTuningConfig` take the arguments of the classes of the same name in PEFT 0.21 with
 the same defaults, so that a script written for PEFT runs after changing one import. They differ from PEFT in being
@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ptune.errors import ConfigError, shown, unknown
 
@@ -49,9 +49,10 @@ class PeftType(str, enum.Enum):
 
     P_TUNING = "P_TUNING"
     PROMPT_TUNING = "PROMPT_TUNING"
+    PREFIX_TUNING = "PREFIX_TUNING"
+    CARTRIDGE = "CARTRIDGE"
 
 
-_PEFT_TYPES = {"PromptEncoderConfig": PeftType.P_TUNING, "PromptTuningConfig": PeftType.PROMPT_TUNING}
 _TEXTS = (
     "base_model_name_or_path",
     "revision",
@@ -63,7 +64,7 @@ _TEXTS = (
 _COUNTS = ("num_attention_heads", "num_layers")
 
 
-def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> Any:
+def coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> Any:
     """`value` as a member of `kind`, upper or lower case; a fault is noted otherwise."""
     if isinstance(value, kind):
         return value
@@ -81,7 +82,10 @@ def _coerce(value: Any, kind: type[enum.Enum], name: str, faults: list[str]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLearningConfig:
-    """What both kinds of prompt have in common. Use one of the two subclasses."""
+    """What all kinds of prompt have in common. Use one of the subclasses."""
+
+    PEFT_TYPE: ClassVar[PeftType]
+    """What PEFT calls a subclass's kind."""
 
     num_virtual_tokens: int = 20
     """Virtual tokens `P` that stand before the text. (PEFT has no default here and fails later without one.)"""
@@ -121,22 +125,22 @@ class PromptLearningConfig:
         """Every fault in the values; enum fields are brought to their enum on the way."""
         faults = self._type_faults()
         if self.task_type is not None:
-            task = _coerce(self.task_type, TaskType, "task_type", faults)
+            task = coerce(self.task_type, TaskType, "task_type", faults)
             object.__setattr__(self, "task_type", task)
             if isinstance(task, TaskType) and task is not TaskType.CAUSAL_LM:
                 faults.append(f"task_type={task.value} is not supported; ptune tunes CAUSAL_LM")
-        if not _is_int(self.num_virtual_tokens) or self.num_virtual_tokens < 1:
+        if not is_int(self.num_virtual_tokens) or self.num_virtual_tokens < 1:
             faults.append(
                 f"num_virtual_tokens must be a whole number of at least 1, not {shown(self.num_virtual_tokens)}"
             )
-        elif not _is_int(self.tokens_in_text) or not 0 <= self.tokens_in_text <= self.num_virtual_tokens:
+        elif not is_int(self.tokens_in_text) or not 0 <= self.tokens_in_text <= self.num_virtual_tokens:
             faults.append(
                 f"tokens_in_text must be from 0 to num_virtual_tokens={self.num_virtual_tokens}, not "
                 f"{shown(self.tokens_in_text)}"
             )
-        if self.token_dim is not None and (not _is_int(self.token_dim) or self.token_dim < 1):
-            faults.append(_no_count("token_dim", self.token_dim))
-        expected = _PEFT_TYPES[type(self).__name__]
+        if self.token_dim is not None and (not is_int(self.token_dim) or self.token_dim < 1):
+            faults.append(no_count("token_dim", self.token_dim))
+        expected = self.PEFT_TYPE
         given = getattr(self.peft_type, "value", self.peft_type)
         if given not in (None, expected):
             faults.append(f"peft_type={shown(given)} does not fit; {type(self).__name__} is {expected.value}")
@@ -158,7 +162,7 @@ class PromptLearningConfig:
             value = getattr(self, item.name)
             if item.name in _TEXTS and not (value is None or isinstance(value, str)):
                 faults.append(f"{item.name} must be text, not {shown(value)}")
-            if item.name in _COUNTS and not (value is None or (_is_int(value) and value >= 0)):
+            if item.name in _COUNTS and not (value is None or (is_int(value) and value >= 0)):
                 faults.append(f"{item.name} must be a whole number, not {shown(value)}")
         if not isinstance(self.inference_mode, bool):
             faults.append(f"inference_mode must be true or false, not {shown(self.inference_mode)}")
@@ -178,11 +182,13 @@ class PromptLearningConfig:
         return plain
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value is a whole number, and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _no_count(name: str, value: Any) -> str:
+def no_count(name: str, value: Any) -> str:
+    """The fault of a value that is no whole number of at least 1."""
     return f"{name} must be a whole number of at least 1, not {shown(value)}"
 
 
@@ -194,6 +200,7 @@ class PromptEncoderConfig(PromptLearningConfig):
     MLP, and initialisation.
     """
 
+    PEFT_TYPE = PeftType.P_TUNING
     encoder_reparameterization_type: PromptEncoderReparameterizationType | str = PromptEncoderReparameterizationType.MLP
     """MLP, LSTM, RESIDUAL or EMBEDDING."""
     encoder_hidden_size: int | None = None
@@ -210,15 +217,15 @@ class PromptEncoderConfig(PromptLearningConfig):
     def _faults(self) -> list[str]:
         faults = super()._faults()
         kind = PromptEncoderReparameterizationType
-        value = _coerce(self.encoder_reparameterization_type, kind, "encoder_reparameterization_type", faults)
+        value = coerce(self.encoder_reparameterization_type, kind, "encoder_reparameterization_type", faults)
         object.__setattr__(self, "encoder_reparameterization_type", value)
         if self.encoder_hidden_size is not None and (
-            not _is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1
+            not is_int(self.encoder_hidden_size) or self.encoder_hidden_size < 1
         ):
             faults.append(
                 f"encoder_hidden_size must be a whole number of at least 1, not {shown(self.encoder_hidden_size)}"
             )
-        if not _is_int(self.encoder_num_layers) or self.encoder_num_layers < 1:
+        if not is_int(self.encoder_num_layers) or self.encoder_num_layers < 1:
             faults.append(
                 f"encoder_num_layers must be a whole number of at least 1, not {shown(self.encoder_num_layers)}"
             )
@@ -228,8 +235,8 @@ class PromptEncoderConfig(PromptLearningConfig):
         init = (
             PromptTuningInit.TEXT if self.init_text is not None and self.init == PromptTuningInit.RANDOM else self.init
         )
-        object.__setattr__(self, "init", _coerce(init, PromptTuningInit, "init", faults))
-        faults.extend(_text_faults(self.init, self.init_text, "init_text"))
+        object.__setattr__(self, "init", coerce(init, PromptTuningInit, "init", faults))
+        faults.extend(text_faults(self.init, self.init_text, "init_text"))
         return faults
 
 
@@ -237,6 +244,7 @@ class PromptEncoderConfig(PromptLearningConfig):
 class PromptTuningConfig(PromptLearningConfig):
     """Prompt tuning (Lester et al. 2021): the table is the prompt, with no network behind it."""
 
+    PEFT_TYPE = PeftType.PROMPT_TUNING
     prompt_tuning_init: PromptTuningInit | str = PromptTuningInit.RANDOM
     """Where the first vectors come from: RANDOM, SAMPLE_VOCAB or TEXT."""
     prompt_tuning_init_text: str | None = None
@@ -248,9 +256,9 @@ class PromptTuningConfig(PromptLearningConfig):
 
     def _faults(self) -> list[str]:
         faults = super()._faults()
-        init = _coerce(self.prompt_tuning_init, PromptTuningInit, "prompt_tuning_init", faults)
+        init = coerce(self.prompt_tuning_init, PromptTuningInit, "prompt_tuning_init", faults)
         object.__setattr__(self, "prompt_tuning_init", init)
-        faults.extend(_text_faults(init, self.prompt_tuning_init_text, "prompt_tuning_init_text"))
+        faults.extend(text_faults(init, self.prompt_tuning_init_text, "prompt_tuning_init_text"))
         if self.tokenizer_kwargs is not None and not isinstance(self.tokenizer_kwargs, Mapping):
             faults.append(f"tokenizer_kwargs must be a table, not {shown(self.tokenizer_kwargs)}")
             return faults
@@ -263,7 +271,7 @@ class PromptTuningConfig(PromptLearningConfig):
         return faults
 
 
-def _text_faults(init: Any, text: str | None, name: str) -> list[str]:
+def text_faults(init: Any, text: str | None, name: str) -> list[str]:
     """Faults of an initial text against the kind of initialisation."""
     if text is not None and not isinstance(text, str):
         return []  # said by `_type_faults`

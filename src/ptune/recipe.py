@@ -13,11 +13,17 @@ from importlib.metadata import version
 from typing import Any
 
 from ptune.config import PromptEncoderConfig, PromptTuningInit
+from ptune.deep_config import CartridgeConfig, PrefixTuningConfig, PromptConfig
 from ptune.errors import ConfigError, unknown
 from ptune.field_types import type_faults
 
 EMBEDDING = "embedding"
-ENCODER_NAMES = (EMBEDDING, "residual", "mlp", "lstm")
+SOFT_ENCODERS = (EMBEDDING, "residual", "mlp", "lstm")
+"""Prompt encoders that give virtual-token embeddings."""
+DEEP_ENCODERS = PREFIX, PREFIX_MLP = ("prefix", "prefix-mlp")
+"""Those that give keys and values of every layer."""
+ENCODER_NAMES = (*SOFT_ENCODERS, *DEEP_ENCODERS)
+TEXT_TOKENS = ("first", "last", "even")
 INITS_FROM_ROWS = ("frequent", "data")
 INIT_NAMES = ("random", "vocab", *INITS_FROM_ROWS, "text")
 QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
@@ -44,7 +50,7 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 _TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
 CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_checkpointing"
 """The training argument that computes activations again in the backward; 5.23 gave it another name."""
-LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3}
+LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3, PREFIX: 6e-2, PREFIX_MLP: 1e-3}
 """Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
 of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
 ADAM_BETAS = {"adam_beta1": 0.7, "adam_beta2": 0.98}
@@ -59,6 +65,7 @@ _AT_LEAST = {
     "limit": 1,
     "num_proc": 1,
     "eval_rows": 0,
+    "num_frozen_tokens": 0,
     "tokens_per_batch": 1,
 }
 _DATA, _PROMPT, _BATCHES, _OUTPUT, _STOP = "model and data", "prompt", "batches", "output", "early stopping"
@@ -147,7 +154,12 @@ class TrainRecipe:
     self_check: bool = _flag(
         _DATA, True, "try the model on a short text first, and take no way through it that gives wrong numbers"
     )
-    encoder: str = _flag(_PROMPT, EMBEDDING, "prompt encoder; embedding is prompt tuning", choices=ENCODER_NAMES)
+    encoder: str = _flag(
+        _PROMPT,
+        EMBEDDING,
+        "prompt encoder; embedding is prompt tuning; prefix and prefix-mlp give keys and values of every layer",
+        choices=ENCODER_NAMES,
+    )
     num_virtual_tokens: int | None = _flag(
         _PROMPT, None, f"virtual tokens; by default those of the template, or {VIRTUAL_TOKENS}"
     )
@@ -156,6 +168,9 @@ class TrainRecipe:
     )
     encoder_num_layers: int = _flag(_PROMPT, 2, "LSTM layers, or hidden layers of the MLP")
     encoder_dropout: float = _flag(_PROMPT, 0.0, "dropout inside the encoder")
+    num_frozen_tokens: int = _flag(
+        _PROMPT, 0, "for prefix: the first virtual tokens, which do not train (Cartridges freeze 1)"
+    )
     init: str | None = _flag(
         _PROMPT,
         None,
@@ -167,10 +182,17 @@ class TrainRecipe:
     init_text: str | None = _flag(
         _PROMPT, None, "start from the vectors of this text, for example a description of the task"
     )
+    init_text_tokens: str | None = _flag(
+        _PROMPT,
+        None,
+        "for prefix and prefix-mlp: which tokens of a longer init text give keys and values; by default the first",
+        choices=TEXT_TOKENS,
+    )
     init_from: str | None = _flag(
         _PROMPT,
         None,
-        "start from a finished prompt: with its encoder as it is, or another one from its vectors",
+        "start from a finished prompt: with its encoder as it is, or another one from its vectors, which run through "
+        "the model for prefix and prefix-mlp",
         metavar="DIR",
     )
     packing: bool = _flag(
@@ -283,13 +305,16 @@ class TrainRecipe:
             return []
         if self.init_text is not None and self.init not in (None, "text"):
             return [f"init_text is given, but init is {self.init}"]
+        faults = []
+        if self.num_frozen_tokens and self.encoder != PREFIX:
+            faults.append(f"num_frozen_tokens is for the encoder prefix, not {self.encoder}")
+        if self.init_text_tokens is not None and self.encoder not in DEEP_ENCODERS:
+            faults.append(f"init_text_tokens is for the encoders prefix and prefix-mlp, not {self.encoder}")
         try:
             self.prompt_config()
         except ConfigError as error:
-            return [
-                error.message.removeprefix("PromptEncoderConfig: ").replace("needed with TEXT", "needed with init text")
-            ]
-        return []
+            faults.append(error.message.partition(": ")[2].replace("needed with TEXT", "needed with init text"))
+        return faults
 
     @property
     def virtual_tokens(self) -> int:
@@ -301,18 +326,28 @@ class TrainRecipe:
         """Where the prompt starts: `init`, or what stands for it where nothing is said."""
         return self.init or ("data" if self.init_text is None else "text")
 
-    def prompt_config(self) -> PromptEncoderConfig:
+    def prompt_config(self) -> PromptConfig:
         """The configuration of the prompt this recipe describes."""
+        common: dict[str, Any] = {
+            "num_virtual_tokens": self.virtual_tokens,
+            "init": _INIT.get(self.start, PromptTuningInit.SAMPLE_VOCAB),
+            "init_text": self.init_text,
+            "base_model_name_or_path": self.model,
+            "revision": self.revision,
+        }
+        if self.encoder in DEEP_ENCODERS:
+            common |= {"init_text_tokens": self.init_text_tokens}
+            if self.num_frozen_tokens:
+                return CartridgeConfig(**common, num_frozen_tokens=self.num_frozen_tokens)
+            projects = self.encoder == PREFIX_MLP
+            width = self.encoder_hidden_size if projects else None
+            return PrefixTuningConfig(**common, prefix_projection=projects, encoder_hidden_size=width)
         return PromptEncoderConfig(
-            num_virtual_tokens=self.virtual_tokens,
+            **common,
             encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_hidden_size,
             encoder_num_layers=self.encoder_num_layers,
             encoder_dropout=self.encoder_dropout,
-            init=_INIT.get(self.start, PromptTuningInit.SAMPLE_VOCAB),
-            init_text=self.init_text,
-            base_model_name_or_path=self.model,
-            revision=self.revision,
         )
 
     def trainer_defaults(self) -> dict[str, Any]:

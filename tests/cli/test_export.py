@@ -267,14 +267,22 @@ def test_an_adapter_of_pefts_with_no_model_named(tmp_path: Path):
     )
 
 
-def test_prefix_tuning_is_refused(tmp_path: Path):
+def test_keys_and_values_are_for_peft_alone(tmp_path: Path):
     import peft
 
     from architectures import build
 
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     peft.get_peft_model(build("llama"), config).save_pretrained(tmp_path / "a")
-    refused(run("export", tmp_path / "a", "--to", "peft", "--output", tmp_path / "c"), "keys and values", "as it is")
+    for form, name in (("embeds", "c.safetensors"), ("vllm", "c"), ("model", "c")):
+        ran = run("export", tmp_path / "a", "--to", form, "--output", tmp_path / name)
+        refused(ran, "keys and values of every layer", f"--to {form}", "--to peft")
+        assert not (tmp_path / name).exists()
+    found = exported(tmp_path / "a", "--to", "peft", "--output", tmp_path / "b")
+    assert (found["virtual_tokens"], found["token_dim"]) == (3, 64)
+    stored = [load_file(tmp_path / one / "adapter_model.safetensors")["prompt_embeddings"] for one in "ab"]
+    assert torch.equal(*stored)
+    peft.PeftModel.from_pretrained(build("llama"), str(tmp_path / "b"))
 
 
 def test_a_whole_model(prompt_dir: Path, tmp_path: Path):

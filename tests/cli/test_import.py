@@ -120,15 +120,17 @@ def test_a_checkpoint_of_a_trainer(adapter: Path, tmp_path: Path):
     assert not (tmp_path / "no").exists()
 
 
-def test_prefix_tuning_answers_as_it_is(tiny_model_dir: Path, tmp_path: Path):
-    """It cannot be imported, and need not be."""
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "CartridgeConfig"])
+def test_keys_and_values(kind: str, tiny_model_dir: Path, tmp_path: Path):
+    """Of every layer: the adapter answers as it is, and so does the prompt folder that is made of it."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    theirs = peft.get_peft_model(base, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P))
+    theirs = peft.get_peft_model(base, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=P))
     torch.manual_seed(0)
     for weight in theirs.prompt_encoder.parameters():
         torch.nn.init.normal_(weight, std=3.0)  # wide enough to change the answer, whatever was drawn before
     theirs.save_pretrained(tmp_path / "adapter")
-    answers = json.loads(run("generate", tmp_path / "adapter", "x", "--max-new-tokens", 8, "--compare", "--json").out)
+    words = ("x", "--max-new-tokens", 8, "--compare", "--json")
+    answers = json.loads(run("generate", tmp_path / "adapter", *words).out)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     ids = tokenizer("Human: x\n\nAssistant: ", return_tensors="pt")["input_ids"]
     with warnings.catch_warnings():
@@ -136,7 +138,17 @@ def test_prefix_tuning_answers_as_it_is(tiny_model_dir: Path, tmp_path: Path):
         output = pefts_greedy(theirs.eval(), ids, tokens=8, end=tokenizer.eos_token_id)
     assert answers["tuned"] == tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
     assert answers["tuned"] != answers["base"]
-    refused(run("import", tmp_path / "adapter", "--output", tmp_path / "out"), "keys and values", "ptune generate")
+    frozen = 1 if kind == "CartridgeConfig" else 0
+    for checked in ([], ["--model", tiny_model_dir]):
+        folder = tmp_path / f"prompt{len(checked)}"
+        found = imported(tmp_path / "adapter", "--output", folder, *checked)
+        assert (found["encoder"], found["virtual_tokens"], found["token_dim"]) == ("prefix", P, 64)
+        assert json.loads(run("generate", folder, *words).out)["tuned"] == answers["tuned"]
+        trained = PTunedModel.from_pretrained(folder, base=base, trainable=True)
+        assert trained.get_nb_trainable_parameters()[0] == (P - frozen) * 64
+        found = json.loads(run("inspect", folder, "--json").out)
+        assert (found["encoder"], found["nearest"]) == ("prefix", None)
+        assert "no token of the vocabulary is near" in found["nearest_missing"]
 
 
 def test_what_a_person_reads(adapter: Path, tiny_model_dir: Path, tmp_path: Path):
@@ -218,7 +230,8 @@ def _with(adapter: Path, target: Path, **values: Any) -> Path:
         ({"peft_type": "CPT"}, ("'CPT'", "ptune train")),
         ({"peft_type": None}, ("None", "not a soft prompt")),
         ({"peft_type": ["P_TUNING"]}, ("P_TUNING", "not a soft prompt")),
-        ({"peft_type": "PREFIX_TUNING"}, ("keys and values of every layer", "ptune generate")),
+        ({"peft_type": "PREFIX_TUNING", "num_layers": 2}, ("shape (4, 32), expected (4, 128)",)),
+        ({"peft_type": "CARTRIDGE", "num_frozen_tokens": 9}, ("from 0 to num_virtual_tokens=4, not 9",)),
         ({"task_type": "SEQ_CLS"}, ("SEQ_CLS is not supported",)),
         ({"task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 2}, ("SEQ_2_SEQ_LM is not supported",)),
         ({"modules_to_save": ["lm_head"]}, ("modules_to_save=['lm_head'] is not supported",)),

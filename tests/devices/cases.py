@@ -16,7 +16,7 @@ from devices.gpu_tensor import GpuTensor, cpu, is_gpu
 from devices.ledger import LEDGER
 from devices.placing import GPU, on_gpu, prompted, rows, spread
 from devices.simulated_accelerator import FakeGpu, to_gpu
-from ptune import PTunedModel
+from ptune import PrefixTuningConfig, PTunedModel
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.packed import attention
 
@@ -205,6 +205,32 @@ def test_a_model_spread_over_two_devices(name: str, kind: str) -> None:
     wanted = step(prompted(build(name)), batch, **options)
     with FakeGpu():
         assert_close(step(prompted(spread(build(name))), on_gpu(batch), **options), wanted)
+
+
+@pytest.mark.parametrize("spreads", [False, True], ids=["one", "spread"])
+@pytest.mark.parametrize("kind", ["packed", "left", "prompts"])
+@pytest.mark.parametrize("name", ["llama", "bloom", "gpt2"])
+def test_keys_and_values_of_every_layer(name: str, kind: str, spreads: bool) -> None:
+    """A step with a deep prompt, and its answers: on one device, or on the device of each layer."""
+    collate, options = BATCHES[kind]
+    batch = collate(rows())
+    own = {name: one for name, one in options.items() if name == "prompt_names"}
+    ask = {"max_new_tokens": 4, "do_sample": False, **own}
+
+    def made(base: Any) -> PTunedModel:
+        torch.manual_seed(1)
+        return PTunedModel(base, PrefixTuningConfig(num_virtual_tokens=4, prefix_projection=True)).train()
+
+    here = made(build(name))
+    wanted = step(here, batch, **options)
+    with FakeGpu():
+        there = made(spread(build(name)) if spreads else to_gpu(build(name)))
+        assert_close(step(there, on_gpu(batch), **options), wanted)
+        if "attention_mask" in batch:
+            mine = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            said = cpu(there.eval().generate(**on_gpu(mine), **ask))
+    if "attention_mask" in batch:
+        assert torch.equal(said, here.eval().generate(**mine, **ask))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_names": SOME}], ids=["greedy", "beams", "prompts"])

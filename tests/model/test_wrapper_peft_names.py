@@ -233,7 +233,7 @@ def test_pefts_own_configurations_and_dictionaries_are_taken(kind: str) -> None:
         ({"peft_type": "P_TUNING", "num_virtual_tokens": 3, "lora_alpha": 8}, "lora_alpha has no meaning"),
         ({"num_virtual_tokens": 3}, "peft_type=None is not a soft prompt"),
         (7, "int is no configuration of a prompt"),
-        (peft.PrefixTuningConfig(num_virtual_tokens=3), "'PREFIX_TUNING' is not a soft prompt"),
+        (peft.LoraConfig(), "'LORA' is not a soft prompt.*P_TUNING, PROMPT_TUNING, PREFIX_TUNING, CARTRIDGE"),
     ],
     ids=str,
 )

@@ -220,6 +220,7 @@ def test_rows_of_other_prompts_in_the_same_batches() -> None:
 
 def test_one_dropout_mask_a_step() -> None:
     model = encoder_prompt(build("gpt2"), encoder_dropout=0.5).train()
+    torch.manual_seed(0)
     seen = []
     for last in (False, True, False, True):
         with model.prefix_scope(last=last):

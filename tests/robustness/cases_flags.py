@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from architectures import CONTEXT
+from commands import run
+from ptune.recipe import CHECKPOINTING
 from robustness.workshop import Case, Place, Words
 
 _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -19,6 +21,13 @@ def _recipe(text: str | bytes) -> Callable[[Place], Words]:
 
 def _flags(**flags: object) -> Callable[[Place], Words]:
     return lambda at: at.train(**flags)
+
+
+def _deep(at: Place) -> Path:
+    """A trained prompt of keys and values."""
+    done = run(*at.train(encoder="prefix", output=at.at / "deep"))
+    assert done.code == 0, done.err
+    return at.at / "deep"
 
 
 def _numbered_columns(at: Place) -> Words:
@@ -99,6 +108,36 @@ FLAGS = (
     ),
     Case(_R, "columns that are numbers", _numbered_columns, ("unknown field in columns '1'",)),
     Case(_F, "an unknown command", lambda at: ["trian"], ("unknown command 'trian'", "Did you mean 'train'?")),
+    Case(
+        _F,
+        "tokens of a start text that is not there",
+        _flags(encoder="prefix", init_text_tokens="last"),
+        ("init_text_tokens is given, but no init_text",),
+    ),
+    Case(
+        _F,
+        "more frozen virtual tokens than there are",
+        _flags(encoder="prefix", num_frozen_tokens=11),
+        ("num_frozen_tokens must be from 0 to num_virtual_tokens=10, not 11",),
+    ),
+    Case(
+        _F,
+        "keys and values inside a template",
+        _flags(encoder="prefix", template="{instruction} {prompt:3} {output}"),
+        ("the template has 3 virtual tokens inside the text", "take another encoder"),
+    ),
+    Case(
+        _F,
+        "keys and values under activation checkpointing",
+        lambda at: [*at.train(encoder="prefix-mlp"), f"--{CHECKPOINTING.replace('_', '-')}"],
+        (f"{CHECKPOINTING} drops the keys and values", "Leave it out"),
+    ),
+    Case(
+        _F,
+        "embeddings from keys and values",
+        lambda at: at.train(init_from=_deep(at), encoder="residual"),
+        ("no virtual-token embeddings for another encoder to start from",),
+    ),
     Case(
         _F,
         "ChatGLM's name for a flag",

@@ -322,6 +322,30 @@ PROMPT = (
     ),
     Case(
         _G,
+        "keys and values of 10^30 layers",
+        lambda at: _inspect(at.adapter(peft_type="PREFIX_TUNING", num_layers=10**30)),
+        ("prompt_embeddings has shape (4, 32), expected (4, 64000000000000000000000000000000)",),
+    ),
+    Case(
+        _G,
+        "keys and values of no layers",
+        lambda at: _inspect(at.adapter(peft_type="PREFIX_TUNING", num_layers=0)),
+        ("num_layers is 0, not a whole number of at least 1",),
+    ),
+    Case(
+        _G,
+        "keys of heads that do not divide them",
+        lambda at: _inspect(at.adapter(peft_type="PREFIX_TUNING", num_attention_heads=5)),
+        ("token_dim=32 is no multiple of num_attention_heads=5",),
+    ),
+    Case(
+        _G,
+        "a Cartridge with more frozen tokens than it has",
+        lambda at: _inspect(at.adapter(peft_type="CARTRIDGE", num_frozen_tokens=5)),
+        ("num_frozen_tokens must be from 0 to num_virtual_tokens=4, not 5",),
+    ),
+    Case(
+        _G,
         "an adapter that changes the model",
         lambda at: _inspect(at.adapter(peft_type="LORA")),
         ("'LORA', not a soft prompt",),

@@ -22,7 +22,10 @@ def engine_of(tiny_tokenizer: Any) -> Iterator[Callable[..., Engine]]:
 
     def make(name: str = "llama", *, model: Any = None, start: bool = True, **bounds: Any) -> Engine:
         wrapped = PTunedModel(build(name) if model is None else model).eval()
-        prompts = prompts_on(wrapped, tiny_tokenizer, {"short": 3, "middle": 6, "long": 11})
+        lengths = {"short": 3, "middle": 6, "long": 11}
+        if wrapped.capability.prefix:
+            lengths["deep"] = 5
+        prompts = prompts_on(wrapped, tiny_tokenizer, lengths)
         engine = Engine(wrapped, tiny_tokenizer, prompts, Scheduler(wrapped, tiny_tokenizer, Bounds(**bounds)))
         if start:
             engine.scheduler.start()

@@ -45,12 +45,17 @@ def words(model: Path, data: Path, held_out: Path, folder: Path, **values: objec
     return train_words(model, data, folder, "--use-cpu", "--json", **{**settings, **values})
 
 
-@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["whole", "sharded"])
+@pytest.mark.parametrize(
+    ("more", "encoder"),
+    [([], "embedding"), (["--fsdp"], "embedding"), ([], "prefix"), ([], "prefix-mlp")],
+    ids=["whole", "sharded", "keys and values", "keys and values by an MLP"],
+)
 def test_two_processes_are_one_with_twice_the_accumulation(
-    tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path, more: list[str]
+    tmp_path: Path, tiny_model_dir: Path, train_file: Path, held_out_file: Path, more: list[str], encoder: str
 ):
     """Packed, and with micro-batches that share a prefix where the model is whole in each process."""
     data, given = (tiny_model_dir, train_file, held_out_file), {} if more else {"eval_metrics": "f1"}
+    given |= {"encoder": encoder, "num_frozen_tokens": 1 if encoder == "prefix" else 0}
     one = run(*words(*data, tmp_path / "one", gradient_accumulation_steps=4, **given))
     assert one.code == 0, one.err
     launch = ["--nproc-per-node", 2, "--master-port", 0, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]

@@ -110,6 +110,14 @@ SETUPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"template": "{prompt:2}{instruction}{prompt:2:task} It was {output}.", "eval_rows": 5},
         {"gradient_accumulation_steps": 2, "save_steps": 2, "max_steps": 6, "eval_steps": 3},
     ),
+    "keys and values": (
+        {"encoder": "prefix", "num_frozen_tokens": 1, "eval_rows": 5},
+        {"gradient_accumulation_steps": 2, "save_steps": 2, "max_steps": 6, "eval_steps": 3},
+    ),
+    "keys and values by an MLP, padded": (
+        {"encoder": "prefix-mlp", "packing": False},
+        {"gradient_accumulation_steps": 2, "save_steps": 2, "max_steps": 6},
+    ),
     "measured at the start": (
         {"eval_rows": 5}, {"eval_on_start": True, "save_steps": 2, "max_steps": 4, "eval_strategy": "no"}
     ),

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ptune.batch.row_prompts import RowPrompts
+from ptune.errors import ModelError
 from ptune.frozen.capability import Capability
 from ptune.internals import checkpoints_activations
 
@@ -56,7 +57,32 @@ def choose_path(
         prompts: The prompt of each row.
         unpacked: Why the batch is not packed; None when it is.
         padding_fits: False where padding would stand between prefix and text and use up a sliding window.
+
+    Raises:
+        ModelError: A prompt is keys and values of every layer, and neither of the first two ways can be taken.
     """
+    path = _first_way(base, capability, prompts, unpacked=unpacked, padding_fits=padding_fits)
+    if not prompts.deep:
+        return path
+    name = next(iter(prompts.deep))
+    if path.way is Way.CONCATENATION:
+        raise ModelError(
+            f"the prompt {name!r} is keys and values of every layer, which cannot be concatenated with text; and "
+            f"{path.reason}.",
+            hint="Use a prompt of virtual-token embeddings, or change what stands in the way.",
+        )
+    if checkpoints_activations(base) and base.training:
+        raise ModelError(
+            f"the prompt {name!r} is keys and values of every layer, and activation checkpointing drops them.",
+            hint="Turn it off; smaller batches need less memory too.",
+        )
+    return path
+
+
+def _first_way(
+    base: PreTrainedModel, capability: Capability, prompts: RowPrompts, *, unpacked: str | None, padding_fits: bool
+) -> Path:
+    """The first of the ways that a batch can take; arguments as for `choose_path`."""
     if unpacked is None:
         return Path(Way.PACKED, "")
     if not prompts.width:

@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from ptune.batch.inside import Inside, check_inside
 from ptune.batch.text import check_ids
-from ptune.encoders import PromptEncoder
+from ptune.encoders import DeepEncoder, PromptEncoder
 from ptune.errors import ConfigError, ModelError
 from ptune.internals import checkpoints_activations
 from ptune.prefix.across_calls import PrefixCache
 from ptune.prefix.across_micro_batches import SharedPrefix
-from ptune.prefix.given_prefix import GivenPrefix
+from ptune.prefix.deep_prompts import layer_devices, prefix_of
 from ptune.prefix.keys_values import Prefix, RowPrefix, encode_prefix, mixed_prefix, same_prefix
 
 RowNames = str | Sequence[str | None] | None
@@ -83,16 +83,19 @@ class RowPrompts:
     """How many virtual tokens of a prompt stand inside the text; none of a prompt that is not named."""
 
     @cached_property
-    def vectors(self) -> Mapping[str, torch.Tensor]:
-        """Each prompt that a row names, encoded: `(P, D)` in the dtype of the model's embeddings.
+    def encoded(self) -> Mapping[str, torch.Tensor]:
+        """What the encoder of each prompt that a row names gives, in the dtype of the model's embeddings."""
+        return {name: self.shared.vectors(name, encoder, self.dtype) for name, encoder in self.encoders.items()}
 
-        A prompt that is given as keys and values is not among them.
-        """
-        return {
-            name: self.shared.vectors(name, encoder, self.dtype)
-            for name, encoder in self.encoders.items()
-            if not isinstance(encoder, GivenPrefix)
-        }
+    @cached_property
+    def deep(self) -> Mapping[str, DeepEncoder]:
+        """The prompts that are keys and values of every layer, in place of vectors."""
+        return {name: encoder for name, encoder in self.encoders.items() if isinstance(encoder, DeepEncoder)}
+
+    @cached_property
+    def vectors(self) -> Mapping[str, torch.Tensor]:
+        """The `(P, D)` vectors of each of the others."""
+        return {name: vectors for name, vectors in self.encoded.items() if name not in self.deep}
 
     @cached_property
     def before(self) -> Mapping[str, int]:
@@ -150,14 +153,8 @@ class RowPrompts:
             check_inside(ids, lengths, self.names, list(zip(self.sizes(), whole, strict=True)))
 
     def each(self) -> list[torch.Tensor | None]:
-        """What stands before every row.
-
-        Raises:
-            PromptError: A prompt is given as keys and values, and has no vectors.
-        """
-        for encoder in self.encoders.values():
-            if isinstance(encoder, GivenPrefix):
-                encoder()
+        """What stands before every row, where no prompt is a deep one (`ptune.batch.path` sees to that)."""
+        assert not self.deep
         leading = self.leading
         self.shared.settle()
         return [None if name is None else leading.get(name) for name in self.names]
@@ -175,32 +172,48 @@ class RowPrompts:
 
     def _prefix(self, base: PreTrainedModel, name: str) -> Prefix:
         """The prefix of one prompt."""
-        encoder = self.encoders[name]
-        if isinstance(encoder, GivenPrefix):
-            return encoder.prefix(base, self.dtype)
+        if name in self.deep:
+            return self._deep_prefix(base, name)
 
         def make() -> Prefix:
             encode = partial(encode_prefix, base, filler_id=self.filler_id)
             return self.shared.prefix(name, self.vectors[name], lambda vectors: encode(self._led(name, vectors)))
 
-        return self.kept.prefix(name, base, encoder, make)
+        return self.kept.prefix(name, base, self.encoders[name], make)
 
-    def shared_prefix(self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix]) -> RowPrefix | None:
-        """The batch's one prompt as keys and values, where micro-batches share them; None otherwise.
+    def _deep_prefix(self, base: PreTrainedModel, name: str) -> Prefix:
+        """The prefix of a deep prompt: what its encoder gives, in another form."""
+        encoder, vocab_size = self.deep[name], int(base.config.get_text_config().vocab_size)
+        sizes = {"layers": encoder.layers, "heads": encoder.heads, "vocab_size": vocab_size}
+        return prefix_of(self.encoded[name], **sizes, devices=layer_devices(base))
 
-        Activation checkpointing drops a filled cache, and so shares the vectors alone.
+    def outside(
+        self, model: PreTrainedModel, encode: Callable[[torch.Tensor], Prefix], rows: Sequence[bool]
+    ) -> dict[str, Prefix]:
+        """The prompts of a packed batch as keys and values, where they are not part of its sequence; else none.
+
+        They are not where one of them is deep, and where micro-batches share the batch's one prompt. Activation
+        checkpointing drops a filled cache, and so shares the vectors alone.
 
         Args:
             model: The model that the batch runs through.
             encode: Runs it over a prompt's vectors.
+            rows: Which rows have any text.
         """
-        if len(self.vectors) == len(self.leading) == 1 and not (checkpoints_activations(model) and model.training):
-            name, vectors = next(iter(self.vectors.items()))
-            if self.shared.holds(name):
-                made = self.shared.prefix(name, vectors, lambda every: encode(self._led(name, every)))
-                return same_prefix(made, 1)
+        used = {name for name, has_text in zip(self.names, rows, strict=True) if has_text}
+        names = [name for name, size in self.before.items() if size and name in used]
+
+        def made(name: str) -> Prefix:
+            if name in self.deep:
+                return self._deep_prefix(model, name)
+            return self.shared.prefix(name, self.vectors[name], lambda every: encode(self._led(name, every)))
+
+        drops = checkpoints_activations(model) and model.training
+        one_shared = len(self.vectors) == len(names) == 1 and self.shared.holds(names[0])
+        if self.deep or (one_shared and not drops):
+            return {name: made(name) for name in names}
         self.shared.settle()
-        return None
+        return {}
 
     def check_length(self, limit: int | None, text_length: int, new_tokens: int = 0) -> None:
         """Refuse what does not fit the context, before anything is computed.

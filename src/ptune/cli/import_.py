@@ -12,22 +12,23 @@ from ptune.cli.flags import Parser
 from ptune.errors import ConfigError, PromptError, printable
 
 if TYPE_CHECKING:
-    from ptune.prompt.build import PromptConfig
+    from ptune.deep_config import PromptConfig
     from ptune.saved.format import SavedPrompt
     from ptune.saved.opened_folder import OpenedFolder
     from ptune.training.output import OutputFolder
 
 _MORE = """\
-PEFT keeps the baked virtual tokens alone, whatever encoder made them: the prompt's encoder is `embedding`, and
-training goes on from the vectors. Nor does it say which template the texts had: ptune takes `tutorial` unless
---template names another."""
+PEFT keeps the baked virtual tokens alone, whatever encoder made them: the prompt's encoder is `embedding`, that of
+prefix tuning and of a Cartridge `prefix`, and training goes on from them. Nor does it say which template the texts
+had: ptune takes `tutorial` unless --template names another."""
 
 
 def build_parser() -> Parser:
     """The command's flags."""
     parser = Parser(
         "import",
-        "Make a prompt folder of a PEFT adapter (prompt tuning or P-tuning). Its model is not loaded unless named.",
+        "Make a prompt folder of a PEFT adapter: prompt tuning, P-tuning, prefix tuning or a Cartridge. Its model is "
+        "not loaded unless named.",
         usage="PEFT_DIR --output DIR [flags]",
         more=_MORE,
     )
@@ -77,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
         "base_model": args.model or saved.config.base_model_name_or_path,
         "checked": args.model is not None,
         "template": args.template,
-        "encoder": "embedding",
+        "encoder": _kind(saved),
         "imported_from": origin,
     }
     if args.json:
@@ -100,27 +101,24 @@ def _origin(folder: Path) -> dict[str, str]:
 def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
     """The prompt as ptune keeps one, without a look at its model."""
     from ptune import __version__
-    from ptune.config import PromptTuningConfig
     from ptune.saved.format import SavedPrompt
+    from ptune.saved.prompt_io import plain_config, plain_tensors
 
-    config = PromptTuningConfig(
-        num_virtual_tokens=saved.vectors.shape[0],
-        token_dim=saved.vectors.shape[1],
-        base_model_name_or_path=saved.config.base_model_name_or_path,
-        revision=saved.config.revision,
-        num_layers=saved.config.num_layers,
-        num_attention_heads=saved.config.num_attention_heads,
-    )
+    config = plain_config(saved)
+    tensors = plain_tensors(config, saved.vectors)
     details = {
         "base_model": config.base_model_name_or_path,
-        "encoder": "embedding",
-        "trainable_parameters": saved.vectors.numel(),
+        "encoder": _kind(saved),
+        "trainable_parameters": tensors["embedding.weight"].numel(),
         "versions": {"ptune": __version__},
         "imported_from": origin,
     }
-    return SavedPrompt(
-        config=config, vectors=saved.vectors, encoder={"embedding.weight": saved.vectors}, details=details
-    )
+    return SavedPrompt(config=config, vectors=saved.vectors, encoder=tensors, details=details)
+
+
+def _kind(saved: SavedPrompt) -> str:
+    """The encoder of a prompt that is given as what an encoder gave."""
+    return "prefix" if saved.is_deep else "embedding"
 
 
 def _write_checked(
@@ -155,7 +153,7 @@ def _show(facts: dict[str, Any]) -> None:
     kind = " ".join(origin[name] for name in ("peft_type", "encoder_reparameterization_type") if name in origin)
     size = f"{facts['virtual_tokens']} virtual tokens × {facts['token_dim']}"
     print(f"{kind}: {size}: {facts['output']}")
-    print("PEFT keeps the baked virtual tokens alone: the prompt's encoder is `embedding`.")
+    print(f"PEFT keeps the baked virtual tokens alone: the prompt's encoder is `{facts['encoder']}`.")
     checked = "its sizes fit, its fingerprint is noted" if facts["checked"] else "not loaded; --model M checks it"
     print(f"frozen model: {printable(facts['base_model'] or 'unknown')} ({checked})")
     if facts["template"] is None:

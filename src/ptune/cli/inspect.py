@@ -144,6 +144,8 @@ def _look_up(
     """
     if args.no_nearest or args.nearest == 0:
         return None, None
+    if saved.is_deep:
+        return None, "the prompt is keys and values of every layer, which no token of the vocabulary is near to"
     if not args.model and not saved.config.base_model_name_or_path:
         return None, "the folder does not name its base model; name it with --model"
     try:

@@ -224,7 +224,7 @@ def _opened(args: argparse.Namespace, named: dict[str, str]) -> tuple[PTunedMode
             f"{name} has its prompts in its vocabulary; others cannot be served beside them.",
             hint="Leave out --prompts and --prompts-root, or name the frozen model itself with --model.",
         )
-    registry = PromptRegistry(model, tokenizer, base_name=called, force=args.force)
+    registry = PromptRegistry(model, tokenizer, base_name=called, force=args.force, elsewhere=bool(args.upstream))
     for prompt in in_vocabulary:
         registry.put(prompt)
     for prompt_name, folder in folders.items():

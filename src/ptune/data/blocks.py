@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ptune.config import PromptEncoderConfig, PromptTuningConfig
+from ptune.deep_config import PromptConfig
 from ptune.errors import ConfigError, shown
 from ptune.recipe import TrainRecipe
 
@@ -118,7 +118,7 @@ def with_virtual_tokens(recipe: TrainRecipe, template: Template) -> TrainRecipe:
     return replace(recipe, num_virtual_tokens=there or recipe.virtual_tokens)
 
 
-def check_template(template: Template, config: PromptEncoderConfig | PromptTuningConfig, prompt: str) -> None:
+def check_template(template: Template, config: PromptConfig, prompt: str) -> None:
     """Raise `ConfigError` unless a template has places for the virtual tokens of a prompt, as many as there are.
 
     Args:

@@ -22,16 +22,17 @@ class PromptEncoder(nn.Module):
     Args:
         num_virtual_tokens: `P`, rows of the table.
         token_dim: `D`, size of a token embedding of the frozen model.
+        table: Rows and columns of the table, where these are others than `P` and `D`.
     """
 
     dropout = 0.0
     """Probability of dropping a hidden unit in training; an encoder that has it sets it."""
 
-    def __init__(self, *, num_virtual_tokens: int, token_dim: int) -> None:
+    def __init__(self, *, num_virtual_tokens: int, token_dim: int, table: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.num_virtual_tokens = num_virtual_tokens
         self.token_dim = token_dim
-        self.embedding = nn.Embedding(num_virtual_tokens, token_dim)
+        self.embedding = nn.Embedding(*(table or (num_virtual_tokens, token_dim)))
 
     def forward(self) -> torch.Tensor:
         """The virtual-token embeddings, `(P, D)`."""

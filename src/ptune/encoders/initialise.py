@@ -106,14 +106,22 @@ def initialise(encoder: PromptEncoder, *, vectors: torch.Tensor | None, std: flo
             output.weight.mul_(ratio)
             output.bias.mul_(ratio)
         else:
-            _solve(encoder, output, vectors)
+            solve_output(encoder, output, vectors)
 
 
-def _solve(encoder: PromptEncoder, output: nn.Linear, vectors: torch.Tensor) -> None:
+def solve_output(encoder: PromptEncoder, output: nn.Linear, vectors: torch.Tensor) -> None:
     """Set the last layer so that the encoder gives `vectors`: the smallest weights that do, solved in float64.
 
     Hidden states of `P` different table rows are linearly independent where the layer reads more than `P` numbers, so
     there is an exact solution, and the encoder keeps the layers and the number of parameters it has.
+
+    Args:
+        encoder: The encoder.
+        output: Its last layer.
+        vectors: `(P, …)`, as many columns as the layer gives.
+
+    Raises:
+        ConfigError: The layer reads too few numbers for `P` chosen vectors.
     """
     seen: list[torch.Tensor] = []
     hook = output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))

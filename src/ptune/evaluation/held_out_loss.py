@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from datasets import Dataset
 
+from ptune.data.first_labels import without_first_labels
 from ptune.data.labels import IGNORE_INDEX
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
@@ -89,9 +89,8 @@ def held_out_loss(
         rows = [dataset[row] for row in order[start : start + batch_size]]
         batch = collate(rows)
         names = None if with_prompt else [None] * len(rows)
-        if not with_prompt:
-            # Nothing predicts the first token of a row then.
-            batch["labels"][_first_positions(batch)] = IGNORE_INDEX
+        if not (with_prompt and model.predicts_first_tokens):
+            batch = without_first_labels(batch)
         # It goes to the model's device by itself; labels and lengths are the host's to look at.
         output = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False)
         summed.add(output.loss, (batch["labels"] != IGNORE_INDEX).sum())
@@ -100,12 +99,3 @@ def held_out_loss(
             progress(done)
     model.train(was_training)
     return summed.mean(processes, device_of(model.base))
-
-
-def _first_positions(batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column of each row's first token, in a padded `(B, T)` or a packed `(1, N)` batch."""
-    if "row_lengths" in batch:
-        starts = torch.tensor([0, *accumulate(batch["row_lengths"])][:-1])
-        return torch.zeros_like(starts), starts
-    first = batch["attention_mask"].to(torch.int8).argmax(dim=1)
-    return torch.arange(len(first)), first

@@ -93,7 +93,8 @@ def generate_behind(
         return out if whole is None else whole.back(out)
 
     padded = prompts.differ or not bool(attention_mask.all())
-    if not padded or (capability.left_padding and (fits or capability.concat_padding)):
+    concatenates = capability.concat_padding and not prompts.deep
+    if not padded or (capability.left_padding and (fits or concatenates)):
         return answer(prompts, input_ids, attention_mask, options)
     return answer_by_length(
         lambda rows, ids, mask, given: answer(prompts.of(rows), ids, mask, given),

@@ -22,16 +22,14 @@ def last_token_apart(prompts: RowPrompts) -> tuple[RowPrompts, torch.Tensor]:
     """The prompts without their last virtual tokens, and these, `(B, 1, D)`.
 
     Raises:
-        ModelError: A row has no prompt either, or the model makes more of token ids than their embeddings.
-        PromptError: A prompt is given as keys and values.
+        ModelError: A row has no prompt either, or one of keys and values, or the model makes more of token ids than
+            their embeddings.
         ConfigError: A prompt has virtual tokens inside the text.
     """
     if prompts.in_text:
         raise no_embeddings(prompts)
-    if None in prompts.names or prompts.filler_id is not None:
+    if None in prompts.names or prompts.deep or prompts.filler_id is not None:
         raise ModelError("generate needs at least one token of text here.", hint="Pass input_ids.")
-    for encoder in prompts.encoders.values():
-        encoder()  # refused for keys and values
     begun = {name: _without_last(vectors) for name, vectors in prompts.vectors.items()}
     names = [name if name is not None and begun[name] is not None else None for name in prompts.names]
     last = torch.stack([prompts.vectors[name][-1:] for name in prompts.names if name is not None])

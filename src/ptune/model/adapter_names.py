@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from ptune.deep_config import PromptConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
-from ptune.prompt.build import PromptConfig
 
 
 class AdapterNames(nn.Module):
@@ -76,13 +76,16 @@ class AdapterNames(nn.Module):
         return self.load_prompt(model_id, name=adapter_name, trainable=is_trainable, replace=there, **options)
 
     def get_prompt_embedding_to_save(self, adapter_name: str | None = None) -> torch.Tensor:
-        """`(P, D)`: a prompt's vectors as they are saved, on the CPU, without dropout."""
+        """`(P, D)` or `(P, 2 L H E)`: what a prompt's encoder gives, as it is saved, on the CPU, without dropout."""
         encoder = self.prompts[adapter_name or self.active_adapter]
         assert isinstance(encoder, PromptEncoder)
         return encoder.baked().cpu()
 
     def get_prompt(self, batch_size: int) -> torch.Tensor:
-        """`(B, P, D)`: the active prompt's vectors for so many rows, with gradients where the encoder has them."""
+        """`(B, P, D)`: the active prompt's vectors for so many rows, with gradients where the encoder has them.
+
+        Of a deep prompt, `(B, P, 2 L H E)`.
+        """
         encoder = self.prompts[self.active_adapter]
         vectors: torch.Tensor = encoder()
         return vectors.expand(batch_size, -1, -1)

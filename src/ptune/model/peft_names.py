@@ -14,18 +14,14 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.config import PeftType, PromptEncoderConfig, PromptLearningConfig, PromptTuningConfig
+from ptune.config import PromptLearningConfig
+from ptune.deep_config import CONFIG_CLASSES, PromptConfig
 from ptune.errors import ConfigError, shown
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.build import PromptConfig, encoder_kind
+from ptune.prompt.build import encoder_kind
 from ptune.saved.format import read_config
 from ptune.saved.hub import prompt_folder
-from ptune.saved.peft import CONFIG_CLASSES
 
-_KINDS: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
-    "PromptEncoderConfig": PromptEncoderConfig,
-    "PromptTuningConfig": PromptTuningConfig,
-}
 _HIDDEN_LAYERS = 2
 """Of PEFT's MLP, whatever `encoder_num_layers` says."""
 
@@ -46,7 +42,8 @@ def get_peft_model(  # noqa: PLR0917  # PEFT's order of arguments
 
     Args:
         model: The model to freeze and wrap.
-        peft_config: `PromptEncoderConfig` or `PromptTuningConfig`, of ptune's or of PEFT's, or a dictionary.
+        peft_config: `PromptEncoderConfig`, `PromptTuningConfig`, `PrefixTuningConfig` or `CartridgeConfig`, of ptune's
+            or of PEFT's, or a dictionary.
         adapter_name: Name of the prompt.
         mixed: Refused: there is one kind of adapter here.
         autocast_adapter_dtype: Must stay True: the prompt encoder is always float32.
@@ -79,7 +76,7 @@ def as_prompt_config(given: Any) -> PromptConfig:
     Raises:
         ConfigError: Another kind of adapter, or values that ptune has no meaning for.
     """
-    if isinstance(given, (PromptEncoderConfig, PromptTuningConfig)):
+    if isinstance(given, PromptConfig):
         return given
     if isinstance(given, Mapping):
         values = {str(name): value for name, value in given.items()}
@@ -88,16 +85,16 @@ def as_prompt_config(given: Any) -> PromptConfig:
     else:
         raise ConfigError(
             f"{type(given).__name__} is no configuration of a prompt.",
-            hint="Use ptune.PromptEncoderConfig or PromptTuningConfig, PEFT's of these names, or a dictionary.",
+            hint=f"Use {', '.join(one.__name__ for one in CONFIG_CLASSES.values())} of ptune or PEFT, or a dictionary.",
         )
     values = {name: getattr(value, "value", value) for name, value in values.items()}
     kind = values.get("peft_type")
     if kind not in CONFIG_CLASSES:
         raise ConfigError(
             f"peft_type={shown(kind)} is not a soft prompt.",
-            hint=f"ptune has {' and '.join(one.value for one in PeftType)}; use PEFT for the others.",
+            hint=f"ptune has {', '.join(CONFIG_CLASSES)}; use PEFT for the others.",
         )
-    own = _KINDS[CONFIG_CLASSES[kind]]
+    own = CONFIG_CLASSES[kind]
     known = {item.name for item in fields(own)}
     foreign = sorted(name for name, value in values.items() if name not in known and value)
     if foreign:

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutput
 from ptune.batch.path import Path, Way, choose_path
 from ptune.batch.row_prompts import BASE_MODEL, RowNames, RowPrompts, names_of_rows, no_embeddings
 from ptune.batch.text import Text, followed_by, take_flattened
+from ptune.deep_config import PromptConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
 from ptune.frozen.capability import Capability
@@ -46,8 +47,6 @@ from ptune.padded.padded_forward import (
 )
 from ptune.prefix.across_calls import PrefixCache
 from ptune.prefix.across_micro_batches import SharedPrefix
-from ptune.prefix.given_prefix import given_prefix_obstacle
-from ptune.prompt.build import PromptConfig
 
 _OF_THE_HEAD = ("labels", "num_items_in_batch", "logits_to_keep", "output_router_logits", "return_logits")
 """Arguments that the layers have no use for."""
@@ -87,7 +86,7 @@ class RunsPrompts(StandsIn):
     @property
     def packing_obstacle(self) -> str | None:
         """Why batches cannot be packed; None when they can."""
-        return given_prefix_obstacle(self.prompts.values()) or self._base_obstacle or exchanged_forward(self.base)
+        return self._base_obstacle or exchanged_forward(self.base)
 
     @property
     def packs(self) -> bool:
@@ -122,7 +121,8 @@ class RunsPrompts(StandsIn):
             input_ids: `(B, T)` text tokens, and virtual tokens inside the text by their ids (`ptune.data.blocks`).
             attention_mask: `(B, T)`, 0 at padding, which may stand left or right. All ones when None.
             labels: `(B, T)`, -100 where not supervised. A row's first token counts: the last virtual token predicts
-                it. In eval mode labels of another length than the text are its answers, and follow it.
+                it. Not behind keys and values of every layer, which predict nothing. In eval mode labels of another
+                length than the text are its answers, and follow it.
             inputs_embeds: `(B, T, D)` in place of `input_ids`.
             prompt_names: A prompt's name for all rows, or one a row (None: no prompt). The active one by default.
             num_items_in_batch: Supervised labels of the whole optimizer step, by which the summed loss is divided.

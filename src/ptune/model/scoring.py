@@ -16,6 +16,7 @@ from ptune.batch.path import Way
 from ptune.batch.row_prompts import RowNames, RowPrompts
 from ptune.batch.text import Text
 from ptune.batch.token_queries import TokenAnswers, TokenQueries
+from ptune.encoders.deep import DeepEncoder
 from ptune.encoders.embedding import EmbeddingEncoder
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import embedding_table
@@ -29,8 +30,12 @@ class ScoresTokens(RunsPrompts):
 
     @property
     def shares_texts(self) -> bool:
-        """Whether several rows can stand behind one text that runs through the model once."""
-        return self.packs and self.capability.filler_id is None
+        """Whether several rows can stand behind one text that runs through the model once.
+
+        Not where a prompt is keys and values of every layer: the text could not run behind it in one sequence.
+        """
+        deep = any(isinstance(one, DeepEncoder) for one in self.prompts.values())
+        return self.packs and self.capability.filler_id is None and not deep
 
     @torch.no_grad()
     def token_answers(

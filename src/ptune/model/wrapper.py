@@ -18,8 +18,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ptune.encoders import PromptEncoder
-from ptune.errors import ConfigError, PromptError, unknown
+from ptune.deep_config import DeepPromptConfig, PromptConfig
+from ptune.encoders import DeepEncoder, PromptEncoder
+from ptune.errors import ConfigError, ModelError, PromptError, unknown
 from ptune.frozen.capability import context_length, prefix_capability
 from ptune.frozen.parameters import count_parameters, has_weights, parameters_line
 from ptune.frozen.quantized import let_repack, repacking_layers
@@ -35,7 +36,8 @@ from ptune.packed.fused import replacement
 from ptune.packed.obstacle import exchanged_forward, packing_obstacle
 from ptune.prefix.across_calls import PrefixCache
 from ptune.prefix.across_micro_batches import SharedPrefix
-from ptune.prompt.build import PromptConfig, build_prompt, check_base, check_new_name, check_room, unwrapped
+from ptune.prefix.keys_values import Prefix
+from ptune.prompt.build import build_prompt, check_base, check_new_name, check_room, unwrapped
 from ptune.saved import prompt_io
 from ptune.saved.files import write_atomic
 from ptune.saved.hub import prompt_folder
@@ -135,7 +137,7 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
         config: PromptConfig,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        start: torch.Tensor | None = None,
+        start: torch.Tensor | Prefix | None = None,
     ) -> PromptEncoder:
         """Add a new, initialised prompt. The first one becomes the active one.
 
@@ -144,17 +146,29 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
             config: What to build.
             tokenizer: Needed for an initial text, unless the configuration names one.
             start: Vectors to start from, `(any, D)`, in place of what the configuration says: those of another prompt
-                (Vu et al. 2022, SPoT), say. Too many are cut, too few repeated.
+                (Vu et al. 2022, SPoT), say. Too many are cut, too few repeated. A deep prompt starts from keys and
+                values, or from vectors that are run through the model.
 
         Raises:
             PromptError: The name is taken or cannot name a prompt.
             ConfigError: The configuration does not fit the model, or the prompt is longer than the context.
+            ModelError: A deep prompt, for a model that cannot go on from keys and values of one shape.
         """
         check_new_name(name, self.prompt_configs)
         check_room(config, self.context_length)
+        self._check_kind(config)
         encoder, completed = build_prompt(self.base, config, tokenizer, start=start)
         self._install(name, encoder, completed)
         return encoder
+
+    def _check_kind(self, config: PromptConfig) -> None:
+        """Raise `ModelError` for keys and values that the model cannot go on from."""
+        if isinstance(config, DeepPromptConfig) and not self.capability.prefix:
+            reason = self.capability.reason.partition(";")[0]
+            raise ModelError(
+                f"a prompt of keys and values needs a model that goes on from them, and {reason}.",
+                hint="Take an encoder of virtual-token embeddings, such as embedding.",
+            )
 
     def _install(self, name: str, encoder: PromptEncoder, config: PromptConfig) -> None:
         self.prompts[name] = encoder
@@ -191,6 +205,11 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
         if name == self.active_prompt:
             self.active_prompt = None
 
+    @property
+    def predicts_first_tokens(self) -> bool:
+        """Whether the active prompt predicts the first token of a text; keys and values of every layer do not."""
+        return not isinstance(self._encoder(self._active(None)), DeepEncoder)
+
     def clear_prefixes(self) -> None:
         """Forget the prefixes kept for later calls; `ptune.prefix.across_calls` says when that is needed."""
         self.prefixes.clear()
@@ -217,7 +236,10 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
         return encoder
 
     def encode(self, name: str | None = None) -> torch.Tensor:
-        """The `(P, D)` virtual-token embeddings of a prompt, in float32; with gradients where the encoder has them."""
+        """The `(P, D)` virtual-token embeddings of a prompt, in float32; with gradients where the encoder has them.
+
+        Of a deep prompt, `(P, 2 L H E)`: keys and values of every layer.
+        """
         vectors: torch.Tensor = self._encoder(self._active(name))()
         return vectors
 
@@ -291,6 +313,7 @@ class PTunedModel(PromptOnHub, AdapterNames, ScoresTokens):
             opened.check_tokenizer(tokenizer, force=force)
         encoder, config = prompt_io.load_prompt(self.base, opened, trainable=trainable, force=force)
         asked = opened.path if isinstance(directory, OpenedFolder) else Path(directory)
+        self._check_kind(config)
         chosen = name or (asked.name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)

@@ -6,8 +6,10 @@ labels, `D` token dimension, `V` vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ from ptune.packed.chunked_loss import summed_cross_entropy
 from ptune.packed.head import FrozenHead, head_logits
 from ptune.packed.layout import PackedRows
 from ptune.packed.lazy_output import LazyOutput
-from ptune.prefix.keys_values import Prefix, RowPrefix, keys_and_values
+from ptune.prefix.keys_values import Prefix, filled_cache, keys_and_values
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Packed:
     hidden: torch.Tensor
     """`(Q, D)`."""
     rows: PackedRows
-    shared: RowPrefix | None
-    """The prompt's keys and values, where it is not part of the sequence."""
+    outside: tuple[Prefix, ...]
+    """The prompts as keys and values, where they are not part of the sequence."""
 
     @property
     def of_the_text(self) -> torch.Tensor:
@@ -58,17 +60,17 @@ def run_packed(
     Args:
         view: The model's packed view.
         text: The rows.
-        prompts: The prompt of each row. Where micro-batches share one as keys and values, it is not run again;
-            otherwise prompts are run with the text.
+        prompts: The prompt of each row. Where one is deep, or micro-batches share one, prompts are keys and values
+            before the sequence; otherwise they are run with the text.
         num_items: By which the summed loss is divided; the number of supervised labels when None.
         return_logits: True computes the logits of all text tokens, None when they are read, False never.
     """
     made, loss = through_the_layers(view, text, prompts), None
     if text.labels is not None:
-        found, shared = find_packed_predictors(text.labels, made.rows, made.hidden.device), made.shared
+        found = find_packed_predictors(text.labels, made.rows, made.hidden.device, made.outside)
         total = summed_cross_entropy(FrozenHead(view), made.hidden[found.positions], found.targets)
-        if shared is not None and found.from_prefix.numel():
-            wide = shared.logits.to(total.dtype).expand(found.from_prefix.numel(), -1)
+        if found.from_prefix.numel():
+            wide = torch.cat([prefix.logits for prefix in made.outside]).to(total.dtype)[found.prefixes]
             total = total + F.cross_entropy(wide, found.from_prefix, reduction="sum")
         count = max(found.targets.numel() + found.from_prefix.numel(), 1) if num_items is None else num_items
         loss = total / (count.to(total.device) if isinstance(count, torch.Tensor) else count)
@@ -85,21 +87,32 @@ def through_the_layers(view: PreTrainedModel, text: Text, prompts: RowPrompts) -
     """The hidden states of all rows, and of the prompts where they are part of the sequence."""
     assert text.ids is not None
     filler = prompts.filler_id
-    shared = prompts.shared_prefix(view, partial(encode_alone, view, filler_id=filler))
-    leading = prompts.leading
-    choice = prompts.choice(list(leading))
+    has_text = [length > 0 for length in text.lengths]
+    outside = prompts.outside(view, partial(encode_alone, view, filler_id=filler), has_text)
+    lengths = {name: one.length for name, one in outside.items()} or {
+        name: len(vectors) for name, vectors in prompts.leading.items()
+    }
+    choice = prompts.choice(list(lengths))
     rows = PackedRows.of(
         [length for length in text.lengths if length],
-        [len(vectors) for vectors in leading.values()],
+        list(lengths.values()),
         [one for one, length in zip(choice, text.lengths, strict=True) if length],
-        inside=shared is None,
+        inside=not outside,
     )
     embeds, ids = text.embeddings(view), text.ids_by(filler or 0)
-    if shared is None:
-        embeds = torch.cat([*leading.values(), embeds])
+    if not outside:
+        embeds = torch.cat([*prompts.leading.values(), embeds])
         ids = with_fillers(ids, len(embeds) - len(ids), filler or 0)
-    cache = None if shared is None else shared.cache()
-    return Packed(_run_layers(view, embeds, None if filler is None else ids, rows, cache), rows, shared)
+    prefixes = tuple(outside.values())
+    cache = filled_cache(_one_behind_the_other(prefixes)) if prefixes else None
+    return Packed(_run_layers(view, embeds, None if filler is None else ids, rows, cache), rows, prefixes)
+
+
+def _one_behind_the_other(prefixes: tuple[Prefix, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values `(1, H, K, E)` of each layer, `K` virtual tokens of all prompts."""
+    for parts in zip(*(prefix.layers for prefix in prefixes), strict=True):
+        keys, values = zip(*parts, strict=True)
+        yield (keys[0], values[0]) if len(parts) == 1 else (torch.cat(keys, dim=2), torch.cat(values, dim=2))
 
 
 def encode_alone(view: PreTrainedModel, vectors: torch.Tensor, *, filler_id: int | None = None) -> Prefix:
@@ -143,25 +156,43 @@ class PackedPredictors:
     """`(S,)`, the labels they predict."""
     from_prefix: torch.Tensor
     """Labels of rows' first tokens that a prompt outside the sequence predicts."""
+    prefixes: torch.Tensor
+    """For each of these the number of that prompt."""
 
 
-def find_packed_predictors(labels: torch.Tensor, rows: PackedRows, device: torch.device) -> PackedPredictors:
+def find_packed_predictors(
+    labels: torch.Tensor, rows: PackedRows, device: torch.device, outside: Sequence[Prefix] = ()
+) -> PackedPredictors:
     """Match labels `(N,)`, the host's, to the positions that predict them; the result is on a device.
 
     See `ptune.padded.padded_loss.find_predictors`.
+
+    Args:
+        labels: The labels.
+        rows: The layout.
+        device: Of the result.
+        outside: The prompts, where they are not part of the sequence.
     """
     first_token = rows.rows[0].start
     predicted_by = torch.arange(first_token - 1, first_token - 1 + labels.numel())
-    outside: list[int] = []
-    for span in rows.rows:
+    firsts: list[tuple[int, int]] = []
+    for span, number in zip(rows.rows, first_predictors(rows, outside), strict=True):
         at = span.start - first_token
-        if span.prefix_length and rows.key_offset == 0:
+        if span.prefix_length and not outside:
             predicted_by[at] = span.prefix_start + span.prefix_length - 1
-        else:
-            predicted_by[at] = -1
-            if span.prefix_length:
-                outside.append(at)
+            continue
+        predicted_by[at] = -1
+        if number >= 0:
+            firsts.append((at, number))
     counted = torch.nonzero((labels != IGNORE_INDEX) & (predicted_by >= 0)).squeeze(1)
     positions, targets = sent(torch.stack([predicted_by[counted], labels[counted]]), device)
-    beyond = labels[outside]
-    return PackedPredictors(positions, targets, from_prefix=sent(beyond[beyond != IGNORE_INDEX], device))
+    places, prefixes = torch.tensor(firsts, dtype=torch.long).view(-1, 2).T
+    beyond = torch.stack([labels[places], prefixes])[:, labels[places] != IGNORE_INDEX]
+    return PackedPredictors(positions, targets, *sent(beyond, device))
+
+
+def first_predictors(rows: PackedRows, outside: Sequence[Prefix]) -> list[int]:
+    """For each row the number of the prompt outside the sequence that predicts its first token; -1 where none does."""
+    starts = accumulate((one.length for one in outside), initial=0)
+    numbers = {start: number for number, (start, one) in enumerate(zip(starts, outside, strict=False)) if one.predicts}
+    return [numbers.get(span.prefix_start, -1) if span.prefix_length else -1 for span in rows.rows]

@@ -11,7 +11,7 @@ heads, `E` head dimension, `V` vocabulary, `L` layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,17 @@ def keys_and_values(cache: DynamicCache) -> tuple[tuple[torch.Tensor, torch.Tens
     return tuple(layers)
 
 
+def filled_cache(layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A new cache that starts with these keys and values, sharing their memory."""
+    cache = DynamicCache()
+    for keys, values in layers:
+        layer = DynamicLayer()  # type: ignore[no-untyped-call]  # transformers' own
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
 @dataclass(frozen=True)
 class RowPrefix:
     """The prefix of each row of a batch; rows may have different prompts, or none."""
@@ -118,13 +129,7 @@ class RowPrefix:
 
     def cache(self) -> DynamicCache:
         """A new cache that starts with this prefix, sharing its memory."""
-        cache = DynamicCache()
-        for keys, values in self.layers:
-            layer = DynamicLayer()  # type: ignore[no-untyped-call]  # transformers' own
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            cache.layers.append(layer)
-        return cache
+        return filled_cache(self.layers)
 
     def fill(self, cache: DynamicCache, repeats: int = 1, *, longest: int | None = None) -> DynamicCache:
         """Put the prefix into an empty cache, for generation; gives the cache back.

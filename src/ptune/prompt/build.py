@@ -6,13 +6,15 @@ import re
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.config import PromptEncoderConfig, PromptTuningConfig, PromptTuningInit, TaskType
+from ptune.config import PromptEncoderConfig, PromptLearningConfig, PromptTuningConfig, PromptTuningInit, TaskType
+from ptune.data.text_ids import ids_of, leading_special_ids
+from ptune.deep_config import CartridgeConfig, DeepPromptConfig, PrefixTuningConfig, PromptConfig
 from ptune.encoders import PromptEncoder, build_encoder, initialise
 from ptune.encoders.initialise import embedding_std, repeated, sampled_tokens, token_vectors
 from ptune.errors import ConfigError, ModelError, PromptError
@@ -22,9 +24,10 @@ from ptune.frozen.parts import output_head, token_dim
 from ptune.frozen.shards import in_shards
 from ptune.internals import children_of
 from ptune.loading.load import load_tokenizer
+from ptune.prefix.keys_values import Prefix
+from ptune.prompt.build_deep import build_deep, completed_deep, empty_deep_encoder
 
-PromptConfig = PromptEncoderConfig | PromptTuningConfig
-
+AnyConfig = TypeVar("AnyConfig", bound=PromptLearningConfig)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -62,6 +65,8 @@ def encoder_kind(config: PromptConfig) -> str:
     """The registry name of the encoder a configuration asks for."""
     if isinstance(config, PromptTuningConfig):
         return "embedding"
+    if isinstance(config, DeepPromptConfig):
+        return "prefix-mlp" if isinstance(config, PrefixTuningConfig) and config.prefix_projection else "prefix"
     return str(getattr(config.encoder_reparameterization_type, "value", config.encoder_reparameterization_type)).lower()
 
 
@@ -108,7 +113,9 @@ def check_base(base: PreTrainedModel) -> None:
 
 
 def empty_encoder(config: PromptConfig, dim: int) -> PromptEncoder:
-    """The encoder a configuration describes, before any initialisation of ours."""
+    """The encoder a configuration describes, before any initialisation of ours; one of a deep prompt's is complete."""
+    if isinstance(config, DeepPromptConfig):
+        return empty_deep_encoder(config)
     if isinstance(config, PromptTuningConfig):
         return build_encoder("embedding", num_virtual_tokens=config.num_virtual_tokens, token_dim=dim)
     return build_encoder(
@@ -126,7 +133,7 @@ def build_prompt(
     config: PromptConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    start: torch.Tensor | None = None,
+    start: torch.Tensor | Prefix | None = None,
 ) -> tuple[PromptEncoder, PromptConfig]:
     """A new, initialised prompt encoder, and its configuration completed from the model.
 
@@ -135,20 +142,25 @@ def build_prompt(
         config: What to build.
         tokenizer: Needed for an initial text, unless the configuration names one.
         start: Vectors to start from, `(any, D)`, in place of what the configuration says: too many are cut, too few
-            repeated.
+            repeated. For a deep prompt keys and values, or vectors that are run through the model.
 
     Raises:
         ConfigError: The configuration does not fit the model, or an initial text has no tokenizer.
+        ModelError: A deep prompt, for a model that keeps no keys and values of one shape.
     """
+    if isinstance(config, DeepPromptConfig):
+        return _build_deep(base, config, tokenizer, start)
+    if isinstance(start, Prefix):
+        raise ConfigError(
+            "a prompt of keys and values has no virtual-token embeddings for another encoder to start from.",
+            hint="Use the encoder prefix or prefix-mlp.",
+        )
     dim = token_dim(base)
     if config.token_dim not in (None, dim):
         raise ConfigError(
             f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
         )
-    name = _lasting(config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None)
-    completed = replace(
-        config, token_dim=dim, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name
-    )
+    completed = replace(_completed(base, config), token_dim=dim)
     if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
         completed = replace(completed, encoder_hidden_size=dim)
     encoder = empty_encoder(completed, dim)
@@ -165,13 +177,39 @@ def build_prompt(
     return encoder, completed
 
 
+def _completed(base: PreTrainedModel, config: AnyConfig) -> AnyConfig:
+    """A configuration with what it says of every decoder, and the model's name."""
+    name = _lasting(config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None)
+    return replace(config, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name)
+
+
+def _build_deep(
+    base: PreTrainedModel,
+    config: PrefixTuningConfig | CartridgeConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    start: torch.Tensor | Prefix | None,
+) -> tuple[PromptEncoder, PromptConfig]:
+    """`build_prompt` for a deep prompt."""
+    completed = completed_deep(base, _completed(base, config))
+    text = completed.init_text if start is None else None
+    ids = None
+    if text is not None:
+        chosen = _tokenizer_for(completed, tokenizer)
+        ids = [*leading_special_ids(chosen), *ids_of([text], chosen)[0]]
+    special = tokenizer.all_special_ids if tokenizer is not None else []
+    encoder = build_deep(base, completed, start, text_ids=ids, special_ids=special)
+    encoder.to(device=device_of(base), dtype=torch.float32)
+    encoder.requires_grad_(not completed.inference_mode)
+    return encoder, completed
+
+
 def _lasting(name: str | None) -> str | None:
     """A model's name as it is noted in a prompt: a place on this machine as seen from anywhere on it."""
     return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
 
 
 def _start_vectors(
-    base: PreTrainedModel, config: PromptConfig, tokenizer: PreTrainedTokenizerBase | None
+    base: PreTrainedModel, config: PromptEncoderConfig | PromptTuningConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> torch.Tensor | None:
     """The `(P, D)` vectors a prompt starts from; None for a random start."""
     if isinstance(config, PromptTuningConfig):

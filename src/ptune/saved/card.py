@@ -39,7 +39,7 @@ def model_card(details: Mapping[str, Any]) -> str:
     rows = {
         "Frozen model": base,
         "Prompt encoder": details.get("encoder"),
-        "Virtual tokens × dimension": f"{config['num_virtual_tokens']} × {config['token_dim']}",
+        "Virtual tokens × dimension": f"{config['num_virtual_tokens']} × {_numbers(details)}",
         "Trainable parameters": details.get("trainable_parameters"),
         "Trained on": details.get("data"),
         "Template": details.get("template"),
@@ -49,6 +49,13 @@ def model_card(details: Mapping[str, Any]) -> str:
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     peft = _NOT_BY_PEFT if config.get("tokens_in_text") else _BY_PEFT
     return "\n".join([*lines, "", "## Use", "", _LOAD + peft, ""])
+
+
+def _numbers(details: Mapping[str, Any]) -> str:
+    """The size of a virtual token; of a deep prompt, keys and values of each layer."""
+    config = details["config"]
+    deep = details.get("config_class") in ("PrefixTuningConfig", "CartridgeConfig")
+    return f"{config['num_layers']} layers × 2 × {config['token_dim']}" if deep else f"{config['token_dim']}"
 
 
 def _cell(value: Any) -> str:

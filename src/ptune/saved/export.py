@@ -40,7 +40,7 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
         OutputError: The folder holds something else, or cannot be written.
     """
     _check_leading(prompt, "peft")
-    config = replace(prompt.config, token_dim=prompt.vectors.shape[1])
+    config = prompt.config if prompt.is_deep else replace(prompt.config, token_dim=prompt.vectors.shape[1])
     return _write_folder(
         output,
         {
@@ -57,9 +57,11 @@ def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False)
     """Write one safetensors file: the tensor `prompt_embeds`, `(P, D)` in float32, and what it belongs to as metadata.
 
     Raises:
-        ConfigError: The file's name does not end in `.safetensors`, or some virtual tokens stand inside the text.
+        ConfigError: The file's name does not end in `.safetensors`, or some virtual tokens stand inside the text, or
+            the prompt is keys and values.
         OutputError: Something else stands in its place, or it cannot be written.
     """
+    check_embeddings(prompt, "embeds")
     _check_leading(prompt, "embeds")
     if output.suffix != _SUFFIX:
         raise ConfigError(
@@ -99,9 +101,10 @@ def export_vllm(
         overwrite: Replace an earlier export.
 
     Raises:
-        ConfigError: Some of the virtual tokens stand inside the text.
+        ConfigError: Some of the virtual tokens stand inside the text, or the prompt is keys and values.
         OutputError: The folder holds something else, or cannot be written.
     """
+    check_embeddings(prompt, "vllm")
     _check_leading(prompt, "vllm")
     buffer = io.BytesIO()
     torch.save(prompt.vectors.to(PAYLOAD_DTYPES[dtype]).clone(), buffer)
@@ -109,6 +112,15 @@ def export_vllm(
     files = vllm_files(payload, question, virtual_tokens=prompt.vectors.shape[0])
     contents = {name: text.encode() for name, text in files.items()}
     return _write_folder(output, contents, kind="vllm", overwrite=overwrite)
+
+
+def check_embeddings(prompt: SavedPrompt, form: str) -> None:
+    """Raise `ConfigError` for a deep prompt: what takes virtual-token embeddings has no use for keys and values."""
+    if prompt.is_deep:
+        raise ConfigError(
+            f"the prompt is keys and values of every layer, and --to {form} takes virtual-token embeddings.",
+            hint="Export it with --to peft; answer with ptune (ptune generate, ptune serve); or train another encoder.",
+        )
 
 
 def _check_leading(prompt: SavedPrompt, form: str) -> None:

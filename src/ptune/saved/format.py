@@ -2,7 +2,7 @@
 
 | file | what |
 | --- | --- |
-| `adapter_config.json`, `adapter_model.safetensors` | the baked `(P, D)` vectors, as PEFT 0.21 writes them |
+| `adapter_config.json`, `adapter_model.safetensors` | the baked output of the encoder, as PEFT 0.21 writes it |
 | `encoder.safetensors` | the prompt encoder's tensors, to train on |
 | `ptune.json` | configuration, base model and its fingerprint, template, versions, metrics, checksums of the others |
 | `README.md` | a model card |
@@ -10,9 +10,11 @@
 They are written as one set (see `ptune.saved.files`): a folder holds the old prompt or the new one. Nothing in a
 folder is ever unpickled or run, and nothing that a file says leads to another file.
 
+What is baked is `(P, D)` vectors or, of a deep prompt, `(P, 2 L H E)` keys and values.
+
 Format 2 has a checksum of `adapter_config.json` too. Format 1 is read as well; see `ptune.saved.opened_folder`.
 
-Shapes: `P` virtual tokens, `D` token dimension.
+Shapes: `P` virtual tokens, `D` token dimension, `L` layers, `H` key/value heads, `E` head dimension.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from ptune.config import PromptEncoderConfig, PromptTuningConfig
+from ptune.deep_config import CONFIG_CLASSES, DeepPromptConfig, PromptConfig
 from ptune.errors import ConfigError, PromptError, one_line, shown
 from ptune.saved.card import model_card
 from ptune.saved.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, sha256, write_set
 from ptune.saved.opened_folder import FORMAT_VERSION, PTUNE_CONFIG, OpenedFolder, open_folder
-from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, PREFIX_TUNING, peft_config
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
 
 ENCODER_WEIGHTS, CARD = "encoder.safetensors", "README.md"
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD)
@@ -48,13 +50,18 @@ _PICKLES = ("adapter_model.bin", "pytorch_model.bin")
 class SavedPrompt:
     """What a prompt folder holds."""
 
-    config: PromptEncoderConfig | PromptTuningConfig
+    config: PromptConfig
     vectors: torch.Tensor
-    """`(P, D)` float32, the encoder's output."""
+    """`(P, D)` or `(P, 2 L H E)` float32, the encoder's output."""
     encoder: Mapping[str, torch.Tensor] | None
     """The encoder's tensors; None in a folder that PEFT wrote."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """The rest of `ptune.json`: base model, fingerprint, template, metrics, …"""
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is keys and values of every layer, in place of virtual-token embeddings."""
+        return isinstance(self.config, DeepPromptConfig)
 
 
 def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
@@ -90,19 +97,13 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def read_prompt(given: Path | OpenedFolder) -> SavedPrompt:
-    """Read a prompt folder, or a PEFT prompt-tuning or P-tuning adapter.
+    """Read a prompt folder, or an adapter of PEFT's that is a soft prompt.
 
     Raises:
         PromptError: Missing, damaged, or not finite; the message names the file.
     """
     opened = open_folder(given)
     folder, details = opened.path, opened.details
-    if opened.is_prefix_tuning:
-        raise PromptError(
-            f"{folder} holds a PEFT adapter of type {PREFIX_TUNING!r}: keys and values of every layer, which no "
-            "virtual-token embeddings can stand for.",
-            hint="It answers as it is: ptune generate, ptune chat, PTunedModel.from_pretrained.",
-        )
     config = _read_config(folder, details)
     sums = details.get("sha256") or {}
     if ADAPTER_CONFIG in sums:
@@ -112,7 +113,7 @@ def read_prompt(given: Path | OpenedFolder) -> SavedPrompt:
     vectors = weights.get(PEFT_KEY)
     if vectors is None or vectors.ndim != 2 or tuple(vectors.shape) != _shape(config, vectors):
         found = "no tensor" if vectors is None else f"shape {tuple(vectors.shape)}"
-        dim = "token_dim" if config.token_dim is None else config.token_dim
+        dim = "token_dim" if config.token_dim is None else _shape(config, vectors)[1]
         raise PromptError(
             f"{folder / ADAPTER_WEIGHTS}: {PEFT_KEY} has {found}, expected "
             f"({shown(config.num_virtual_tokens)}, {shown(dim)}).",
@@ -144,12 +145,15 @@ def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def _shape(config: PromptEncoderConfig | PromptTuningConfig, vectors: torch.Tensor) -> tuple[int, int]:
-    """The shape that a configuration gives its vectors; PEFT need not note the dimension."""
-    return config.num_virtual_tokens, vectors.shape[1] if config.token_dim is None else config.token_dim
+def _shape(config: PromptConfig, vectors: torch.Tensor | None) -> tuple[int, int]:
+    """The shape that a configuration gives its vectors; PEFT need not note the dimension of embeddings."""
+    if config.token_dim is None:
+        return config.num_virtual_tokens, 0 if vectors is None else vectors.shape[1]
+    layers = config.num_layers or 0
+    return config.num_virtual_tokens, config.token_dim * (2 * layers if isinstance(config, DeepPromptConfig) else 1)
 
 
-def read_config(folder: Path) -> PromptEncoderConfig | PromptTuningConfig:
+def read_config(folder: Path) -> PromptConfig:
     """The configuration in a prompt folder, or of a soft prompt that PEFT saved; no tensor is touched.
 
     Raises:
@@ -158,11 +162,8 @@ def read_config(folder: Path) -> PromptEncoderConfig | PromptTuningConfig:
     return _read_config(folder, open_folder(folder).details)
 
 
-def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfig | PromptTuningConfig:
-    kinds: dict[str, type[PromptEncoderConfig] | type[PromptTuningConfig]] = {
-        "PromptEncoderConfig": PromptEncoderConfig,
-        "PromptTuningConfig": PromptTuningConfig,
-    }
+def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptConfig:
+    kinds = {one.__name__: one for one in CONFIG_CLASSES.values()}
     kind = kinds.get(str(details.get("config_class")))
     if kind is None:
         raise PromptError(
@@ -172,12 +173,18 @@ def _read_config(folder: Path, details: Mapping[str, Any]) -> PromptEncoderConfi
     known = {item.name for item in fields(kind)}
     kept = {key: value for key, value in details["config"].items() if key in known and value is not None}
     try:
-        config: PromptEncoderConfig | PromptTuningConfig = kind(**kept)
+        config: PromptConfig = kind(**kept)
     except (ConfigError, TypeError) as error:
         raise PromptError(
             f"{folder} is damaged: its configuration does not fit ({one_line(error)}).",
             hint="Download or copy the folder again.",
         ) from error
+    for name in ("num_layers", "num_attention_heads", "token_dim") if isinstance(config, DeepPromptConfig) else ():
+        if not getattr(config, name):
+            raise PromptError(
+                f"{folder} is damaged: {name} is {getattr(config, name)!r}, not a whole number of at least 1.",
+                hint="Download or copy the folder again.",
+            )
     return config
 
 

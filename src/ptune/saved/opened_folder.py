@@ -14,11 +14,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.deep_config import CONFIG_CLASSES, DeepPromptConfig
 from ptune.errors import PromptError, shown
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.saved.details import check_config, check_details
 from ptune.saved.files import holds, read_json
-from ptune.saved.peft import ADAPTER_CONFIG, CONFIG_CLASSES, PREFIX_TUNING, not_a_soft_prompt, plain_values
+from ptune.saved.peft import ADAPTER_CONFIG, not_a_soft_prompt, plain_values
 
 FORMAT_VERSION = 2
 PTUNE_CONFIG = "ptune.json"
@@ -33,14 +34,15 @@ class OpenedFolder:
     """`ptune.json` as today's format has it; of PEFT's folders, the same keys as far as they say."""
 
     @property
-    def is_prefix_tuning(self) -> bool:
-        """Whether it holds PEFT's prefix tuning: keys and values of every layer."""
-        return bool(self.details.get("config_class") == PREFIX_TUNING)
-
-    @property
     def by_ptune(self) -> bool:
         """Whether ptune wrote it; else PEFT did."""
         return "format_version" in self.details
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether its prompt is keys and values of every layer."""
+        kinds = [one.__name__ for one in CONFIG_CLASSES.values() if issubclass(one, DeepPromptConfig)]
+        return self.details.get("config_class") in kinds
 
     def base_name(self) -> str:
         """The name of the frozen model that the prompt belongs to.
@@ -104,11 +106,9 @@ def _read_details(folder: Path) -> dict[str, Any]:
     adapter = read_json(folder, ADAPTER_CONFIG)
     check_config(folder / ADAPTER_CONFIG, adapter)
     kind = adapter.get("peft_type")
-    if kind == PREFIX_TUNING:
-        return {"config_class": PREFIX_TUNING, "config": adapter}
     if not isinstance(kind, str) or kind not in CONFIG_CLASSES:
         raise not_a_soft_prompt(folder, kind)
-    return {"config_class": CONFIG_CLASSES[kind], "config": plain_values(adapter)}
+    return {"config_class": CONFIG_CLASSES[kind].__name__, "config": plain_values(adapter)}
 
 
 def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:

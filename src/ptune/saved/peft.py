@@ -1,10 +1,11 @@
 """A prompt as PEFT has it: the `adapter_config.json` that PEFT 0.21 loads, and what such a file says to ptune.
 
 PEFT keeps the baked `(P, D)` vectors under `prompt_embeddings`, whatever encoder made them. A residual encoder is
-`PROMPT_TUNING` to PEFT, which knows no residual; its baked vectors are the same. Prefix tuning is another thing under
-the same key, see `ptune.saved.prefix_tuning`; the other kinds of adapter are refused by name.
+`PROMPT_TUNING` to PEFT, which knows no residual; its baked vectors are the same. Deep prompts are another thing under
+the same key: `(P, 2 L H E)` keys and values, layer after layer, keys before values, head after head. There `token_dim`
+is `H E`, and heads are key/value heads. The other kinds of adapter are refused by name.
 
-Shapes: `P` virtual tokens, `D` token dimension.
+Shapes: `P` virtual tokens, `D` token dimension, `L` layers, `H` key/value heads, `E` head dimension.
 """
 
 from __future__ import annotations
@@ -13,14 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningConfig
+from ptune.config import PromptEncoderConfig, PromptEncoderReparameterizationType, PromptTuningInit
+from ptune.deep_config import CartridgeConfig, DeepPromptConfig, PromptConfig
 from ptune.errors import PromptError, shown
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PEFT_KEY = "prompt_embeddings"
-CONFIG_CLASSES = {"P_TUNING": "PromptEncoderConfig", "PROMPT_TUNING": "PromptTuningConfig"}
-"""PEFT's type → the class here."""
-PREFIX_TUNING = "PREFIX_TUNING"
 
 _PEFT_ENCODERS = (PromptEncoderReparameterizationType.MLP, PromptEncoderReparameterizationType.LSTM)
 IN_TEXT = "P_TUNING_IN_TEXT"
@@ -30,14 +29,16 @@ _NOT_OURS = ("auto_mapping", "tokenizer_kwargs")
 _OTHER_PROMPTS = {
     "MULTITASK_PROMPT_TUNING": "a prompt shared by several tasks and a low-rank part for each",
     "CPT": "token embeddings of examples with a bounded change",
-    "CARTRIDGE": "keys and values of a long text",
     "ADAPTION_PROMPT": "prompts inside the layers, with gates",
 }
 """Kinds of PEFT's that are prompts of some kind, and what they hold in place of `(P, D)` vectors."""
 
 
-def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, Any]:
-    """The `adapter_config.json` with which PEFT loads the baked vectors, or refuses them: see `IN_TEXT`."""
+def peft_config(config: PromptConfig) -> dict[str, Any]:
+    """The `adapter_config.json` with which PEFT loads the baked vectors, or refuses them: see `IN_TEXT`.
+
+    A prefix is baked, and so a plain table to PEFT, whatever projection made it.
+    """
     common = {
         "auto_mapping": None,
         "base_model_name_or_path": config.base_model_name_or_path,
@@ -64,6 +65,11 @@ def peft_config(config: PromptEncoderConfig | PromptTuningConfig) -> dict[str, A
             "encoder_num_layers": config.encoder_num_layers,
             "encoder_dropout": config.encoder_dropout,
         }
+    if isinstance(config, DeepPromptConfig):
+        own: dict[str, Any] = {"prefix_projection": False, "encoder_hidden_size": config.token_dim}
+        if isinstance(config, CartridgeConfig):
+            own = {"num_frozen_tokens": config.num_frozen_tokens}
+        return {**common, "peft_type": config.PEFT_TYPE.value, **own}
     return {**common, "peft_type": "PROMPT_TUNING", "prompt_tuning_init": "RANDOM"}
 
 
@@ -74,7 +80,11 @@ def plain_values(adapter: Mapping[str, Any]) -> dict[str, Any]:
     """
     values = {key: value for key, value in adapter.items() if key not in _NOT_OURS} | {"inference_mode": False}
     if adapter.get("peft_type") == "PROMPT_TUNING":
-        values |= {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+        values |= {"prompt_tuning_init": PromptTuningInit.RANDOM.value, "prompt_tuning_init_text": None}
+    # Which projection made a prefix is of no use either: PEFT keeps what it gave.
+    for name in ("init_weights", "prefix_projection", "encoder_hidden_size"):
+        if adapter.get("peft_type") == "PREFIX_TUNING":
+            values.pop(name, None)
     return values
 
 

@@ -14,15 +14,16 @@ from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 
 from ptune.config import PromptTuningConfig
+from ptune.deep_config import CartridgeConfig, DeepPromptConfig, PrefixTuningConfig, PromptConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import PromptError, one_line, shown
 from ptune.frozen.fingerprint import fingerprint, unquantized_fingerprint
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import token_dim
 from ptune.frozen.quantized import is_quantized
-from ptune.prompt.build import PromptConfig, empty_encoder, encoder_kind
+from ptune.prefix.deep_prompts import KeyValueShape, key_value_shape
+from ptune.prompt.build import empty_encoder, encoder_kind
 from ptune.saved.format import SavedPrompt, read_prompt, write_prompt
-from ptune.saved.given_prefix_file import load_given_prefix
 from ptune.saved.opened_folder import OpenedFolder
 
 _VERSIONS = ("ptune", "torch", "transformers")
@@ -40,11 +41,11 @@ class Notes:
     """What a prompt's folder said when it was loaded, for the folder that it is saved in next."""
 
     vectors: torch.Tensor
-    """`(P, D)`, as the encoder gave them then."""
+    """What the encoder gave then."""
     details: Mapping[str, Any]
 
     def of(self, vectors: torch.Tensor) -> dict[str, Any]:
-        """What still holds of a prompt with these `(P, D)` vectors: after training how to use it, but no metrics."""
+        """What still holds of a prompt whose encoder gives `vectors`: after training how to use it, but no metrics."""
         same = torch.equal(self.vectors, vectors.cpu())
         kept = [name for name in self.details if same or name in _OF_USE]
         return {name: self.details[name] for name in kept if name not in _OF_THE_FORMAT}
@@ -79,14 +80,15 @@ def save_prompt(
         "versions": {name: version(name) for name in _VERSIONS},
         **metadata,
     }
-    text = base.config.get_text_config()
-    noted = replace(
-        config,
-        num_layers=getattr(text, "num_hidden_layers", None),
-        num_attention_heads=getattr(text, "num_attention_heads", None),
-    )
+    if not isinstance(config, DeepPromptConfig):
+        text = base.config.get_text_config()
+        config = replace(
+            config,
+            num_layers=getattr(text, "num_hidden_layers", None),
+            num_attention_heads=getattr(text, "num_attention_heads", None),
+        )
     return write_prompt(
-        folder, SavedPrompt(config=noted, vectors=vectors, encoder=encoder.state_dict(), details=details)
+        folder, SavedPrompt(config=config, vectors=vectors, encoder=encoder.state_dict(), details=details)
     )
 
 
@@ -103,16 +105,11 @@ def load_prompt(
 
     Raises:
         PromptError: The folder is missing or damaged, or belongs to another model.
+        ModelError: It holds a deep prompt, and the model keeps no keys and values of one shape.
     """
-    if opened.is_prefix_tuning:
-        return load_given_prefix(base, opened, trainable=trainable)
     folder, saved = opened.path, read_prompt(opened)
     dim = token_dim(base)
-    if saved.vectors.shape[1] != dim:
-        raise PromptError(
-            f"{folder} holds a prompt for embeddings of size {saved.vectors.shape[1]}; this model's have {dim}.",
-            hint=f"It was made for {saved.config.base_model_name_or_path}.",
-        )
+    _check_size(base, folder, saved)
     whole = saved.details.get("base_fingerprint") is not None and not is_quantized(base)
     name, own_of = _FINGERPRINTS[0 if whole else 1]
     noted = saved.details.get(name)
@@ -123,18 +120,58 @@ def load_prompt(
             hint="Use that model, or --force (force=True) to try the prompt on this one.",
         )
     if not trainable or saved.encoder is None:
-        config = PromptTuningConfig(
-            num_virtual_tokens=saved.config.num_virtual_tokens,
-            tokens_in_text=saved.config.tokens_in_text,
-            token_dim=dim,
-            base_model_name_or_path=saved.config.base_model_name_or_path,
-            revision=saved.config.revision,
-        )
-        encoder = empty_encoder(config, dim)
-        encoder.load_state_dict({"embedding.weight": saved.vectors})
+        config = plain_config(saved, trainable=trainable)
+        encoder = _filled(folder, config, dim, plain_tensors(config, saved.vectors))
         return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
     encoder = _filled(folder, saved.config, dim, saved.encoder)
     return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
+
+
+def _check_size(base: PreTrainedModel, folder: Path, saved: SavedPrompt) -> None:
+    """Raise `PromptError` where a prompt has sizes of another model."""
+    hint = f"It was made for {saved.config.base_model_name_or_path}."
+    if isinstance(saved.config, DeepPromptConfig):
+        config, own = saved.config, key_value_shape(base)
+        assert config.num_layers and config.num_attention_heads and config.token_dim  # noqa: PT018  # read_prompt looked
+        found = KeyValueShape(
+            config.num_layers, config.num_attention_heads, config.token_dim // config.num_attention_heads
+        )
+        if found != own:
+            raise PromptError(f"{folder} holds keys and values of {found}; this model has {own}.", hint=hint)
+    elif saved.vectors.shape[1] != (dim := token_dim(base)):
+        raise PromptError(
+            f"{folder} holds a prompt for embeddings of size {saved.vectors.shape[1]}; this model's have {dim}.",
+            hint=hint,
+        )
+
+
+def plain_config(saved: SavedPrompt, *, trainable: bool = True) -> PromptConfig:
+    """The configuration of a table that holds what a prompt's encoder gave.
+
+    Args:
+        saved: The prompt.
+        trainable: Whether it is to train: rows that were frozen stay so.
+    """
+    config = saved.config
+    common: dict[str, Any] = {
+        "num_virtual_tokens": config.num_virtual_tokens,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "num_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+    }
+    if isinstance(config, CartridgeConfig) and trainable:
+        return CartridgeConfig(**common, token_dim=config.token_dim, num_frozen_tokens=config.num_frozen_tokens)
+    if isinstance(config, DeepPromptConfig):
+        return PrefixTuningConfig(**common, token_dim=config.token_dim)
+    return PromptTuningConfig(**common, token_dim=saved.vectors.shape[1], tokens_in_text=config.tokens_in_text)
+
+
+def plain_tensors(config: PromptConfig, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of the encoder of such a table."""
+    frozen = config.num_frozen_tokens if isinstance(config, CartridgeConfig) else 0
+    table = {"embedding.weight": vectors[frozen:].clone()}
+    return {**table, "frozen": vectors[:frozen].clone()} if frozen else table
 
 
 def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, torch.Tensor]) -> PromptEncoder:

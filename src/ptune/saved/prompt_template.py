@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ptune.data.blocks import check_template
 from ptune.data.template import Template, get_template
-from ptune.prompt.build import PromptConfig
+from ptune.deep_config import PromptConfig
 from ptune.saved.opened_folder import OpenedFolder
 
 

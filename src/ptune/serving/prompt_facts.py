@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ptune.config import PeftType
+from ptune.deep_config import PromptConfig
 from ptune.errors import PromptError, printable
-from ptune.prompt.build import PromptConfig
 from ptune.saved.loss_history import LossHistory, count_in, loss_in, read_loss_history
 from ptune.saved.opened_folder import PTUNE_CONFIG, OpenedFolder
 from ptune.saved.peft import ADAPTER_CONFIG

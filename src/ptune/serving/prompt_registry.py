@@ -40,13 +40,20 @@ class PromptRegistry:
         tokenizer: Its tokenizer.
         base_name: What requests call the frozen model alone.
         force: Accept prompts of another model or tokenizer.
+        elsewhere: The model runs elsewhere, and is sent virtual-token embeddings: a gateway's is.
     """
 
     def __init__(
-        self, model: PTunedModel, tokenizer: PreTrainedTokenizerBase, *, base_name: str, force: bool = False
+        self,
+        model: PTunedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        base_name: str,
+        force: bool = False,
+        elsewhere: bool = False,
     ) -> None:
         self._model, self._tokenizer, self._force = model, tokenizer, force
-        self.base_name = base_name
+        self.base_name, self._elsewhere = base_name, elsewhere
         self._prompts: dict[str, ServedPrompt] = {}
         self._fitting: set[tuple[object, ...]] = set()
         self._numbers = count(1)
@@ -116,6 +123,11 @@ class PromptRegistry:
             self._model.prefixes.forget(prompt.key)
 
     def _read(self, name: str, opened: OpenedFolder) -> ServedPrompt:
+        if self._elsewhere and opened.is_deep:
+            raise PromptError(
+                f"{opened.path} holds keys and values of every layer, which no server elsewhere is sent.",
+                hint="Serve it here, without --upstream.",
+            )
         noted = tuple(opened.details.get(one) for one in _OF_THE_MODEL)
         known = self._force or noted in self._fitting
         opened.check_tokenizer(self._tokenizer, force=known)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptune.data.template import Template
+from ptune.deep_config import PromptConfig
 from ptune.encoders import PromptEncoder
-from ptune.prompt.build import PromptConfig
 from ptune.serving.prompt_facts import PromptFacts
 
 

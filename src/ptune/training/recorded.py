@@ -41,6 +41,7 @@ _SAME_RECIPE = (
     "encoder_hidden_size",
     "encoder_num_layers",
     "encoder_dropout",
+    "num_frozen_tokens",
     "tokens_per_batch",
     "packing",
 )

@@ -15,19 +15,23 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ptune.config import PromptEncoderConfig
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
+from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders.initialise import sampled_tokens, token_vectors
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.prefix.deep_prompts import prefix_of
+from ptune.prefix.keys_values import Prefix
 from ptune.prompt.build import encoder_kind
-from ptune.recipe import TrainRecipe
+from ptune.recipe import PREFIX, TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
+from ptune.saved.prompt_io import plain_config
 
 ENCODER_FIELDS = (
     "encoder",
     "num_virtual_tokens",
+    "num_frozen_tokens",
     "encoder_hidden_size",
     "encoder_num_layers",
     "encoder_dropout",
@@ -44,14 +48,15 @@ def encoder_settings(prompt: str) -> dict[str, Any]:
 
 
 def _settings(saved: SavedPrompt) -> dict[str, Any]:
-    known = {item.name for item in fields(saved.config)}
-    found = {name: getattr(saved.config, name) for name in ENCODER_FIELDS if name in known}
-    kind = encoder_kind(saved.config) if saved.encoder is not None else "embedding"
-    return {**found, "encoder": kind}
+    config = saved.config if saved.encoder is not None else plain_config(saved)
+    known = {item.name for item in fields(config)}
+    found = {name: getattr(config, name) for name in ENCODER_FIELDS if name in known}
+    kind = encoder_kind(config)
+    return {**({"num_frozen_tokens": 0} if kind == PREFIX else {}), **found, "encoder": kind}
 
 
 def start_from(
-    model: PTunedModel, recipe: TrainRecipe, config: PromptEncoderConfig, tokenizer: PreTrainedTokenizerBase
+    model: PTunedModel, recipe: TrainRecipe, config: PromptConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Give a model the prompt that `recipe.init_from` names to start from.
 
@@ -63,7 +68,8 @@ def start_from(
 
     Raises:
         PromptError: The folder is missing, damaged, or made for another model or tokenizer (`recipe.force` overrides).
-        ConfigError: Another encoder is asked for that is too narrow to start from its vectors.
+        ConfigError: Another encoder is asked for that is too narrow to start from its vectors; or one of virtual-token
+            embeddings, and the folder holds keys and values.
     """
     opened = open_folder(prompt_folder(str(recipe.init_from)))
     saved = read_prompt(opened)
@@ -74,7 +80,15 @@ def start_from(
         return
     config = replace(config, base_model_name_or_path=model.prompt_configs[name].base_model_name_or_path)
     model.delete_prompt(name)
-    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=saved.vectors)
+    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=_start_of(saved))
+
+
+def _start_of(saved: SavedPrompt) -> torch.Tensor | Prefix:
+    """What another encoder starts from: a prompt's vectors, or its keys and values."""
+    if not isinstance(saved.config, DeepPromptConfig):
+        return saved.vectors
+    layers, heads = saved.config.num_layers or 0, saved.config.num_attention_heads or 0
+    return prefix_of(saved.vectors, layers=layers, heads=heads, vocab_size=1)
 
 
 def vectors_of_rows(

@@ -41,6 +41,7 @@ from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
+from ptune.training.deep_run import check_deep_run, notes_of
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
@@ -122,7 +123,7 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
-        lines = [*model.capability.notes, rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
+        lines = [*notes_of(model, rows), rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
             show_line(line, say)
@@ -222,7 +223,9 @@ def add_new_prompt(
         PromptError: There is none to start from.
     """
     set_seed(args.seed)
-    config = replace(recipe.prompt_config(), tokens_in_text=tokens_in_text(rows.template.blocks))
+    inside = tokens_in_text(rows.template.blocks)
+    check_deep_run(recipe, args, inside)
+    config = replace(recipe.prompt_config(), tokens_in_text=inside)
     if recipe.init_from is not None:
         start_from(model, recipe, config, tokenizer)
         return

@@ -18,7 +18,7 @@ Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a pac
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
+from ptune.data.first_labels import without_first_labels
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError, listed
 from ptune.frozen.transfer import pins
@@ -214,6 +215,21 @@ class PTuneTrainer(Trainer):
         batches = int(args.gradient_accumulation_steps * args.world_size)
         return round(batches * self.budget_sampler.rows / len(self.budget_sampler))
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The batches of a step and the number of their labels; labels that no prompt predicts are left out."""
+        if self._lacks_first_labels():
+            epoch_iterator = map(without_first_labels, epoch_iterator)
+        found: tuple[list[Any], torch.Tensor | int | None] = super().get_batch_samples(
+            epoch_iterator, num_batches, device
+        )
+        return found
+
+    def _lacks_first_labels(self) -> bool:
+        model = trained_prompt(self)
+        return model is not None and model.active_prompt is not None and not model.predicts_first_tokens
+
     # ---- the loss ----------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -264,6 +280,8 @@ class PTuneTrainer(Trainer):
     ) -> tuple[Any, Any, Any]:
         """One evaluation batch, as in Trainer; its loss is summed on the way, and packed rows come back apart."""
         self._reads_logits = not prediction_loss_only
+        if self._lacks_first_labels():
+            inputs = without_first_labels(inputs)
         if "labels" in inputs:
             inputs = {**inputs, "labels": self.evaluation_loss.without_repeats(inputs)}
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

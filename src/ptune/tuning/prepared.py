@@ -28,7 +28,9 @@ _SHAPING = (
     "encoder_hidden_size",
     "encoder_num_layers",
     "encoder_dropout",
+    "num_frozen_tokens",
     "init_text",
+    "init_text_tokens",
     "packing",
     "tokens_per_batch",
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from ptune.errors import ConfigError, unknown
 from ptune.field_types import type_faults
-from ptune.recipe import ENCODER_NAMES, INIT_NAMES, TrainRecipe, refuse
+from ptune.recipe import ENCODER_NAMES, INIT_NAMES, SOFT_ENCODERS, TrainRecipe, refuse
 
 PRUNERS = ("median", "halving", "none")
 NOT_HERE = ("init_from", "force", "early_stopping_patience", "early_stopping_threshold", "resume")
@@ -54,7 +54,7 @@ class TuneSettings:
         ConfigError: Values that cannot be used, all of them at once; or optuna is not installed.
     """
 
-    encoder: Sequence[str] = _flag(_SPACE, ENCODER_NAMES, "prompt encoders to try", metavar="NAME")
+    encoder: Sequence[str] = _flag(_SPACE, SOFT_ENCODERS, "prompt encoders to try", metavar="NAME")
     num_virtual_tokens: Sequence[int] = _flag(_SPACE, (5, 10, 20, 50), "numbers of virtual tokens to try")
     init: Sequence[str] | None = _flag(
         _SPACE,

@@ -14,7 +14,6 @@ import torch
 
 from ptune.batch.row_prompts import RowPrompts
 from ptune.model.wrapper import PTunedModel
-from ptune.prefix.given_prefix import GivenPrefix
 from ptune.prefix.keys_values import encode_prefixes
 
 
@@ -28,7 +27,7 @@ def keep_missing_prefixes(model: PTunedModel, prompts: RowPrompts) -> None:
     kept = set(model.prefixes.names)
     alike: dict[int, list[str]] = defaultdict(list)
     for name, length in prompts.before.items():
-        if length and name not in kept and not isinstance(prompts.encoders[name], GivenPrefix):
+        if length and name not in kept and name not in prompts.deep:
             alike[length].append(name)
     for names in alike.values():
         if len(names) == 1:

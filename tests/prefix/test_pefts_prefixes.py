@@ -1,4 +1,4 @@
-"""PEFT's prefix tuning on ptune's prefix path: PEFT's logits, loss and text, and every row as if it were alone."""
+"""Prefix tuning and Cartridges that PEFT saved: PEFT's logits, loss and text, and every row as if it were alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from architectures import ARCHITECTURES, build
 from prompting import draw, padded, pefts_greedy, relative_error, supervised, texts
 from ptune import PromptTuningConfig, PTunedModel
-from ptune.errors import ConfigError, ModelError, PromptError
+from ptune.errors import ModelError, PromptError
 from ptune.frozen.cache_argument import cache_argument
 from ptune.saved.format import read_prompt
 
@@ -24,14 +24,21 @@ P = 5
 WITH_CACHE = [name for name in ARCHITECTURES if name != "mamba"]
 
 
-def adapter(name: str, folder: Path, **values: Any) -> Path:
-    """A random prefix-tuning adapter, as PEFT saves it."""
+def adapter(name: str, folder: Path, kind: Any = peft.PrefixTuningConfig, **values: Any) -> Path:
+    """A random adapter of keys and values, as PEFT saves it."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, **values)
+        config = kind(task_type="CAUSAL_LM", num_virtual_tokens=P, **values)
         peft.get_peft_model(build(name), config).save_pretrained(folder)
     return folder
+
+
+KINDS = {
+    "plain": (peft.PrefixTuningConfig, {}),
+    "projection": (peft.PrefixTuningConfig, {"prefix_projection": True}),
+    "cartridge": (peft.CartridgeConfig, {"num_frozen_tokens": 2}),
+}
 
 
 def pefts(name: str, folder: Path) -> Any:
@@ -40,10 +47,11 @@ def pefts(name: str, folder: Path) -> Any:
         return peft.PeftModel.from_pretrained(build(name), str(folder)).eval()
 
 
-@pytest.mark.parametrize("projection", [False, True], ids=["plain", "projection"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", WITH_CACHE)
-def test_pefts_logits_loss_and_text(name: str, projection: bool, tmp_path: Path) -> None:
-    folder = adapter(name, tmp_path / "adapter", prefix_projection=projection)
+def test_pefts_logits_loss_and_text(name: str, kind: str, tmp_path: Path) -> None:
+    config, values = KINDS[kind]
+    folder = adapter(name, tmp_path / "adapter", config, **values)
     theirs, mine = pefts(name, folder), PTunedModel.from_pretrained(folder, base=build(name))
     ids = draw(1, 7)
     with torch.no_grad(), warnings.catch_warnings():
@@ -103,36 +111,29 @@ def test_a_model_in_bfloat16(tmp_path: Path) -> None:
         assert relative_error(half(ids).logits.float(), mine(ids).logits) < 0.05
 
 
-def test_what_needs_virtual_token_embeddings_is_refused(tmp_path: Path) -> None:
+def test_training_goes_on_from_it(tmp_path: Path) -> None:
+    """From the table; the rows that a Cartridge freezes stay frozen."""
+    for kind, (config, values) in KINDS.items():
+        folder = adapter("llama", tmp_path / kind, config, **values)
+        answering = PTunedModel.from_pretrained(folder, base=build("llama"))
+        assert answering.get_nb_trainable_parameters()[0] == 0
+        model = PTunedModel.from_pretrained(folder, base=build("llama"), trainable=True)
+        frozen = values.get("num_frozen_tokens", 0)
+        assert model.get_nb_trainable_parameters()[0] == (P - frozen) * 64
+        assert torch.equal(model.encode(), answering.encode())
+        assert torch.equal(model.encode(), load_file(folder / "adapter_model.safetensors")["prompt_embeddings"])
+        ids = draw(2, 6)
+        model(ids, labels=ids).loss.backward()
+        torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1).step()
+        moved = (model.encode() != answering.encode()).any(dim=1)
+        assert moved.tolist() == [False] * frozen + [True] * (P - frozen)
+
+
+def test_a_model_without_keys_and_values(tmp_path: Path) -> None:
     folder = adapter("llama", tmp_path / "adapter")
-    model = PTunedModel.from_pretrained(folder, base=build("llama"))
-    assert model.get_nb_trainable_parameters()[0] == 0
-    assert not model.packs
-    ids = draw(1, 8)
-    packed, padded_too = model(ids, labels=ids, row_lengths=[4, 4]), model(ids.view(2, 4), labels=ids.view(2, 4))
-    assert torch.equal(packed.loss, padded_too.loss)
-    for ask in (model.encode, lambda: model.save_pretrained(tmp_path / "out")):
-        with pytest.raises(PromptError, match=r"prefix tuning of PEFT's.*Copy the adapter's folder"):
-            ask()
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match=r"does not train.*trainable=False"):
-        model.load_prompt(folder, name="other")
-    with pytest.raises(PromptError, match=r"'PREFIX_TUNING': keys and values of every layer.*ptune generate"):
-        read_prompt(folder)
-    with pytest.raises(ModelError, match=r"Mamba.*running state.*key/value cache"):
+    assert read_prompt(folder).is_deep
+    with pytest.raises(ModelError, match=r"Mamba.*running state"):
         PTunedModel.from_pretrained(folder, base=build("mamba"))
-    model.delete_prompt("default")
-    assert model.packs
-
-
-def test_left_padding_beyond_a_sliding_window_is_refused(tmp_path: Path) -> None:
-    model = PTunedModel.from_pretrained(adapter("mistral", tmp_path / "adapter"), base=build("mistral"))
-    ids, mask = padded(texts([4, 12]), "left")
-    with pytest.raises(PromptError, match="beyond a sliding window"):
-        model.generate(ids, attention_mask=mask, max_new_tokens=2)
-    right, right_mask = padded(texts([4, 12]), "right")
-    for left, straight in zip(model(ids, mask).logits, model(right, right_mask).logits, strict=True):
-        assert torch.equal(left[-4:], straight[:4]) or torch.equal(left, straight)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +169,10 @@ def _tensors(change: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Calla
     ("harm", "message"),
     [
         (_config(num_layers=3), r"shape \(5, 64\), expected \(5, 96\)"),
-        (_config(num_layers=None), "num_layers is None, not a whole number"),
-        (_config(token_dim=0), "token_dim is 0, not a whole number of at least 1"),
-        (_config(num_attention_heads=3), "token_dim 16 is no multiple of num_attention_heads 3"),
-        (_config(task_type="SEQ_2_SEQ_LM"), "task 'SEQ_2_SEQ_LM'; ptune answers with causal models"),
+        (_config(num_layers=None), r"num_layers is None, not a whole number"),
+        (_config(token_dim=0), "token_dim must be a whole number of at least 1, not 0"),
+        (_config(num_attention_heads=3), "token_dim=16 is no multiple of num_attention_heads=3"),
+        (_config(task_type="SEQ_2_SEQ_LM"), "task_type=SEQ_2_SEQ_LM is not supported"),
         (_tensors(lambda one: {"other": one}), "no tensor"),
         (_tensors(lambda one: {"prompt_embeddings": one / 0}), "not finite"),
         (_tensors(lambda one: {"prompt_embeddings": one, "lm_head": one + 1}), "holds 'lm_head' beside"),
