@@ -148,6 +148,7 @@ def test_keys_and_values(kind: str, tiny_model_dir: Path, tmp_path: Path):
         assert trained.get_nb_trainable_parameters()[0] == (P - frozen) * 64
         found = json.loads(run("inspect", folder, "--json").out)
         assert (found["encoder"], found["nearest"]) == ("prefix", None)
+        assert found["keys_and_values"] == "2 layers, 2 heads of 8"
         assert "no token of the vocabulary is near" in found["nearest_missing"]
 
 

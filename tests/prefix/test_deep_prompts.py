@@ -166,6 +166,28 @@ def test_micro_batches_equal_one_batch(name: str) -> None:
         assert relative_error(one, other) < 1e-6
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", NAMED)
+def test_half_precision_is_near_float32(name: str, autocast: bool) -> None:
+    """Of the model, or by autocast; the encoder and its gradient are float32."""
+    rows = texts((9, 3, 14, 5, 7))
+    packed = PackingCollator()([{"input_ids": row.tolist(), "labels": row.tolist()} for row in rows])
+    ids, mask = padded(rows, "right")
+    right = {"input_ids": ids, "attention_mask": mask, "labels": supervised(ids, mask)}
+    loss, grads = step(mixed(name, THREE[:1]), **packed)
+    for batch in (packed, right):
+        model = mixed(name, THREE[:1])
+        model.pack_batches = batch is packed
+        if not autocast:
+            model.to(torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = model(**batch).loss
+        found.backward()
+        assert float(found.detach()) == pytest.approx(float(loss), rel=5e-3)
+        assert gradients(model.prompts)[0].dtype is torch.float32
+        assert relative_error(gradients(model.prompts)[0], grads[0]) < 0.06
+
+
 @pytest.mark.parametrize("name", ["bloom", "gpt2", "llama", "qwen2"])
 def test_answers_in_a_padded_batch_are_those_of_rows_alone(name: str) -> None:
     model = mixed(name, THREE).eval()

@@ -87,6 +87,7 @@ def test_first_tokens_are_neither_learned_nor_counted(
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     recipe = {**task, "data": str(data), "eval_data": str(data), "encoder": "prefix", "packing": packing}
     settings = {"learning_rate": 0.0, "max_steps": 1, "per_device_train_batch_size": 2}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1}
     result = run(recipe, said, gradient_accumulation_steps=2, **settings)
     assert "the first token of 3 rows is not learned" in said.getvalue()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -94,6 +95,8 @@ def test_first_tokens_are_neither_learned_nor_counted(
     loss, tokens = loss_by_hand(tiny_model_dir, result.folder, [(row, [True] * len(row)) for row in rows])
     assert result.after is not None
     assert (result.after.tokens, result.after.loss) == (tokens, pytest.approx(loss, abs=1e-5))
+    evaluated = [entry for entry in read_metrics(result.folder / "metrics.jsonl") if "eval_loss" in entry]
+    assert evaluated[-1]["eval_loss"] == pytest.approx(loss, abs=1e-5)
     # The step takes all rows: its loss is the mean over the same tokens.
     assert result.train_loss == pytest.approx(loss, abs=1e-5)
 

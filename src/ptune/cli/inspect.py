@@ -116,6 +116,7 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
         "virtual_tokens": saved.vectors.shape[0],
         "tokens_in_text": saved.config.tokens_in_text or None,
         "token_dim": saved.vectors.shape[1],
+        "keys_and_values": _keys_and_values(saved),
         "trainable_parameters": details.get("trainable_parameters"),
         "template": details.get("template"),
         "trained_on": details.get("data"),
@@ -132,6 +133,15 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
         "versions": details.get("versions"),
         "written_by": "ptune" if "format_version" in details else "PEFT",
     }
+
+
+def _keys_and_values(saved: SavedPrompt) -> str | None:
+    """What a virtual token of a deep prompt is made of; None for others."""
+    config = saved.config
+    if not saved.is_deep or not config.num_attention_heads or not config.token_dim:
+        return None
+    size = config.token_dim // config.num_attention_heads
+    return f"{config.num_layers} layers, {config.num_attention_heads} heads of {size}"
 
 
 def _look_up(

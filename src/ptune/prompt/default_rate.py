@@ -18,7 +18,7 @@ def default_learning_rate(base: PreTrainedModel, encoder: str) -> float:
 
     Args:
         base: The frozen model; its token embeddings are measured.
-        encoder: A name of `ptune.encoders.ENCODERS`.
+        encoder: A name of `ptune.encoders.ENCODERS` or `DEEP_ENCODERS`.
     """
     rate = LEARNING_RATES[encoder]
     if encoder == EMBEDDING:
