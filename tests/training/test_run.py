@@ -57,10 +57,10 @@ def test_loss_falls(task: dict[str, Any], encoder: str, held_out_file: Path):
     result = run({**task, "encoder": encoder, "eval_data": str(held_out_file)}, max_steps=60, learning_rate=rate)
     losses = [entry["loss"] for entry in read_metrics(result.folder / "metrics.jsonl") if "loss" in entry]
     assert len(losses) == 60
-    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
     assert result.before is not None
     assert result.after is not None
-    assert result.after.loss < 0.82 * result.before.loss
+    assert result.after.loss < 0.85 * result.before.loss
 
 
 def test_held_out_losses_are_right(task: dict[str, Any], held_out_file: Path, tiny_model_dir: Path):

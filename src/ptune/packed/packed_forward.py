@@ -186,7 +186,10 @@ def find_packed_predictors(
             firsts.append((at, number))
     counted = torch.nonzero((labels != IGNORE_INDEX) & (predicted_by >= 0)).squeeze(1)
     positions, targets = sent(torch.stack([predicted_by[counted], labels[counted]]), device)
-    places, prefixes = torch.tensor(firsts, dtype=torch.long).view(-1, 2).T
+    if not firsts:  # looked for nowhere else: a simulated step has no values to look at
+        none = positions.new_empty(0)
+        return PackedPredictors(positions, targets, none, none)
+    places, prefixes = torch.tensor(firsts).T
     beyond = torch.stack([labels[places], prefixes])[:, labels[places] != IGNORE_INDEX]
     return PackedPredictors(positions, targets, *sent(beyond, device))
 

@@ -103,7 +103,8 @@ def vectors_of_rows(
     ids = typical(first, recipe.virtual_tokens, special)
     if len(ids) < recipe.virtual_tokens:
         size = int(model.base.config.get_text_config().vocab_size)
-        ids += sampled_tokens(size, recipe.virtual_tokens - len(ids), [*special, *ids])
+        sampled = sampled_tokens(size, recipe.virtual_tokens, special)
+        ids = [*ids, *(one for one in sampled if one not in ids)][: recipe.virtual_tokens]
     return token_vectors(model.base.get_input_embeddings(), ids)
 
 

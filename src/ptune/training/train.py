@@ -37,6 +37,7 @@ from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.prompt.build import check_room
 from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
@@ -229,6 +230,7 @@ def add_new_prompt(
     if recipe.init_from is not None:
         start_from(model, recipe, config, tokenizer)
         return
+    check_room(config, model.context_length)  # a vocabulary has no tokens to start so many at
     start = None
     if recipe.start in INITS_FROM_ROWS:
         start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
