@@ -339,9 +339,8 @@ class TrainRecipe:
             common |= {"init_text_tokens": self.init_text_tokens}
             if self.num_frozen_tokens:
                 return CartridgeConfig(**common, num_frozen_tokens=self.num_frozen_tokens)
-            projects = self.encoder == PREFIX_MLP
-            width = self.encoder_hidden_size if projects else None
-            return PrefixTuningConfig(**common, prefix_projection=projects, encoder_hidden_size=width)
+            width = self.encoder_hidden_size if self.encoder == PREFIX_MLP else None
+            return PrefixTuningConfig(**common, prefix_projection=self.encoder == PREFIX_MLP, encoder_hidden_size=width)
         return PromptEncoderConfig(
             **common,
             encoder_reparameterization_type=self.encoder.upper(),
