@@ -357,8 +357,8 @@ class TrainRecipe:
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
+            "warmup_steps": 0.0 if self.encoder in (EMBEDDING, PREFIX) else 0.05,  # for the weights of a network
             **ADAM_BETAS,
-            "weight_decay": 0.0,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,
             "logging_steps": 10,
