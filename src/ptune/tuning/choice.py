@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,18 @@ class Choice:
             output=str(folder),
         )
 
-    def arguments(self, args: TrainingArguments, folder: Path) -> TrainingArguments:
-        """The training arguments that go with it."""
+    def arguments(self, args: TrainingArguments, recipe: TrainRecipe, given: Collection[str]) -> TrainingArguments:
+        """The training arguments that go with it.
+
+        Args:
+            args: Those of all trials.
+            recipe: The one that trains this choice.
+            given: Names of the arguments that somebody chose.
+        """
         own = copy.copy(args)
-        own.learning_rate, own.output_dir = self.learning_rate, str(folder)
+        own.learning_rate, own.output_dir = self.learning_rate, recipe.output
+        if "warmup_steps" not in given:  # the one default that depends on the encoder
+            own.warmup_steps = recipe.trainer_defaults()["warmup_steps"]
         return own
 
 

@@ -45,6 +45,8 @@ class Prepared:
     settings: TuneSettings
     recipe: TrainRecipe
     args: TrainingArguments
+    given: Collection[str]
+    """Names of the training arguments that somebody chose."""
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     model: PTunedModel
@@ -107,7 +109,8 @@ def prepare(
     check_context(rows, max(settings.num_virtual_tokens), model.context_length, recipe.max_length)
     collate = choose_collator(recipe, args, model, tokenizer, given)
     return Prepared(
-        folder=Path(recipe.output), settings=settings, recipe=recipe, args=args, tokenizer=tokenizer, rows=rows,
+        folder=Path(recipe.output), settings=settings, recipe=recipe, args=args, given=given, tokenizer=tokenizer,
+        rows=rows,
         model=model, own_rates={name: default_learning_rate(model.base, name) for name in ENCODER_NAMES},
         collate=collate, console=console,
     )  # fmt: skip

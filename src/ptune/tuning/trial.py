@@ -94,7 +94,8 @@ def run_trial(course: Course, trial: optuna.Trial, choice: Choice) -> float | No
 
 def _train(course: Course, trial: optuna.Trial, choice: Choice, working: OutputFolder) -> float | None:
     at = course.at
-    recipe, args = choice.recipe(at.recipe, working.path), choice.arguments(at.args, working.path)
+    recipe = choice.recipe(at.recipe, working.path)
+    args = choice.arguments(at.args, recipe, at.given)
     details = prompt_details(recipe, args, at.tokenizer, at.rows)
     watch = Watch(course, trial)
     add_new_prompt(at.model, recipe, args, at.tokenizer, at.rows)
