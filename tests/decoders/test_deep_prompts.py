@@ -16,7 +16,7 @@ from ptune.prefix.deep_prompts import encode_tokens
 
 P = 5
 QUICK = ("falcon", "gemma2", "gpt_oss", "mixtral", "phi3", "qwen3", "stablelm")
-REFUSED = {"deepseek_v3": "of one shape", "gemma4_text": "another cache", "mamba": "running state", "xlm": "."}
+REFUSED = {"deepseek_v3": "of one shape", "gemma4_text": "keys and values", "mamba": "running state", "xlm": "."}
 
 
 def check(model_type: str) -> str | None:

@@ -130,7 +130,7 @@ FLAGS = (
         _F,
         "keys and values under activation checkpointing",
         lambda at: [*at.train(encoder="prefix-mlp"), f"--{CHECKPOINTING.replace('_', '-')}"],
-        (f"{CHECKPOINTING} drops the keys and values", "Leave it out"),
+        ("checkpointing drops the keys and values", "Leave it out"),
     ),
     Case(
         _F,
