@@ -52,7 +52,7 @@ def facts_of(opened: OpenedFolder, config: PromptConfig) -> PromptFacts:
     history, note = _history_of(opened.path)
     encoder = details.get("encoder") or str(PeftType(config.peft_type).value)
     return PromptFacts(
-        base_model=_model_name(config.base_model_name_or_path),
+        base_model=told_model_name(config.base_model_name_or_path),
         encoder=_text(encoder),
         token_dim=count_in(config.token_dim),
         trainable_parameters=count_in(details.get("trainable_parameters")),
@@ -77,8 +77,8 @@ def _history_of(folder: Path) -> tuple[LossHistory, str | None]:
     return history, None if history.training or history.held_out else _NO_HISTORY
 
 
-def _model_name(name: object) -> str | None:
-    """A hub id as it is, of a path its last part."""
+def told_model_name(name: object) -> str | None:
+    """What is told of a frozen model's name: a hub id as it is, of a path its last part."""
     if not isinstance(name, str) or not name:
         return None
     return _text(Path(name).name if Path(name).is_absolute() or ".." in Path(name).parts else name)

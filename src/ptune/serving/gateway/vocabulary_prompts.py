@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from ptune.config import PromptTuningConfig
 from ptune.data.blocks import tokens_in_text, tokens_of
 from ptune.data.template import get_template
-from ptune.errors import ModelError, PTuneError, one_line, printable, shown
+from ptune.errors import ModelError, PTuneError, one_line, shown
 from ptune.frozen.parts import embedding_table
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.build import check_prompt_name, check_room, empty_encoder
 from ptune.saved.as_model.engine_card import PROMPTS
-from ptune.serving.prompt_facts import PromptFacts
+from ptune.serving.prompt_facts import PromptFacts, told_model_name
 from ptune.serving.served_prompt import ServedPrompt
 
-_MOST_TEXT = 200
 _NO_HISTORY = "An exported model keeps no loss histories."
 
 
@@ -43,18 +41,17 @@ def vocabulary_prompts(
         return None
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-        origin = printable(str(read.get("base_model") or ""))[:_MOST_TEXT] or None
+        origin = told_model_name(read.get("base_model"))
         facts = PromptFacts(base_model=origin, written_by="ptune export", history_note=_NO_HISTORY)
-        return [
-            replace(_prompt(name, noted, path, model, tokenizer), facts=facts)
-            for name, noted in read["prompts"].items()
-        ]
+        return [_prompt(name, noted, path, model, tokenizer, facts=facts) for name, noted in read["prompts"].items()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = one_line(error) if isinstance(error, PTuneError) else f"{type(error).__name__} {shown(error)}"
         raise ModelError(f"{path} is no list of prompts: {reason}", hint="Export the model again.") from error
 
 
-def _prompt(name: str, noted: Any, path: Path, model: PTunedModel, tokenizer: PreTrainedTokenizerBase) -> ServedPrompt:
+def _prompt(
+    name: str, noted: Any, path: Path, model: PTunedModel, tokenizer: PreTrainedTokenizerBase, *, facts: PromptFacts
+) -> ServedPrompt:
     count, first = int(noted["virtual_tokens"]), int(noted["first_id"])
     rows, dim = embedding_table(model.base).shape
     if not (count > 0 and 0 <= first <= rows - count):
@@ -76,4 +73,5 @@ def _prompt(name: str, noted: Any, path: Path, model: PTunedModel, tokenizer: Pr
         config=config,
         template=template,
         first_id=first,
+        facts=facts,
     )
