@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ptune.answering import Answerer
     from ptune.comparison.compare import compare
     from ptune.comparison.settings import CompareSettings
+    from ptune.compression.compress import compress
     from ptune.config import (
         PeftType,
         PromptEncoderConfig,
@@ -73,6 +74,7 @@ __all__ = [
     "TuneSettings",
     "__version__",
     "compare",
+    "compress",
     "embed_text",
     "evaluate",
     "get_peft_model",
@@ -100,6 +102,7 @@ _HOMES = {
     "tune": "ptune.tuning.tune",
     "CompareSettings": "ptune.comparison.settings",
     "compare": "ptune.comparison.compare",
+    "compress": "ptune.compression.compress",
     "Example": "ptune.data.records",
     "PTuneError": "ptune.errors",
     "PTuneTrainer": "ptune.training.trainer",

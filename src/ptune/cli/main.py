@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "the whole story on a real 135M model, no network needed",
     "train": "train a soft prompt on a model and a data file",
     "tune": "search for the encoder, length, start and learning rate that suit your data",
+    "compress": "a long text becomes a short prompt that answers as if the text stood in front",
     "generate": "answer one text with a trained prompt",
     "chat": "talk to a model with a trained prompt",
     "serve": "prompts on one frozen model, over OpenAI's API",

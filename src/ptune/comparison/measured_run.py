@@ -52,7 +52,7 @@ from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.result import prompt_details
 from ptune.training.rows import Rows, check_context, load_rows
-from ptune.training.train import add_new_prompt
+from ptune.training.start import add_new_prompt
 from ptune.training.trainer import PTuneTrainer
 
 Tell = Callable[[dict[str, Any]], None]

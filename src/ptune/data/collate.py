@@ -1,7 +1,8 @@
 """Batches of tokenized rows: padded to one length, or packed one after another without padding.
 
 A padded batch spends work on every position of its longest row; a packed one holds real tokens alone, and says where a
-row ends by `row_lengths`. Its rows do not see each other: the model keeps them apart.
+row ends by `row_lengths`. Its rows do not see each other: the model keeps them apart. Soft labels of rows
+(`ptune.data.soft_labels`) go with them.
 
 Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows together. What is padding is known from the
 lengths, never from the token ids: in many models the padding token is the end token, which must be learned.
@@ -17,6 +18,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ptune.data.labels import IGNORE_INDEX
+from ptune.data.soft_labels import add_soft_labels
 from ptune.errors import ConfigError, DataError, unknown
 
 
@@ -68,7 +70,7 @@ class PaddingCollator:
             start = longest - length if self.padding_side == "left" else 0
             for name, tensor in batch.items():
                 tensor[index, start : start + length] = row[name]
-        return batch
+        return add_soft_labels(batch, features)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class PackingCollator:
         if 0 in lengths:
             raise DataError(f"row {lengths.index(0)} of a batch has no tokens.", hint="Leave such rows out.")
         batch: dict[str, Any] = {name: torch.cat([row[name] for row in rows]).unsqueeze(0) for name in rows[0]}
-        return {**batch, "row_lengths": lengths}
+        return {**add_soft_labels(batch, features), "row_lengths": lengths}
 
 
 def unpacked(packed: torch.Tensor, row_lengths: Sequence[int], fill: float) -> torch.Tensor:

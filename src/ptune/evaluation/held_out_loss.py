@@ -1,5 +1,7 @@
 """Held-out loss of a prompt, and of the frozen model without one, over the same tokens.
 
+It is the cross-entropy, or for rows with soft labels the divergence from the teacher.
+
 Shapes: `B` rows, `T` tokens of the longest row, `N` tokens of all rows of a packed batch.
 """
 
@@ -14,13 +16,15 @@ from datasets import Dataset
 
 from ptune.data.first_labels import without_first_labels
 from ptune.data.labels import IGNORE_INDEX
+from ptune.data.soft_labels import TEACHER_IDS
 from ptune.frozen.parameters import device_of
+from ptune.model.taught import divergence
 from ptune.model.wrapper import PTunedModel
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean cross-entropy over supervised tokens, in nats."""
+    """Mean cross-entropy over supervised tokens, or mean divergence from the teacher, in nats."""
 
     loss: float
     tokens: int
@@ -92,8 +96,11 @@ def held_out_loss(
         if not (with_prompt and model.predicts_first_tokens):
             batch = without_first_labels(batch)
         # It goes to the model's device by itself; labels and lengths are the host's to look at.
-        output = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False)
-        summed.add(output.loss, (batch["labels"] != IGNORE_INDEX).sum())
+        if TEACHER_IDS in batch:
+            loss = divergence(model, batch, prompt_names=names, num_items=1)
+        else:
+            loss = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False).loss
+        summed.add(loss, (batch["labels"] != IGNORE_INDEX).sum())
         done += len(rows)
         if progress is not None:
             progress(done)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +28,8 @@ from ptune.prefix.keys_values import Prefix, keys_and_values
 
 _SAME = 1e-3
 """Relative difference below which hidden states are the same at other positions."""
+_TRIED = 32
+"""Tokens of a text that show it."""
 
 
 def prefix_of(
@@ -139,22 +142,22 @@ def encode_tokens(base: PreTrainedModel, ids: Sequence[int], *, first_position: 
         ids: Its `T` tokens.
         first_position: Where the text begins to count. The model must count distances alone.
     """
-    return _run(base, ids, first_position)[0]
+    return _run(base, ids, first_position, logits_to_keep=1)[0]
 
 
 def counts_distances(base: PreTrainedModel, ids: Sequence[int]) -> bool:
     """Whether a model computes the same of a text wherever it begins to count, as rotary embeddings have it."""
     if not prefix_capability(base).takes_position_ids:
         return False
-    here, there = (_run(base, ids, first)[1].double() for first in (0, 1))
+    here, there = (_run(base, ids[:_TRIED], first)[1].double() for first in (0, 1))
     return bool((there - here).norm() < _SAME * here.norm())
 
 
 @torch.no_grad()
-def _run(base: PreTrainedModel, ids: Sequence[int], first_position: int) -> tuple[Prefix, torch.Tensor]:
+def _run(base: PreTrainedModel, ids: Sequence[int], first_position: int, **options: Any) -> tuple[Prefix, torch.Tensor]:
     """A text as a prefix, and its logits `(T, V)`; in eval mode, whatever mode the model is in."""
     given = torch.tensor([list(ids)], device=device_of(base))
-    options = {"attention_mask": torch.ones_like(given)}
+    options["attention_mask"] = torch.ones_like(given)
     if first_position:
         options["position_ids"] = torch.arange(first_position, first_position + len(ids), device=given.device)[None]
     # A cache built without the configuration keeps every position, in sliding-window layers too.

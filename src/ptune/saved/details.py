@@ -28,7 +28,16 @@ _TEXTS = (
     "encoder",
     "template",
 )
-_TABLES = ("versions", "metrics", "data_report", "tokens_report", "recipe", "training_arguments", "sha256")
+_TABLES = (
+    "versions",
+    "metrics",
+    "data_report",
+    "tokens_report",
+    "recipe",
+    "training_arguments",
+    "compression",
+    "sha256",
+)
 _REVISION = re.compile(r"\w[\w.+/-]{0,199}", re.ASCII)
 _ANEW = "The folder is damaged, or not from ptune; download or copy it again."
 

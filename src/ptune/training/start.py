@@ -13,20 +13,23 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders.initialise import sampled_tokens, token_vectors
 from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.prefix.deep_prompts import prefix_of
 from ptune.prefix.keys_values import Prefix
-from ptune.prompt.build import encoder_kind
-from ptune.recipe import PREFIX, TrainRecipe
+from ptune.prompt.build import check_room, encoder_kind
+from ptune.recipe import INITS_FROM_ROWS, PREFIX, TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.prompt_io import plain_config
+from ptune.training.deep_run import check_deep_run
+from ptune.training.rows import Rows
 
 ENCODER_FIELDS = (
     "encoder",
@@ -36,6 +39,34 @@ ENCODER_FIELDS = (
     "encoder_num_layers",
     "encoder_dropout",
 )
+
+
+def add_new_prompt(
+    model: PTunedModel,
+    recipe: TrainRecipe,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    *,
+    start: torch.Tensor | Prefix | None = None,
+) -> None:
+    """Give the model the prompt that a recipe describes, the same in every process; it starts at `start`, if given.
+
+    Raises:
+        ConfigError: The prompt does not fit the model.
+        PromptError: There is none to start from.
+    """
+    set_seed(args.seed)
+    inside = tokens_in_text(rows.template.blocks)
+    check_deep_run(recipe, args, inside)
+    config = replace(recipe.prompt_config(), tokens_in_text=inside)
+    if recipe.init_from is not None:
+        start_from(model, recipe, config, tokenizer)
+        return
+    check_room(config, model.context_length)  # a vocabulary has no tokens to start so many at
+    if start is None and recipe.start in INITS_FROM_ROWS:
+        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
+    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
 
 
 def encoder_settings(prompt: str) -> dict[str, Any]:

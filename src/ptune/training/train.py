@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 
-from ptune.data.blocks import tokens_in_text, with_virtual_tokens
+from ptune.data.blocks import with_virtual_tokens
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
@@ -36,13 +34,12 @@ from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base, load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
-from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.build import check_room
-from ptune.recipe import INITS_FROM_ROWS, TrainRecipe
+from ptune.model.wrapper import PTunedModel
+from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
-from ptune.training.deep_run import check_deep_run, notes_of
+from ptune.training.deep_run import notes_of
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
@@ -61,7 +58,8 @@ from ptune.training.result import (
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
 from ptune.training.signals import StopRequest
-from ptune.training.start import start_from, vectors_of_rows
+from ptune.training.start import add_new_prompt
+from ptune.training.teaching import Teaching
 from ptune.training.trainer import PTuneTrainer
 
 __all__ = ["TrainResult", "train"]
@@ -73,6 +71,7 @@ def train(
     console: Console | None = None,
     *,
     given: Collection[str] | None = None,
+    teaching: Teaching | None = None,
 ) -> TrainResult:
     """Train a prompt and write it to `recipe.output`.
 
@@ -82,6 +81,7 @@ def train(
             of them, as an object whose `output_dir` is `recipe.output`.
         console: Where to report; standard error by default. Quiet in every process but the first.
         given: Names of the training arguments that somebody chose; those of `arguments` where they are a mapping.
+        teaching: What the prompt learns from in place of the labels.
 
     Returns:
         The model with its prompt, and what came out.
@@ -106,12 +106,13 @@ def train(
         asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
         recipe = with_virtual_tokens(recipe, asked)
         rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = frozen_model(recipe, args, tokenizer, mesh)
-        add_new_prompt(model, recipe, args, tokenizer, rows)
+        model = frozen_model(recipe, args, tokenizer, mesh) if teaching is None else teaching.model
+        rows = rows if teaching is None else teaching.labelled(rows)
+        add_new_prompt(model, recipe, args, tokenizer, rows, start=None if teaching is None else teaching.start())
         rate = take_learning_rate(model, recipe, args, given)
         check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given or ())
-        details = prompt_details(recipe, args, tokenizer, rows)
+        details = prompt_details(recipe, args, tokenizer, rows) | ({} if teaching is None else dict(teaching.details))
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
@@ -132,7 +133,7 @@ def train(
         if first:
             folder.claim()
         with PeakMemory() as peak:
-            outcome = run_trainer(trainer, resume, say)
+            outcome = run_trainer(trainer, resume, say, "train" if teaching is None else "compress")
         check_finite(model)
         after = measure(model, rows, collate, args, say, with_prompt=True)
         result = result_of(
@@ -212,29 +213,6 @@ def _whole_model(
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
     return model
-
-
-def add_new_prompt(
-    model: PTunedModel, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
-) -> None:
-    """Give the model the prompt that a recipe describes, the same in every process.
-
-    Raises:
-        ConfigError: The prompt does not fit the model.
-        PromptError: There is none to start from.
-    """
-    set_seed(args.seed)
-    inside = tokens_in_text(rows.template.blocks)
-    check_deep_run(recipe, args, inside)
-    config = replace(recipe.prompt_config(), tokens_in_text=inside)
-    if recipe.init_from is not None:
-        start_from(model, recipe, config, tokenizer)
-        return
-    check_room(config, model.context_length)  # a vocabulary has no tokens to start so many at
-    start = None
-    if recipe.start in INITS_FROM_ROWS:
-        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
-    model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
 
 
 def measure(
@@ -357,7 +335,7 @@ def result_of(
     )
 
 
-def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) -> Any:
+def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console, command: str = "train") -> Any:
     """Train; whatever ends it, the progress bar is closed, and a stop by the user is said in one line.
 
     Raises:
@@ -366,7 +344,7 @@ def run_trainer(trainer: PTuneTrainer, resume: Path | None, console: Console) ->
         OutputError: A checkpoint cannot be written.
         ConfigError: A training argument asks for a package that is not there.
     """
-    go_on = f"Go on with: ptune train --resume --output {shlex.quote(str(trainer.args.output_dir))}"
+    go_on = f"Go on with: ptune {command} --resume --output {shlex.quote(str(trainer.args.output_dir))}"
     try:
         assert trainer.stop is not None
         with trainer.stop:

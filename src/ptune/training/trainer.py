@@ -34,11 +34,13 @@ from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, unpacked
 from ptune.data.first_labels import without_first_labels
 from ptune.data.labels import IGNORE_INDEX
+from ptune.data.soft_labels import TEACHER_IDS
 from ptune.errors import ConfigError, listed
 from ptune.frozen.transfer import pins
 from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
+from ptune.model.taught import divergence
 from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
 from ptune.training.checkpoint_store import CheckpointStore
@@ -245,6 +247,10 @@ class PTuneTrainer(Trainer):
         """
         if not model.training:
             num_items_in_batch = None
+        prompted = trained_prompt(self)
+        if prompted is not None and TEACHER_IDS in inputs:
+            loss = divergence(prompted, inputs, num_items=num_items_in_batch)
+            return (loss, {}) if return_outputs else loss
         function = self._loss_function(inputs)
         inputs = {**inputs, "return_logits": function is not None or (return_outputs and self._reads_logits)}
         if function is None:

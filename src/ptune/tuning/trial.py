@@ -33,7 +33,8 @@ from ptune.training.progress import MetricsFile
 from ptune.training.result import TrainResult, check_finite, prompt_details, save_result
 from ptune.training.rows import place_of
 from ptune.training.signals import StopRequest
-from ptune.training.train import add_new_prompt, build_trainer, result_of
+from ptune.training.start import add_new_prompt
+from ptune.training.train import build_trainer, result_of
 from ptune.training.trainer import PTuneTrainer
 from ptune.tuning.choice import Choice
 from ptune.tuning.prepared import Prepared

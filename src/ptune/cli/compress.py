@@ -1,0 +1,123 @@
+"""`ptune compress`: a long text becomes a short prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptune.cli.flags import Parser, add_fields, dashed
+from ptune.cli.recipe_file import own_names, own_values, read_recipe
+from ptune.cli.train import check_keys
+from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
+from ptune.compression.compress_settings import (
+    NOT_HERE,
+    SETTINGS_FILE,
+    CompressSettings,
+    argument_defaults,
+    split_settings,
+)
+from ptune.errors import ConfigError
+from ptune.recipe import TrainRecipe
+
+_MORE = """\
+The model studies the text: it asks itself questions about parts of it (or takes yours, --data F; no answers needed),
+answers them with the text in front, and the prompt learns to give the same distributions without the text. By default
+64 virtual tokens of keys and values in every layer (--encoder prefix), started at the text's own; --eval-data F scores
+the result on questions with right answers.
+
+Every training option of transformers is a flag: --num-train-epochs, --max-steps, --learning-rate, --seed, --use-cpu, …
+(see ptune train --help).
+
+OUTPUT is a prompt folder as ptune train writes it, with study/ (questions, answers and what the model held likely),
+compression.json and compression.md. Interrupted: ptune compress --resume OUTPUT. Other lengths or encoders on the same
+study: --study OUTPUT."""
+
+
+def build_parser() -> Parser:
+    """The parser of ptune's own flags; the rest go to `TrainingArguments`."""
+    parser = Parser(
+        "compress",
+        "Compress a text into a prompt: the model's answers about it, without the text in front.",
+        usage="TEXT_FILE --model MODEL --output OUTPUT [flags]\n       ptune compress --resume OUTPUT [flags]",
+        more=_MORE,
+    )
+    parser.add_argument("text", metavar="TEXT_FILE", nargs="?", default=argparse.SUPPRESS, help="the text")
+    parser.add_argument("--config", type=Path, metavar="YAML", default=argparse.SUPPRESS, help="flags as YAML keys")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line on stdout")
+    add_fields(parser, CompressSettings, leave_out=("text",))
+    add_fields(parser, TrainRecipe, leave_out=NOT_HERE)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser()
+    own, rest = parser.parse_known_args(dashed(argv))
+    values = vars(own)
+    as_json, file = values.pop("json"), values.pop("config", None)
+    from_file = {} if file is None else read_recipe(file)
+    if values.get("resume", from_file.get("resume")):
+        file, from_file = with_begun(values, from_file, file)
+    names = {**own_names(), **own_names(CompressSettings)}
+    foreign = {key: value for key, value in from_file.items() if key not in names}
+    trainer = None
+    if rest or foreign:
+        trainer = trainer_parser("compress")
+        check_flags(rest, parser, trainer)
+        check_keys(foreign, file)
+    merged = {**own_values(from_file), **own_values(from_file, CompressSettings), **values}
+    if not merged.get("text"):
+        raise ConfigError("the text file is missing.", hint="See ptune compress --help.")
+    settings, recipe = _settings(merged)
+    given = given_names(rest, foreign)
+    from ptune.cli.quiet import console, output, quiet_libraries
+
+    quiet_libraries()
+    from ptune.compression.compress import run_compression
+    from ptune.compression.compress_report import report_table
+    from ptune.evaluation.page import show_tables
+
+    defaults = {name: value for name, value in argument_defaults(recipe.encoder).items() if name not in given}
+    args = make_arguments(recipe, trainer or trainer_parser("compress"), rest, {**defaults, **foreign}, file)
+    result = run_compression(settings, recipe, args, console(), given=given_values(args, given))
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    elif result.report is not None:
+        show_tables([report_table(result.report)], output(width=120))
+    return 0
+
+
+def with_begun(
+    values: dict[str, Any], from_file: Mapping[str, Any], file: Path | None
+) -> tuple[Path | None, dict[str, Any]]:
+    """Put the settings of the compression that goes on behind those of the file; note in `values` where it lies.
+
+    Returns:
+        The file to name in errors, and the settings.
+
+    Raises:
+        ConfigError: There is none, or nothing says where to look.
+    """
+    resume = values.get("resume", from_file.get("resume"))
+    output = values.get("output") or (resume if isinstance(resume, str) else from_file.get("output"))
+    if output is None:
+        raise ConfigError(
+            "nothing says which compression to resume.", hint="Name its folder: ptune compress --resume OUTPUT."
+        )
+    values |= {"output": str(output), "resume": True}
+    begun = Path(str(output)) / SETTINGS_FILE
+    if not begun.is_file():
+        raise ConfigError(f"there is no compression in {output} to resume.", hint="Leave --resume out to begin one.")
+    return file or begun, {**read_recipe(begun), **from_file}
+
+
+def _settings(values: Mapping[str, Any]) -> tuple[CompressSettings, TrainRecipe]:
+    """The compression's own values, and the recipe of its prompt."""
+    try:
+        settings, recipe, _ = split_settings(values)
+    except ConfigError as error:
+        raise ConfigError(error.message, hint=error.hint or "See ptune compress --help.") from error
+    return settings, recipe

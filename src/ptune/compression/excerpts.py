@@ -1,0 +1,125 @@
+"""A text cut for study: excerpts that questions are asked about, and windows that answers are read from.
+
+An excerpt is some paragraphs, or a part of one that is too long. A window is what stands in front of a question when it
+is answered: the whole text where the model's context has room for it, else neighbouring excerpts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ptune.data.text_ids import ids_of
+from ptune.errors import ConfigError, DataError
+
+_PARAGRAPH = re.compile(r"(?:.+(?:\n|\Z))+\n*")
+_SENTENCE = re.compile(r".+?(?:[.!?。!?][\"')\]]*\s+|\n|\Z)", re.DOTALL)
+_WORD = re.compile(r"\w{3,}")
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of the text."""
+
+    text: str
+    tokens: int
+    window: int
+    """The window that it stands in."""
+
+
+@dataclass(frozen=True)
+class StudiedText:
+    """A text in windows and excerpts."""
+
+    windows: tuple[str, ...]
+    """One, the whole text, where the context has room for it."""
+    excerpts: tuple[Excerpt, ...]
+    tokens: int
+
+    def window_of(self, question: str) -> int:
+        """The window that shares the most words with a question, rare ones counting more."""
+        if len(self.windows) == 1:
+            return 0
+        words = [_words(window) for window in self.windows]
+        asked = _words(question)
+        scores = [sum(1 / sum(one in every for every in words) for one in asked & mine) for mine in words]
+        return scores.index(max(scores))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in _WORD.findall(text))
+
+
+def cut_text(
+    text: str, tokenizer: PreTrainedTokenizerBase, *, excerpt_tokens: int, window_tokens: int | None
+) -> StudiedText:
+    """Cut a text.
+
+    Args:
+        text: All of it.
+        tokenizer: Counts its tokens.
+        excerpt_tokens: The most of an excerpt.
+        window_tokens: The most of a window; None where there is no limit.
+
+    Raises:
+        DataError: The text holds nothing.
+        ConfigError: A window has no room for an excerpt.
+    """
+    if not text.strip():
+        raise DataError("the text is empty.", hint="Name a file that holds some.")
+    if window_tokens is not None and window_tokens < excerpt_tokens:
+        raise ConfigError(
+            f"the model's context has room for {max(window_tokens, 0):,} tokens of the text, and an excerpt may have "
+            f"{excerpt_tokens:,}.",
+            hint="Lower excerpt_tokens, answer_tokens or max_length.",
+        )
+    pieces = _joined(_counted(_pieces(text, tokenizer, excerpt_tokens), tokenizer), excerpt_tokens)
+    total = len(ids_of([text], tokenizer)[0])
+    whole = window_tokens is None or total <= window_tokens
+    windows: list[list[str]] = [[]]
+    excerpts: list[Excerpt] = []
+    size = 0
+    for piece, tokens in pieces:
+        if not whole and size + tokens > (window_tokens or 0):
+            # Windows overlap by an excerpt, where there is room: what is said across their border is in one of them.
+            last = [one for one in excerpts[-1:] if one.tokens + tokens <= (window_tokens or 0)]
+            windows.append([one.text for one in last])
+            size = sum(one.tokens for one in last)
+        windows[-1].append(piece)
+        size += tokens
+        excerpts.append(Excerpt(piece.strip(), tokens, len(windows) - 1))
+    joined = (text.strip(),) if whole else tuple("".join(window).strip() for window in windows)
+    return StudiedText(joined, tuple(excerpts), total)
+
+
+def _pieces(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> Iterable[str]:
+    """Paragraphs; of one that is too long its sentences, and of such a sentence its words."""
+    for paragraph in _PARAGRAPH.findall(text.lstrip("\n")):
+        if len(ids_of([paragraph], tokenizer)[0]) <= most:
+            yield paragraph
+            continue
+        for sentence in _SENTENCE.findall(paragraph):
+            ids = ids_of([sentence], tokenizer)[0]
+            if len(ids) <= most:
+                yield sentence
+            else:
+                yield from (str(tokenizer.decode(ids[at : at + most])) for at in range(0, len(ids), most))
+
+
+def _counted(pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
+    texts = [piece for piece in pieces if piece.strip()]
+    return list(zip(texts, map(len, ids_of(texts, tokenizer)), strict=True))
+
+
+def _joined(pieces: Sequence[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+    """Neighbours put together up to so many tokens."""
+    made: list[tuple[str, int]] = []
+    for text, tokens in pieces:
+        if made and made[-1][1] + tokens <= most:
+            made[-1] = (made[-1][0] + text, made[-1][1] + tokens)
+        else:
+            made.append((text, tokens))
+    return made

@@ -1,0 +1,159 @@
+"""The folder of a study: what the model asked and answered, and what it held likely, written as it comes.
+
+| file | what |
+| --- | --- |
+| `study.json` | what was studied, by which model and how: another study is never taken for this one |
+| `questions.jsonl` | the questions, and the excerpt and kind of each |
+| `rows.jsonl` | questions with answers, Alpaca-style: training data that can be read, edited and used elsewhere |
+| `teacher-N.safetensors` | soft labels of some rows, and the digest of the tokens that they belong to |
+
+A study that was interrupted goes on behind what is there; a last line that was cut off is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_safetensors
+
+from ptune.data.soft_labels import SoftLabels
+from ptune.errors import OutputError, printable
+from ptune.saved.files import make_folder, write_atomic, write_json
+
+STUDIED, QUESTIONS, ROWS = "study.json", "questions.jsonl", "rows.jsonl"
+_TEACHER = "teacher-{:05d}.safetensors"
+_DIGEST = "tokens_sha256"
+
+
+def open_study(folder: Path, studied: Mapping[str, Any], *, begin: bool) -> None:
+    """Make the folder of a study, or look whether it holds the same one.
+
+    Args:
+        folder: Where it is.
+        studied: What is studied and how, as plain values.
+        begin: Replace what is there.
+
+    Raises:
+        OutputError: It holds another study, or cannot be written.
+    """
+    studied = json.loads(json.dumps(studied))
+    path = folder / STUDIED
+    if path.is_file() and not begin:
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            there = {}
+        there = there if isinstance(there, dict) else {}
+        changed = [name for name in {**there, **studied} if there.get(name) != studied.get(name)]
+        if changed:
+            raise OutputError(
+                f"{folder} holds another study: other {', '.join(printable(name) for name in changed[:5])}.",
+                hint="Choose another --output, or pass --overwrite.",
+            )
+        return
+    make_folder(folder)
+    for old in (folder / QUESTIONS, folder / ROWS, *folder.glob("teacher-*.safetensors")):
+        try:
+            old.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot remove {old}: {error.strerror}.", hint="Choose another --output.") from error
+    write_json(path, studied)
+
+
+class LinesFile:
+    """A JSONL file that grows batch by batch.
+
+    Args:
+        path: The file; it need not be there.
+
+    Raises:
+        OutputError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        try:
+            text = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise OutputError(f"cannot read {path}: {error.strerror}.", hint="Choose another place.") from error
+        for line in text.splitlines():
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not isinstance(value, dict):
+                break
+            self.lines.append(value)
+        whole = b"".join(map(_line, self.lines))
+        if text != whole:
+            write_atomic(path, whole)
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Write some lines and bring them to disk.
+
+        Raises:
+            OutputError: The disk is full, or the place cannot be written.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"".join(map(_line, lines)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}.", hint="Free some space or choose another place."
+            ) from error
+        self.lines += lines
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def tokens_digest(rows: Sequence[Sequence[int]]) -> str:
+    """A name for some rows of token ids."""
+    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()
+
+
+def write_labels(folder: Path, number: int, digest: str, labels: Sequence[SoftLabels]) -> None:
+    """Write the soft labels of some rows.
+
+    Args:
+        folder: Of the study.
+        number: Of these rows.
+        digest: Of the tokens that the labels belong to.
+        labels: Of each row.
+    """
+    tensors = {
+        "ids": torch.cat([one.ids for one in labels]).to(torch.int32),
+        "log_probs": torch.cat([one.log_probs for one in labels]).float(),
+        "counts": torch.tensor([len(one.ids) for one in labels], dtype=torch.int32),
+    }
+    write_atomic(folder / _TEACHER.format(number), save_safetensors(tensors, {_DIGEST: digest}))
+
+
+def read_labels(folder: Path, number: int, digest: str) -> list[SoftLabels] | None:
+    """The soft labels of some rows; None where there are none of these tokens, or none that can be read."""
+    path = folder / _TEACHER.format(number)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_DIGEST) != digest:
+                return None
+            ids, log_probs, counts = (file.get_tensor(name) for name in ("ids", "log_probs", "counts"))
+    except (SafetensorError, OSError):
+        return None
+    sizes = counts.tolist()
+    if ids.shape != log_probs.shape or sum(sizes) != len(ids):
+        return None
+    parts = zip(ids.long().split(sizes), log_probs.split(sizes), strict=True)
+    return [SoftLabels(*part) for part in parts]
