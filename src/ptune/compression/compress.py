@@ -7,6 +7,7 @@ of Eyuboglu et al. 2025, "Cartridges".
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -30,7 +31,7 @@ from ptune.compression.compress_settings import (
 )
 from ptune.compression.excerpts import StudiedText
 from ptune.compression.self_study import Study
-from ptune.compression.study_files import ROWS, LinesFile, open_study
+from ptune.compression.study_files import ROWS, LinesFile, check_study, open_study
 from ptune.compression.study_task import (
     cut_for,
     given_questions,
@@ -120,16 +121,16 @@ def run_compression(
     template = template_of_rows(settings, tokenizer)
     model = frozen_model(recipe, args, tokenizer).eval()
     answerer = Answerer(model, tokenizer, template)
-    studied = cut_for(text, answerer, settings, recipe, questions)
+    studied = cut_for(text, answerer, settings, questions)
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)
-    at_work = same_study(study, text, questions, recipe)
+    at_work = same_study(study, text, questions)
     if settings.study is None:
         open_study(study.folder, at_work, begin=begin and not resume)
         _note(folder, settings, recipe, given)
     else:
-        open_study(study.folder, at_work, begin=False)
+        check_study(study.folder, at_work)
     show_line(text_line(studied), say)
-    rows_file = study_rows(study, questions)
+    rows_file = _studied(study, questions, folder)
     recipe = replace(
         recipe, data=str(rows_file), template=template.text, eval_data=None, eval_rows=_held_out(recipe, rows_file),
         overwrite=True, resume=_checkpoint(folder, say) if resume else None,
@@ -189,6 +190,16 @@ def _study_folder(settings: CompressSettings, folder: Path) -> Path:
             f"there is no finished study in {shown(str(named), 200)}.", hint="Name a compression's folder."
         )
     return found
+
+
+def _studied(study: Study, questions: Sequence[Example] | None, folder: Path) -> Path:
+    """The rows of the study; whoever stops it is told how to go on."""
+    try:
+        return study_rows(study, questions)
+    except KeyboardInterrupt:
+        go_on = f"ptune compress --resume {shlex.quote(str(folder))}"
+        show_line(f"stopped; what the model asked and answered is kept. Go on with: {go_on}", study.say)
+        raise
 
 
 def _note(folder: Path, settings: CompressSettings, recipe: TrainRecipe, given: Mapping[str, Any]) -> None:

@@ -67,6 +67,11 @@ def named(seed: Seed, excerpt: Excerpt) -> str:
     return NAMED[seed.kind].format(beginning=beginning)
 
 
+def longest_named(text: str) -> str:
+    """About the longest question that names a part of a text."""
+    return max(NAMED.values(), key=len).format(beginning=text[:_LETTERS])
+
+
 def cleaned(written: str) -> str | None:
     """The question in what a model wrote; None where there is none."""
     for line in written.splitlines():

@@ -43,20 +43,8 @@ def open_study(folder: Path, studied: Mapping[str, Any], *, begin: bool) -> None
     Raises:
         OutputError: It holds another study, or cannot be written.
     """
-    studied = json.loads(json.dumps(studied))
-    path = folder / STUDIED
-    if path.is_file() and not begin:
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            there = {}
-        there = there if isinstance(there, dict) else {}
-        changed = [name for name in {**there, **studied} if there.get(name) != studied.get(name)]
-        if changed:
-            raise OutputError(
-                f"{folder} holds another study: other {', '.join(printable(name) for name in changed[:5])}.",
-                hint="Choose another --output, or pass --overwrite.",
-            )
+    if (folder / STUDIED).is_file() and not begin:
+        check_study(folder, studied, whole=True)
         return
     make_folder(folder)
     for old in (folder / QUESTIONS, folder / ROWS, *folder.glob("teacher-*.safetensors")):
@@ -64,7 +52,32 @@ def open_study(folder: Path, studied: Mapping[str, Any], *, begin: bool) -> None
             old.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(f"cannot remove {old}: {error.strerror}.", hint="Choose another --output.") from error
-    write_json(path, studied)
+    write_json(folder / STUDIED, studied)
+
+
+def check_study(folder: Path, studied: Mapping[str, Any], *, whole: bool = False) -> None:
+    """Look whether a folder holds a study of this.
+
+    Args:
+        folder: The study's.
+        studied: What must be the same.
+        whole: Whether that is all of it.
+
+    Raises:
+        OutputError: It is of something else.
+    """
+    studied = json.loads(json.dumps(studied))
+    try:
+        there = json.loads((folder / STUDIED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        there = {}
+    there = there if isinstance(there, dict) else {}
+    names = {**there, **studied} if whole else studied
+    if changed := [name for name in names if there.get(name) != studied.get(name)]:
+        raise OutputError(
+            f"{folder} holds another study: other {', '.join(printable(name) for name in changed[:5])}.",
+            hint="Choose another --output, or pass --overwrite." if whole else "Leave --study out to make one.",
+        )
 
 
 class LinesFile:

@@ -13,6 +13,7 @@ from ptune.answering import Answerer
 from ptune.compression.compress_settings import CompressSettings
 from ptune.compression.excerpts import StudiedText, cut_text
 from ptune.compression.reading import told
+from ptune.compression.seed_questions import QUESTION_TOKENS, longest_named
 from ptune.compression.self_study import Study, answer, ask
 from ptune.compression.study_files import ROWS
 from ptune.data.example import Example
@@ -20,7 +21,9 @@ from ptune.data.records import load_examples
 from ptune.data.template import Template, get_template
 from ptune.errors import ConfigError, DataError
 from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
-from ptune.recipe import TrainRecipe
+
+_ENDS = 4
+"""Tokens by which pieces of text put together may be more than the sum of them."""
 
 
 def given_questions(settings: CompressSettings) -> list[Example] | None:
@@ -59,34 +62,40 @@ def cut_for(
     text: str,
     answerer: Answerer,
     settings: CompressSettings,
-    recipe: TrainRecipe,
     questions: Sequence[Example] | None,
 ) -> StudiedText:
     """The text in windows, each with room for a question and its answer behind it."""
-    context = answerer.model.context_length
+    context, tokenizer = answerer.model.context_length, answerer.tokenizer
     window = None
     if context is not None:
-        probe = [*(questions or ()), Example(instruction="?")]
-        around = max(len(one.question) for one in told(answerer, "x", probe))
-        window = context - max(around, recipe.max_length - settings.answer_tokens) - settings.answer_tokens
-    return cut_text(text, answerer.tokenizer, excerpt_tokens=settings.excerpt_tokens, window_tokens=window)
+        own = (Example(instruction="?"), Example(instruction=longest_named(text)))
+        lengths = [len(one.question) for one in told(answerer, ".", questions or own)]
+        # What the model will ask is not known yet.
+        longest = max(lengths) if questions else max(lengths[0] + QUESTION_TOKENS, lengths[1])
+        window = context - longest - settings.answer_tokens - _ENDS
+    return cut_text(text, tokenizer, excerpt_tokens=settings.excerpt_tokens, window_tokens=window)
 
 
-def same_study(study: Study, text: str, questions: Sequence[Example] | None, recipe: TrainRecipe) -> dict[str, Any]:
-    """What makes two studies the same."""
+def same_study(study: Study, text: str, questions: Sequence[Example] | None) -> dict[str, Any]:
+    """What makes two studies the same; of a study that is named, what it must have been of."""
     settings = study.settings
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    asked: Any = [one.question for one in questions] if questions is not None else list(settings.kinds)
-    return {
+    of = {
         "text": digest,
         "model": fingerprint(study.model.base),
+        "dtype": str(study.model.base.dtype),
         "tokenizer": tokenizer_fingerprint(study.answerer.tokenizer),
         "template": study.answerer.template.text,
+    }
+    if settings.study is not None:
+        return of
+    asked: Any = [one.question for one in questions] if questions is not None else list(settings.kinds)
+    return {
+        **of,
         "questions": hashlib.sha256(repr(asked).encode("utf-8", "surrogatepass")).hexdigest(),
         **{name: getattr(settings, name) for name in ("excerpt_tokens", "temperature", "answer_tokens", "top_k")},
         "number of questions": settings.questions,
         "seed": study.seed,
-        "max_length": recipe.max_length,
     }
 
 

@@ -22,6 +22,7 @@ from ptune.data.labels import IGNORE_INDEX
 from ptune.data.soft_labels import TEACHER_IDS, TEACHER_LOG_PROBS, SoftLabels
 from ptune.data.tokenize import encode_rows
 from ptune.deep_config import TextTokens
+from ptune.errors import DataError
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import embedding_table
 from ptune.prefix.deep_prompts import key_value_shape, prefix_of
@@ -45,7 +46,12 @@ class TaughtRows:
         """Tokenized rows with the columns of `ptune.data.soft_labels`."""
         columns: dict[str, list[Any]] = {TEACHER_IDS: [], TEACHER_LOG_PROBS: []}
         for row in dataset:
-            own = self._labels[tuple(row["input_ids"])]
+            own = self._labels.get(tuple(row["input_ids"]))
+            if own is None:
+                raise DataError(
+                    f"{self._study.folder / ROWS} holds a row that is not a question with an answer.",
+                    hint="Each line needs instruction and output, as the study wrote them.",
+                )
             learned = sum(label != IGNORE_INDEX for label in row["labels"])  # a long row is cut at its end
             columns[TEACHER_IDS].append(own.ids[:learned].flatten().tolist())
             columns[TEACHER_LOG_PROBS].append(own.log_probs[:learned].flatten().tolist())

@@ -44,6 +44,8 @@ def model_card(details: Mapping[str, Any]) -> str:
         "Trained on": details.get("data"),
         "Template": details.get("template"),
     }
+    if compressed := details.get("compression"):
+        rows["Compressed text"] = f"{compressed.get('text')}, {compressed.get('tokens')} tokens"
     rows |= {name.replace("_", " "): value for name, value in dict(details.get("metrics") or {}).items()}
     lines += ["| | |", "| --- | --- |"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]

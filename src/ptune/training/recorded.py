@@ -110,6 +110,11 @@ def recorded_settings(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]
         PromptError: It is damaged.
     """
     details = open_folder(checkpoint).details
+    if details.get("compression"):
+        raise ConfigError(
+            f"{checkpoint} belongs to a compression, which learns from a teacher.",
+            hint=f"Go on with: ptune compress --resume {checkpoint.absolute().parent}",
+        )
     recipe, arguments = details.get("recipe"), details.get("training_arguments")
     if not isinstance(recipe, dict) or not isinstance(arguments, dict):
         raise ConfigError(
