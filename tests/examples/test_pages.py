@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
     "README.zh.md",
-    *(f"docs/{name}.md" for name in ("index", "training", "tune", "data", "saving", "compare")),
+    *(f"docs/{name}.md" for name in ("index", "training", "tune", "compress", "data", "saving", "compare")),
 ]
 MODELS = ("Qwen/Qwen2.5-0.5B", "bigscience/bloom-1b1", "builtin:smollm2-135m", "MODEL")
 DATA, ARROW = ("my_data.json", "test.json", "old.json", "new.jsonl"), "alpaca_en"
@@ -31,6 +31,10 @@ ON_THE_HUB = "user/prompt"
 SHORTER = {
     "train": ("--max-steps", "2", "--overwrite", "--report-to", "none"),
     "compare": ("--max-steps", "2", "--overwrite", "--num-virtual-tokens", "3", "--methods", "mlp"),
+    "compress": (
+        *("--max-steps", "2", "--overwrite", "--num-virtual-tokens", "3", "--report-rows", "2", "--answer-tokens", "4"),
+        *("--data", "new.jsonl", "--questions", "8", "--excerpt-tokens", "16"),
+    ),
     "import": ("--overwrite",),
     "tune": ("--max-steps", "2", "--overwrite", "--num-virtual-tokens", "3", "--trials", "2"),
     "plan": ("--max-length", "96"),  # the small model has room for 128 tokens
@@ -46,6 +50,7 @@ def workplace(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         rows = [{"instruction": f"Say {i} of {name}.", "input": "", "output": f"It is {i}."} for i in range(80)]
         text = "\n".join(map(json.dumps, rows)) if name.endswith("l") else json.dumps(rows)
         Path(name).write_text(text, encoding="utf-8")
+    Path("manual.txt").write_text("The gate opens at six. The key is blue. Nobody knows why.", encoding="utf-8")
     Dataset.from_list(rows).save_to_disk(ARROW)
     base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     theirs = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustness.cases_compress import COMPRESSION
 from robustness.cases_data import DATA
 from robustness.cases_evaluate import EVALUATE
 from robustness.cases_flags import FLAGS
@@ -12,4 +13,15 @@ from robustness.cases_training import CHECKPOINT, TROUBLE
 from robustness.cases_tuning import SEARCH
 from robustness.workshop import Case
 
-CASES: tuple[Case, ...] = (*PROMPT, *DATA, *MODEL, *FLAGS, *EVALUATE, *CHECKPOINT, *TROUBLE, *SEARCH, *SERVING)
+CASES: tuple[Case, ...] = (
+    *PROMPT,
+    *DATA,
+    *MODEL,
+    *FLAGS,
+    *EVALUATE,
+    *CHECKPOINT,
+    *TROUBLE,
+    *SEARCH,
+    *COMPRESSION,
+    *SERVING,
+)

@@ -14,6 +14,7 @@ from ptune.cli.train import check_keys
 from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.compression.compress_settings import (
     NOT_HERE,
+    OWN_DEFAULTS,
     SETTINGS_FILE,
     CompressSettings,
     argument_defaults,
@@ -35,6 +36,19 @@ OUTPUT is a prompt folder as ptune train writes it, with study/ (questions, answ
 compression.json and compression.md. Interrupted: ptune compress --resume OUTPUT. Other lengths or encoders on the same
 study: --study OUTPUT."""
 
+_SAID = {
+    "encoding": "encoding of the text and of other text files, such as gb18030; by default UTF-8",
+    "eval_data": "questions with right answers, for scores in the report; they are not trained on",
+    "eval_rows": f"questions to hold out, a quarter of them at most (default: {OWN_DEFAULTS['eval_rows']})",
+    "max_length": f"longest question with its answer, in tokens (default: {OWN_DEFAULTS['max_length']})",
+    "encoder": (
+        "prompt encoder; prefix and prefix-mlp give keys and values of every layer, the others vectors (default: "
+        f"{OWN_DEFAULTS['encoder']})"
+    ),
+    "num_virtual_tokens": f"virtual tokens (default: {OWN_DEFAULTS['num_virtual_tokens']})",
+    "overwrite": "replace the compression in OUTPUT",
+}
+
 
 def build_parser() -> Parser:
     """The parser of ptune's own flags; the rest go to `TrainingArguments`."""
@@ -44,19 +58,21 @@ def build_parser() -> Parser:
         usage="TEXT_FILE --model MODEL --output OUTPUT [flags]\n       ptune compress --resume OUTPUT [flags]",
         more=_MORE,
     )
-    parser.add_argument("text", metavar="TEXT_FILE", nargs="?", default=argparse.SUPPRESS, help="the text")
     parser.add_argument("--config", type=Path, metavar="YAML", default=argparse.SUPPRESS, help="flags as YAML keys")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line on stdout")
-    add_fields(parser, CompressSettings, leave_out=("text",))
-    add_fields(parser, TrainRecipe, leave_out=NOT_HERE)
+    groups = add_fields(parser, CompressSettings)
+    add_fields(parser, TrainRecipe, leave_out=NOT_HERE, said=_SAID, groups=groups)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     parser = build_parser()
-    own, rest = parser.parse_known_args(dashed(argv))
-    values = vars(own)
+    words = list(argv)
+    # Not left to argparse, which would take the value behind a training flag for the text.
+    first = {"text": words.pop(0)} if words and not words[0].startswith("-") else {}
+    own, rest = parser.parse_known_args(dashed(words))
+    values = {**vars(own), **first}
     as_json, file = values.pop("json"), values.pop("config", None)
     from_file = {} if file is None else read_recipe(file)
     if values.get("resume", from_file.get("resume")):
@@ -70,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
         check_keys(foreign, file)
     merged = {**own_values(from_file), **own_values(from_file, CompressSettings), **values}
     if not merged.get("text"):
-        raise ConfigError("the text file is missing.", hint="See ptune compress --help.")
+        raise ConfigError("the text file is missing.", hint="Put it first: ptune compress TEXT_FILE --model MODEL …")
     settings, recipe = _settings(merged)
     given = given_names(rest, foreign)
     from ptune.cli.quiet import console, output, quiet_libraries

@@ -132,25 +132,43 @@ def number(kind: type[int] | type[float], *, least: float, most: float | None = 
     return convert
 
 
-def add_fields(parser: argparse.ArgumentParser, kind: type, *, leave_out: Collection[str] = ()) -> None:
+def add_fields(
+    parser: argparse.ArgumentParser,
+    kind: type,
+    *,
+    leave_out: Collection[str] = (),
+    said: Mapping[str, str] | None = None,
+    groups: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A flag for each field of a dataclass but those left out, in the groups its metadata name.
 
     No flag has a default of its own: what is absent was not said.
+
+    Args:
+        parser: Takes the flags.
+        kind: The dataclass.
+        leave_out: Names of fields.
+        said: The help of fields that mean something else here, or have another default.
+        groups: Those of an earlier call, by title, to go on with.
+
+    Returns:
+        The groups.
     """
     hints = typing.get_type_hints(kind)
-    groups: dict[str, Any] = {}
+    groups = {} if groups is None else groups
     for item in fields(kind):
         if item.name in leave_out:
             continue
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_field(groups[title], item, hints[item.name])
+        _add_field(groups[title], item, hints[item.name], (said or {}).get(item.name, _help(item)))
+    return groups
 
 
-def _add_field(group: Any, item: Field[Any], hint: Any) -> None:
+def _add_field(group: Any, item: Field[Any], hint: Any, text: str) -> None:
     name = flag(item.name)
-    options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": _help(item)}
+    options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
     plain = next(part for part in allowed_types(hint) if part is not type(None))
     if plain is bool:
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ptune.answering import Answerer
 from ptune.compression.compress_report import CompressionReport, make_report, write_report
@@ -46,9 +47,11 @@ from ptune.data.opened import read_text
 from ptune.data.records import load_examples
 from ptune.errors import ConfigError, OutputError, shown, unknown
 from ptune.loading.load import load_tokenizer
+from ptune.prompt.build import check_room
 from ptune.recipe import TrainRecipe
 from ptune.saved.files import make_folder, write_atomic
 from ptune.training.checkpoints import newest_whole
+from ptune.training.deep_run import check_deep_run
 from ptune.training.output import OutputFolder
 from ptune.training.processes import take_over_sharding
 from ptune.training.result import TrainResult, show_line
@@ -114,27 +117,32 @@ def run_compression(
     resume = settings.resume not in (None, False)
     folder = Path(recipe.output)
     begin = check_folder(folder, resume=resume, overwrite=recipe.overwrite)
-    text = read_text(Path(settings.text))
-    questions = given_questions(settings)
+    text = read_text(Path(settings.text), recipe.encoding)
+    questions = given_questions(settings, recipe.encoding)
     asked = None if recipe.eval_data is None else list(load_examples(recipe.eval_data, encoding=recipe.encoding))
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
     template = template_of_rows(settings, tokenizer)
     model = frozen_model(recipe, args, tokenizer).eval()
     answerer = Answerer(model, tokenizer, template)
+    check_room(recipe.prompt_config(), model.context_length)
+    check_deep_run(recipe, args, 0)
     studied = cut_for(text, answerer, settings, questions)
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)
     at_work = same_study(study, text, questions)
     if settings.study is None:
         open_study(study.folder, at_work, begin=begin and not resume)
-        _note(folder, settings, recipe, given)
     else:
         check_study(study.folder, at_work)
+    _note(folder, settings, recipe, given)
     show_line(text_line(studied), say)
     rows_file = _studied(study, questions, folder)
     recipe = replace(
-        recipe, data=str(rows_file), template=template.text, eval_data=None, eval_rows=_held_out(recipe, rows_file),
+        recipe, data=str(rows_file), template=template.text, encoding=None,
+        eval_data=None, eval_rows=_held_out(recipe, rows_file),
         overwrite=True, resume=_checkpoint(folder, say) if resume else None,
     )  # fmt: skip
+    if not recipe.eval_rows:
+        args.eval_strategy = IntervalStrategy.NO
     teaching = Teaching(
         model=model,
         label=TaughtRows(study, recipe.max_length).labelled,

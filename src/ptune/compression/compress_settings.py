@@ -38,7 +38,7 @@ NOT_HERE = (
 """Of the recipe: what has no place where the rows are made, and where the prompt starts at the text."""
 SETTINGS_FILE, STUDY = "compress.yaml", "study"
 """Every flag of a compression, and the folder of its rows, both in OUTPUT."""
-_TEXT, _STUDY, _PROMPT = "text", "self-study", "prompt"
+_TEXT, _STUDY, _PROMPT, _REPORT = "model and data", "self-study", "prompt", "report"
 _AT_LEAST = {
     "questions": 2,
     "excerpt_tokens": 16,
@@ -61,7 +61,7 @@ class CompressSettings:
         ConfigError: Values that cannot be used, all of them at once.
     """
 
-    text: str = _flag(_TEXT, "", "the text file", required=True)
+    text: str = _flag(_TEXT, "", "the text file; on the command line the first word, TEXT_FILE", required=True)
     template: str | None = _flag(
         _TEXT, None, "as for ptune train; by default chat, where the model has a chat template, else tutorial"
     )
@@ -86,7 +86,7 @@ class CompressSettings:
     start: str = _flag(
         _PROMPT, "even", "the tokens of the text at which the prompt starts", choices=(*TEXT_TOKENS, "random")
     )
-    report_rows: int = _flag(_PROMPT, 64, "most held-out questions for the report at the end; 0 leaves it out")
+    report_rows: int = _flag(_REPORT, 64, "most held-out questions for the report at the end; 0 leaves it out")
     resume: str | bool | None = _flag(
         "output", None, "go on with the compression in OUTPUT, with its settings", metavar="OUTPUT", optional=True
     )

@@ -19,6 +19,9 @@ _PARAGRAPH = re.compile(r"(?:.+(?:\n|\Z))+\n*")
 _SENTENCE = re.compile(r".+?(?:[.!?。!?][\"')\]]*\s+|\n|\Z)", re.DOTALL)
 _WORD = re.compile(r"\w{3,}")
 
+LEAST_TOKENS = 16
+"""The least of a window, and of an excerpt."""
+
 
 @dataclass(frozen=True)
 class Excerpt:
@@ -61,21 +64,22 @@ def cut_text(
     Args:
         text: All of it.
         tokenizer: Counts its tokens.
-        excerpt_tokens: The most of an excerpt.
+        excerpt_tokens: The most of an excerpt, where a window has room for it.
         window_tokens: The most of a window; None where there is no limit.
 
     Raises:
         DataError: The text holds nothing.
-        ConfigError: A window has no room for an excerpt.
+        ConfigError: A window has no room for text.
     """
     if not text.strip():
         raise DataError("the text is empty.", hint="Name a file that holds some.")
-    if window_tokens is not None and window_tokens < excerpt_tokens:
+    if window_tokens is not None and window_tokens < LEAST_TOKENS:
         raise ConfigError(
-            f"the model's context has room for {max(window_tokens, 0):,} tokens of the text, and an excerpt may have "
-            f"{excerpt_tokens:,}.",
-            hint="Lower excerpt_tokens, answer_tokens or max_length.",
+            f"beside the longest question and answer the model's context has room for {max(window_tokens, 0):,} tokens "
+            "of the text.",
+            hint="Lower answer_tokens, or ask shorter questions.",
         )
+    excerpt_tokens = min(excerpt_tokens, window_tokens or excerpt_tokens)
     pieces = _joined(_counted(_pieces(text, tokenizer, excerpt_tokens), tokenizer), excerpt_tokens)
     total = len(ids_of([text], tokenizer)[0])
     whole = window_tokens is None or total <= window_tokens

@@ -26,7 +26,7 @@ _ENDS = 4
 """Tokens by which pieces of text put together may be more than the sum of them."""
 
 
-def given_questions(settings: CompressSettings) -> list[Example] | None:
+def given_questions(settings: CompressSettings, encoding: str | None) -> list[Example] | None:
     """The questions of DATA; None where the model asks its own.
 
     Raises:
@@ -34,7 +34,7 @@ def given_questions(settings: CompressSettings) -> list[Example] | None:
     """
     if settings.data is None:
         return None
-    found = list(load_examples(settings.data, require_output=False))[: settings.questions]
+    found = list(load_examples(settings.data, require_output=False, encoding=encoding))[: settings.questions]
     for one in found:
         if one.document or one.history:
             raise DataError(
