@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from ptune.answering import Answerer
-from ptune.compression.compress_report import CompressionReport, make_report, write_report
+from ptune.compression.compress_report import MARKDOWN, CompressionReport, make_report, write_report
 from ptune.compression.compress_settings import (
     OWN_DEFAULTS,
     SETTINGS_FILE,
@@ -149,6 +149,7 @@ def run_compression(
         start=partial(start_at_text, answerer, studied, settings, recipe),
         details={"compression": _details(settings, studied)},
     )
+    show_line("the loss is the divergence from the model with the text in front: KL, nats a token", say)
     trained = train(recipe, args, say, given={*given, *argument_defaults(recipe.encoder)}, teaching=teaching)
     report = None
     if settings.report_rows:
@@ -157,6 +158,7 @@ def run_compression(
             scored=asked is not None, new_tokens=settings.answer_tokens, top_k=settings.top_k, say=say,
         )  # fmt: skip
         write_report(report, folder)
+        show_line(f"report: {folder / MARKDOWN}", say)
     return CompressResult(trained, report)
 
 
