@@ -36,7 +36,10 @@ _BEGINNING, _LETTERS = 12, 80
 """Words, and letters, that a part is named by at most."""
 _SENTENCE = 12
 """Letters of a sentence worth naming."""
-_LABEL = re.compile(r"^(?:[#*\-\s]*(?:question|q|\d+)\s*[.:)]\s*|[\"'“*#\s]+)+", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(?:[#*\-\s]*(?:(?:the |my )?(?:first )?question(?: is)?|answer|q|a|\d+)\s*[.:)]\s*|[\"'“*#\s]+)+", re.IGNORECASE
+)
+"""What a model writes before a question."""
 
 
 @dataclass(frozen=True)
