@@ -32,7 +32,7 @@ from ptune.training.progress import read_metrics
 
 WHAT = "What a prompt that a text is compressed into is worth beside the whole text in front, and what it costs."
 MANUAL = ROOT / "benchmarks" / "manual"
-JOB = (("prefix", 64), ("prefix", 16), ("embedding", 64), ("embedding", 16))
+JOB = (("prefix", 64), ("prefix", 16), ("embedding", 64))
 LENGTHS = (64, 256, 1024)
 MESSAGES, KEPT_OUT = 384, 10
 
