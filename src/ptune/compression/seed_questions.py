@@ -36,7 +36,10 @@ _BEGINNING, _LETTERS = 12, 80
 """Words, and letters, that a part is named by at most."""
 _SENTENCE = 12
 """Letters of a sentence worth naming."""
-_LABEL = re.compile(r"^(?:[#*\-\s]*(?:question|q|\d+)\s*[.:)]\s*|[\"'“*#\s]+)+", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(?:[#*\-\s]*(?:(?:question|q|问题)(?:\s*\d+)?|\d+)\s*[.:)：](?!\d)[*\s]*|[\"'“*#\s]+)+", re.IGNORECASE
+)
+_QUESTION = re.compile(r".*?[?？]")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,6 @@ def cleaned(written: str) -> str | None:
     for line in written.splitlines():
         text = _LABEL.sub("", line.strip()).strip("\"'“”* ")
         if len(text.split()) >= 3 or (len(text) >= _SENTENCE // 2 and not text.isascii()):
-            end = text.find("?")
-            return text[: end + 1] if end >= 0 else text
+            asked = _QUESTION.match(text)
+            return asked[0] if asked else text
     return None

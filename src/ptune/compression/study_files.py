@@ -3,7 +3,7 @@
 | file | what |
 | --- | --- |
 | `study.json` | what was studied, by which model and how: another study is never taken for this one |
-| `questions.jsonl` | the questions, and the excerpt and kind of each |
+| `questions.jsonl` | the questions, and the excerpt and kind of each; one may come again |
 | `rows.jsonl` | questions with answers, Alpaca-style: training data that can be read, edited and used elsewhere |
 | `teacher-N.safetensors` | soft labels of some rows, and the digest of the tokens that they belong to |
 
@@ -32,13 +32,20 @@ _TEACHER = "teacher-{:05d}.safetensors"
 _DIGEST = "tokens_sha256"
 
 
-def open_study(folder: Path, studied: Mapping[str, Any], *, begin: bool) -> None:
+def open_study(
+    folder: Path,
+    studied: Mapping[str, Any],
+    *,
+    begin: bool,
+    hint: str = "Choose another --output, or pass --overwrite.",
+) -> None:
     """Make the folder of a study, or look whether it holds the same one.
 
     Args:
         folder: Where it is.
         studied: What is studied and how, as plain values.
         begin: Replace what is there.
+        hint: The way out where it is another one.
 
     Raises:
         OutputError: It holds another study, or cannot be written.
@@ -55,7 +62,7 @@ def open_study(folder: Path, studied: Mapping[str, Any], *, begin: bool) -> None
         if changed:
             raise OutputError(
                 f"{folder} holds another study: other {', '.join(printable(name) for name in changed[:5])}.",
-                hint="Choose another --output, or pass --overwrite.",
+                hint=hint,
             )
         return
     make_folder(folder)
@@ -95,6 +102,12 @@ class LinesFile:
         whole = b"".join(map(_line, self.lines))
         if text != whole:
             write_atomic(path, whole)
+
+    def keep(self, count: int) -> None:
+        """Forget what is behind the first lines."""
+        if count < len(self.lines):
+            self.lines = self.lines[:count]
+            write_atomic(self.path, b"".join(map(_line, self.lines)))
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write some lines and bring them to disk.
@@ -152,8 +165,10 @@ def read_labels(folder: Path, number: int, digest: str) -> list[SoftLabels] | No
             ids, log_probs, counts = (file.get_tensor(name) for name in ("ids", "log_probs", "counts"))
     except (SafetensorError, OSError):
         return None
+    if ids.shape != log_probs.shape or ids.dim() != 2 or counts.dim() != 1:
+        return None
     sizes = counts.tolist()
-    if ids.shape != log_probs.shape or sum(sizes) != len(ids):
+    if min(sizes, default=0) < 0 or sum(sizes) != len(ids):
         return None
     parts = zip(ids.long().split(sizes), log_probs.split(sizes), strict=True)
     return [SoftLabels(*part) for part in parts]
