@@ -37,9 +37,9 @@ _BEGINNING, _LETTERS = 12, 80
 _SENTENCE = 12
 """Letters of a sentence worth naming."""
 _LABEL = re.compile(
-    r"^(?:[#*\-\s]*(?:(?:the |my )?(?:first )?question(?: is)?|answer|q|a|\d+)\s*[.:)]\s*|[\"'“*#\s]+)+", re.IGNORECASE
+    r"^(?:[#*\-\s]*(?:(?:question|q|问题)(?:\s*\d+)?|\d+)\s*[.:)：](?!\d)[*\s]*|[\"'“*#\s]+)+", re.IGNORECASE
 )
-"""What a model writes before a question."""
+_QUESTION = re.compile(r".*?[?？]")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def cleaned(written: str) -> str | None:
     for line in written.splitlines():
         text = _LABEL.sub("", line.strip()).strip("\"'“”* ")
         if len(text.split()) >= 3 or (len(text) >= _SENTENCE // 2 and not text.isascii()):
-            end = text.find("?")
-            return text[: end + 1] if end >= 0 else text
+            asked = _QUESTION.match(text)
+            return asked[0] if asked else text
     return None

@@ -3,7 +3,7 @@
 | file | what |
 | --- | --- |
 | `study.json` | what was studied, by which model and how: another study is never taken for this one |
-| `questions.jsonl` | the questions, and the excerpt and kind of each |
+| `questions.jsonl` | the questions, and the excerpt and kind of each; one may come again |
 | `rows.jsonl` | questions with answers, Alpaca-style: training data that can be read, edited and used elsewhere |
 | `teacher-N.safetensors` | soft labels of some rows, and the digest of the tokens that they belong to |
 
@@ -109,6 +109,12 @@ class LinesFile:
         if text != whole:
             write_atomic(path, whole)
 
+    def keep(self, count: int) -> None:
+        """Forget what is behind the first lines."""
+        if count < len(self.lines):
+            self.lines = self.lines[:count]
+            write_atomic(self.path, b"".join(map(_line, self.lines)))
+
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write some lines and bring them to disk.
 
@@ -165,8 +171,10 @@ def read_labels(folder: Path, number: int, digest: str) -> list[SoftLabels] | No
             ids, log_probs, counts = (file.get_tensor(name) for name in ("ids", "log_probs", "counts"))
     except (SafetensorError, OSError):
         return None
+    if ids.shape != log_probs.shape or ids.dim() != 2 or counts.dim() != 1:
+        return None
     sizes = counts.tolist()
-    if ids.shape != log_probs.shape or sum(sizes) != len(ids):
+    if min(sizes, default=0) < 0 or sum(sizes) != len(ids):
         return None
     parts = zip(ids.long().split(sizes), log_probs.split(sizes), strict=True)
     return [SoftLabels(*part) for part in parts]

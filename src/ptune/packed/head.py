@@ -42,12 +42,14 @@ class _Given(nn.Module):
     Args:
         result: The result.
         expected: What the module should be given for the result to be right.
+        weight: The module's, whose dtype some models ask for (Mamba).
     """
 
-    def __init__(self, result: Any, expected: torch.Tensor | None = None) -> None:
+    def __init__(self, result: Any, expected: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
         super().__init__()
         self.result = result
         self.expected = expected
+        self.weight = weight
         self.as_expected = expected is None
         """Whether the module was given what was expected."""
 
@@ -133,7 +135,7 @@ class FrozenHead:
         weight = self._weight
         raw = product(hidden, weight, self._bias).requires_grad_()
         with torch.enable_grad():
-            head = _Given(raw.unsqueeze(0), expected=hidden)
+            head = _Given(raw.unsqueeze(0), expected=hidden, weight=weight)
             treated = _logits_of(self._model, hidden, {self._name: head})
         if not head.as_expected:
             return None
