@@ -28,6 +28,7 @@ from ptune.comparison.measured_run import run_job
 from ptune.errors import PTuneError
 from ptune.loading.load import load_config, load_tokenizer
 from ptune.loading.place import DTYPES
+from ptune.methods.names import METHODS as ALL_METHODS
 from ptune.planning.clock import calibrate
 from ptune.planning.forecast import Forecast, Forecaster
 from ptune.recipe import TrainRecipe
@@ -54,7 +55,7 @@ def work(contender: str, settings: Settings) -> Answer:
             output=str(Path(folder) / "out"),
             max_length=settings["length"],
             dtype=settings["dtype"],
-            encoder=contender if contender in ("mlp", "lstm") else "mlp",
+            encoder=ALL_METHODS[contender].encoder or "mlp",
         )
         arguments = {"max_steps": STEPS, "per_device_train_batch_size": settings["batch"]}
         if settings["device"] == "cpu":

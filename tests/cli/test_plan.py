@@ -57,8 +57,10 @@ def test_one_json_object(config_only: Path):
     assert told["base_parameters"] == sum(weight.numel() for weight in build("llama").parameters())
 
 
-def test_the_command_trains(config_only: Path, data_file: Path, tiny_model_dir: Path, tmp_path: Path):
-    told = json.loads(run(*plan(config_only, "--methods", "mlp", "--json")).out)["command"]
+@pytest.mark.parametrize("method", ["mlp", "prefix", "prefix-mlp"])
+def test_the_command_trains(method: str, config_only: Path, data_file: Path, tiny_model_dir: Path, tmp_path: Path):
+    told = json.loads(run(*plan(config_only, "--methods", method, "--json")).out)["command"]
+    assert f"--encoder {method} " in told
     words = told.replace(str(config_only), str(tiny_model_dir)).replace("DATA", str(data_file))
     words = words.replace("OUTPUT", str(tmp_path / "out")).split()
     assert words[:2] == ["ptune", "train"]
@@ -108,6 +110,7 @@ def test_no_time_for_a_gpu_that_is_not_here(config_only: Path, monkeypatch: pyte
         (["--memory", "24"], "'24' is no size; write 24GiB"),
         (["--memory", "0GiB"], "is no size"),
         (["--memory", "24 parsecs"], "is no size"),
+        (["--methods", "prefix", "--activation-checkpointing"], "drops the keys and values that prefix gives"),
         (["--max-length", "128"], "exceed the model's context of 128 tokens. Use a max_length of at most 124."),
     ],
     ids=" ".join,

@@ -24,6 +24,7 @@ from ptune.comparison.result_tables import memory_ratio, spread, tables
 from ptune.comparison.settings import CompareSettings
 from ptune.comparison.summary import Comparison, Spread, summarize_method
 from ptune.comparison.worker import _is_out_of_memory
+from ptune.recipe import CHECKPOINTING, LEARNING_RATES
 from ptune.saved.format import read_prompt
 
 METHODS = ("full", "mlp", "lora", "peft-mlp")
@@ -222,6 +223,30 @@ def test_an_interrupted_job_leaves_no_process_and_no_result(compared: Path, tmp_
     assert _kept(job) is None
 
 
+def test_keys_and_values_beside_the_others(
+    compared: Path, compare: Compare, compare_words: list[object], tmp_path: Path
+):
+    folder = tmp_path / "again"
+    shutil.copytree(compared, folder)
+    done = compare("--methods", "mlp,prefix,prefix-mlp", output=folder)
+    assert done.code == 0, done.err
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results["same_rows_in_the_same_order"] is True
+    own = [word for word in compare_words if word not in ("--learning-rates", "mlp=1e-2")]
+    for name in ("prefix", "prefix-mlp"):
+        found = by_name(results)[name]
+        trained = run("train", *own, "--encoder", name, "--logging-steps", 1, "--output", tmp_path / name, "--json")
+        assert trained.code == 0, trained.err
+        said = json.loads(trained.out)
+        assert found["learning_rate"] == LEARNING_RATES[name]
+        assert found["trainable_parameters"] == said["trainable_parameters"]
+        assert found["held_out_loss"]["mean"] == pytest.approx(said["held_out_loss_after"], rel=1e-6)
+        kept = folder / "runs" / f"{name}-seed42" / "adapter_model.safetensors"
+        assert found["bytes_on_disk"] == kept.stat().st_size
+    assert "p-tuning v2" in done.out
+    assert "prefix tuning (MLP)" in done.out
+
+
 def test_missing_memory_is_told_from_other_faults():
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         torch.empty(2**47, dtype=torch.uint8).fill_(1)
@@ -281,6 +306,11 @@ def test_memory_is_told_as_shares_of_full_fine_tuning(compared: Path):
         (["--eval-strategy", "epoch"], "eval_strategy is decided by the comparison"),
         (["--encoder", "lsmt"], "Did you mean 'lstm'?"),
         (["--tokens-per-batch", "64"], "unknown flag --tokens-per-batch"),
+        (["--num-frozen-tokens", "1"], "unknown flag --num-frozen-tokens"),
+        (
+            ["--methods", "mlp,prefix", f"--{CHECKPOINTING.replace('_', '-')}"],
+            "drops the keys and values that prefix gives",
+        ),
         (["--data", "nowhere.json"], "nowhere.json"),
         (["--model", "./nowhere"], "there is no model folder './nowhere'"),
     ],

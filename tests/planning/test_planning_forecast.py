@@ -32,6 +32,9 @@ def test_the_tutorials_parameter_table():
     assert (lstm.trainable_parameters, f"{lstm.trainable_percent:.4f}") == (193_030_144, "12.9019")
     # What the tutorial calls the model's size is the model with ten virtual tokens of prompt tuning.
     assert told.forecast("prompt-tuning", 1, 256).all_parameters == 1_303_132_160
+    for name, count, percent in (("prefix", 983_040, "0.0754"), ("prefix-mlp", 205_641_728, "13.6299")):
+        deep = told.forecast(name, 1, 256)
+        assert (deep.trainable_parameters, f"{deep.trainable_percent:.4f}") == (count, percent)
     for own, peft in (("mlp", mlp), ("lstm", lstm)):
         assert told.forecast(own, 1, 256).trainable_parameters == peft.trainable_parameters
 
@@ -110,6 +113,14 @@ def test_rows_that_do_not_fit_the_context(small: Forecaster):
     with pytest.raises(ConfigError, match=rf"4 virtual tokens and rows of {CONTEXT} tokens exceed .* {CONTEXT} tokens"):
         small.forecast("mlp", 1, CONTEXT)
     assert small.forecast("lora", 1, CONTEXT).rows == 1
+
+
+@pytest.mark.parametrize("method", ["prefix", "prefix-mlp"])
+def test_checkpointing_does_not_go_with_keys_and_values(method: str):
+    told = Forecaster(build("llama").config, SIZES, checkpointing=True)
+    assert told.forecast("mlp", 1, 16).rows == 1
+    with pytest.raises(ConfigError, match=f"drops the keys and values that {method} gives"):
+        told.forecast(method, 1, 16)
 
 
 def test_a_model_that_is_no_decoder():

@@ -19,9 +19,9 @@ from ptune.packed import attention
 from ptune.packed.attention import CHOICE
 from ptune.planning.fewer_layers import layer_pattern, with_layers
 from ptune.planning.simulate import (
-    BODY,
     ROWS_SIMULATED,
     Shape,
+    body_of,
     encoder_cost,
     simulate,
     step_cost,
@@ -65,7 +65,9 @@ def real_step(config: PretrainedConfig, method: str) -> LiveBytes:
 
 
 # Not the LSTM: oneDNN's scratch space for it, some kilobytes, is known with data alone.
-@pytest.mark.parametrize("method", ["full", "prompt-tuning", "mlp", "residual", "lora", "peft-mlp"])
+@pytest.mark.parametrize(
+    "method", ["full", "prompt-tuning", "mlp", "residual", "prefix", "prefix-mlp", "lora", "peft-mlp"]
+)
 @pytest.mark.parametrize("name", ["llama", "bloom", "gpt2"])
 def test_a_step_without_data_holds_what_a_real_one_holds(name: str, method: str):
     config = config_of(name)
@@ -105,7 +107,7 @@ def test_the_attention_that_cuda_takes(name: str, dtype: torch.dtype, ways: set[
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "gemma3", "gpt_neox", "opt"])
-@pytest.mark.parametrize("method", ["full", "mlp"])
+@pytest.mark.parametrize("method", ["full", "mlp", "prefix"])
 def test_other_architectures(name: str, method: str):
     if name == "opt" and "PTUNE_OTHER_VERSIONS" in os.environ:
         pytest.skip("docs/versions.md: the forecast of OPT is off before transformers 5.23")
@@ -115,7 +117,7 @@ def test_other_architectures(name: str, method: str):
     )
 
 
-@pytest.mark.parametrize("method", ["full", "prompt-tuning", "lora", "peft-mlp"])
+@pytest.mark.parametrize("method", ["full", "prompt-tuning", "prefix", "lora", "peft-mlp"])
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_few_layers_tell_of_many(method: str, accumulation: int):
     config = config_of("llama", layers=9)
@@ -139,10 +141,31 @@ def test_the_architectures_people_ask_for(name: str, method: str):
     assert max(told.tracker.live) == pytest.approx(max(real.live), rel=0.08)
 
 
-def test_what_cannot_be_simulated_is_said_in_one_line():
+@pytest.mark.parametrize("method", ["mlp", "prefix"])
+def test_what_cannot_be_simulated_is_said_in_one_line(method: str):
     """DBRX loops over the experts that got a token."""
     with pytest.raises(ModelError, match=r"^DbrxForCausalLM cannot be simulated: [^\n]*\. Measure with ptune compare"):
-        simulate(small_config("dbrx"), "mlp", SIZES, SHAPE)
+        simulate(small_config("dbrx"), method, SIZES, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "nemotron"])
+def test_keys_and_values_behind_more_architectures(name: str):
+    config = small_config(name)
+    told, real = simulate(config, "prefix", SIZES, SHAPE), real_step(config, "prefix")
+    assert max(told.tracker.live) == pytest.approx(max(real.live), rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("deepseek_v3", "1 heads of 4 or 1 heads of 8"),
+        ("mamba", "keeps a running state"),
+        ("gemma4_text", "DummyLayer"),
+    ],
+)
+def test_models_without_keys_and_values_of_one_shape(name: str, said: str):
+    with pytest.raises(ModelError, match=f"{said}.*Take an encoder of virtual-token embeddings"):
+        simulate(small_config(name), "prefix", SIZES, SHAPE)
 
 
 def test_layers_that_share_keys_and_values_are_simulated_one_and_all():
@@ -169,14 +192,14 @@ def test_layers_of_two_kinds_grow_by_a_whole_period():
     assert max(told.early.total, told.late.total) == pytest.approx(max(whole.tracker.live), rel=0.01)
 
 
-@pytest.mark.parametrize("method", ["mlp", "lstm", "residual"])
+@pytest.mark.parametrize("method", ["mlp", "lstm", "residual", "prefix-mlp"])
 def test_an_encoder_beside_the_body_is_the_method(method: str):
     # The encoder wide enough to be the fullest moment, and narrow enough not to be.
     for width in (16, 512):
         sizes = MethodSettings(num_virtual_tokens=4, encoder_hidden_size=width)
         config = config_of("llama", layers=3)
         whole = simulate(config, method, sizes, SHAPE).tracker
-        told = encoder_cost(config, method, sizes).added_to(step_cost(config, BODY, sizes, SHAPE))
+        told = encoder_cost(config, method, sizes).added_to(step_cost(config, body_of(method), sizes, SHAPE))
         assert max(told.early.total, told.late.total) == pytest.approx(max(whole.live), rel=0.02)
         assert told.flops == pytest.approx(sum(whole.flops), rel=1e-6)
 

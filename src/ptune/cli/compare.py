@@ -18,6 +18,8 @@ _NOT_HERE = (
     "tokens_per_batch",
     "eval_metrics",
     "init_from",
+    "init_text_tokens",
+    "num_frozen_tokens",
     "resume",
     "force",
     "early_stopping_patience",

@@ -25,8 +25,8 @@ from ptune.comparison.report import write_reports
 from ptune.comparison.settings import CompareSettings
 from ptune.comparison.summary import Comparison, summarize
 from ptune.errors import ConfigError, ModelError, OutputError
-from ptune.methods.names import METHODS
-from ptune.recipe import TrainRecipe
+from ptune.methods.names import METHODS, check_checkpointing
+from ptune.recipe import CHECKPOINTING, TrainRecipe
 from ptune.saved.files import make_folder, write_json
 
 SETTINGS_FILE, RESULTS_FILE, RUNS = "settings.json", "results.json", "runs"
@@ -60,12 +60,14 @@ def compare(
         console: Where to report; standard error by default.
 
     Raises:
-        ConfigError: Arguments that a comparison decides itself.
+        ConfigError: Arguments that a comparison decides itself, or that do not go with a method.
         OutputError: The folder holds something else, or the results of another comparison.
         ModelError: The model alone cannot be loaded or measured, so that no method can.
     """
     chosen, given = settings or CompareSettings(), dict(arguments or {})
     check_arguments(recipe, given)
+    if given.get(CHECKPOINTING):
+        check_checkpointing(chosen.names())
     recipe = replace(recipe, num_virtual_tokens=recipe.virtual_tokens)
     say = console or Console(stderr=True)
     folder = _claim(Path(recipe.output), recipe, given)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's palette, told apart by readers who do not see all colours; one colour a method, whatever is compared.
-_PALETTE = ("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
+_PALETTE = (
+    *("#7f7f7f", "#e69f00", "#0072b2", "#009e73", "#cc79a7"),
+    *("#8c564b", "#5e3c99"),  # not theirs: of keys and values of every layer
+    *("#d55e00", "#56b4e9", "#b8a800"),
+)
 _COLORS = dict(zip(METHODS, _PALETTE, strict=True))
 
 

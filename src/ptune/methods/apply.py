@@ -10,9 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ptune.config import PromptEncoderConfig
+from ptune.deep_config import PrefixTuningConfig, PromptConfig
 from ptune.errors import ModelError, one_line
 from ptune.methods.names import METHODS, Method, find_method
 from ptune.model.wrapper import PTunedModel
+from ptune.recipe import PREFIX_MLP
 
 __all__ = ["METHODS", "MethodSettings", "apply_method"]
 
@@ -23,7 +25,7 @@ class MethodSettings:
 
     num_virtual_tokens: int = 10
     encoder_hidden_size: int | None = None
-    """The model's width when None."""
+    """The model's width when None, or with keys and values of every layer the size of a layer's keys."""
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
     lora_r: int = 8
@@ -74,13 +76,20 @@ def apply_method(name: str, base: PreTrainedModel, settings: MethodSettings | No
     return adapted.train()
 
 
-def prompt_config(chosen: Method, sizes: MethodSettings) -> PromptEncoderConfig:
+def prompt_config(chosen: Method, sizes: MethodSettings) -> PromptConfig:
     """The prompt of one of ptune's methods.
 
     Raises:
         ConfigError: Sizes that no prompt can have.
     """
     assert chosen.encoder is not None
+    if chosen.is_deep:
+        projects = chosen.encoder == PREFIX_MLP
+        return PrefixTuningConfig(
+            num_virtual_tokens=sizes.num_virtual_tokens,
+            prefix_projection=projects,
+            encoder_hidden_size=sizes.encoder_hidden_size if projects else None,
+        )
     return PromptEncoderConfig(
         num_virtual_tokens=sizes.num_virtual_tokens,
         encoder_reparameterization_type=chosen.encoder.upper(),

@@ -1,15 +1,18 @@
 """The methods by name, with a sensible learning rate for each. Kept free of torch, so that help is quick.
 
-`full` trains every weight; `prompt-tuning` (Lester et al. 2021), `mlp`, `lstm` (Liu et al. 2021) and `residual`
-(Razdaibiedina et al. 2023) are ptune's prompts; `lora` (Hu et al. 2021), `peft-mlp` and `peft-lstm` are PEFT's.
+`full` trains every weight; `prompt-tuning` (Lester et al. 2021), `mlp`, `lstm` (Liu et al. 2021), `residual`
+(Razdaibiedina et al. 2023), `prefix` (P-tuning v2, Liu et al. 2022) and `prefix-mlp` (prefix tuning, Li & Liang 2021)
+are ptune's prompts; `lora` (Hu et al. 2021), `peft-mlp` and `peft-lstm` are PEFT's.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptune.errors import ConfigError, unknown
+from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS
 
 PTUNE, PEFT, TRANSFORMERS = "ptune", "PEFT", "transformers"
 
@@ -33,6 +36,11 @@ class Method:
         """Whether `ptune train` makes it."""
         return self.library == PTUNE
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is a prompt of keys and values of every layer."""
+        return self.encoder in DEEP_ENCODERS
+
 
 def _prompt(name: str, title: str, encoder: str) -> Method:
     return Method(name=name, title=title, encoder=encoder)
@@ -51,6 +59,8 @@ METHODS = {
         _prompt("mlp", "p-tuning (MLP)", "mlp"),
         _prompt("lstm", "p-tuning (LSTM)", "lstm"),
         _prompt("residual", "residual prompt tuning", "residual"),
+        _prompt("prefix", "p-tuning v2", "prefix"),
+        _prompt("prefix-mlp", "prefix tuning (MLP)", "prefix-mlp"),
         Method(name="lora", title="LoRA", learning_rate=5e-4, library=PEFT),
         _peft_prompt("mlp"),
         _peft_prompt("lstm"),
@@ -74,3 +84,17 @@ def find_method(name: str) -> Method:
             hint="Run `pip install 'ptune[compare]'`, or leave it out of --methods.",
         )
     return found
+
+
+def check_checkpointing(names: Iterable[str]) -> None:
+    """Refuse methods that activation checkpointing does not go with.
+
+    Raises:
+        ConfigError: One of them is a prompt of keys and values of every layer.
+    """
+    deep = [name for name in names if METHODS[name].is_deep]
+    if deep:
+        raise ConfigError(
+            f"{CHECKPOINTING} drops the keys and values that {' and '.join(deep)} give{'' if deep[1:] else 's'}.",
+            hint="Leave it out, or leave them out of --methods.",
+        )

@@ -27,9 +27,10 @@ from ptune.loading.place import DTYPES
 from ptune.loading.skeleton import skeleton
 from ptune.memory.measure import GIB
 from ptune.methods.apply import MethodSettings, apply_method
-from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
+from ptune.methods.names import DEFAULT_METHODS, METHODS, check_checkpointing, find_method
 from ptune.packed.chunked_loss import positions_at_once
-from ptune.planning.simulate import BODY, ROWS_APART, ROWS_SIMULATED, Shape, StepCost, encoder_cost, step_cost
+from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, Shape, StepCost, body_of, encoder_cost, step_cost
+from ptune.planning.without_data import skeleton_for
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
 """What comes with the first step: threads, kernels, scratch space."""
@@ -138,9 +139,11 @@ class Forecaster:
         """One method with batches of `rows` rows of `length` tokens.
 
         Raises:
-            ConfigError: Rows and prompt exceed the model's context.
+            ConfigError: Rows and prompt exceed the model's context, or the method excludes activation checkpointing.
             ModelError: The architecture cannot be simulated, or not adapted.
         """
+        if self.checkpointing:
+            check_checkpointing([method])
         self._check_length(method, length)
         counts = self._adapted(method)
         cost = self._cost(method, rows, length)
@@ -203,8 +206,9 @@ class Forecaster:
 
     def _cost(self, method: str, rows: int, length: int) -> StepCost:
         """A step of one batch; ptune's methods share the body of it."""
-        if METHODS[method].is_ptune and method != BODY:
-            return self._encoder(method).added_to(self._step(BODY, rows, length))
+        body = body_of(method)
+        if METHODS[method].is_ptune and method != body:
+            return self._encoder(method).added_to(self._step(body, rows, length))
         return self._step(method, rows, length)
 
     @property
@@ -233,7 +237,7 @@ class Forecaster:
 
     def _counted(self, method: str) -> _Counts:
         with torch.device("meta"):
-            model: Any = apply_method(method, skeleton(self.config, DTYPES[self.dtype]), self.settings)
+            model: Any = apply_method(method, skeleton_for(method, self.config, DTYPES[self.dtype]), self.settings)
         trainable, total = count_parameters(model)
         return _Counts(trainable, total, _bytes(model))
 

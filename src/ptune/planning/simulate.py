@@ -15,8 +15,9 @@ keys and values, or no small copy can be made, all layers are simulated.
 Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens. A packed step is made of as many
 pieces as there are rows, so beyond `ROWS_SIMULATED` rows it is extrapolated too.
 
-ptune's methods differ in the encoder alone, and an encoder has its forward before the model's and its backward after
-it: what it keeps in between is added to both moments, and its own backward may be a third one.
+ptune's methods differ in the encoder alone, those that give vectors from those that give keys and values apart, and an
+encoder has its forward before the model's and its backward after it: what it keeps in between is added to both moments,
+and its own backward may be a third one.
 """
 
 from __future__ import annotations
@@ -30,20 +31,19 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
-from ptune.errors import ModelError, PTuneError, one_line
+from ptune.errors import ModelError, PTuneError
 from ptune.frozen.filler_ids import filler_of
-from ptune.internals import rename_weights, tensors_of
-from ptune.loading.skeleton import skeleton
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.packed.attention import as_on_cuda
 from ptune.planning.fewer_layers import layer_pattern, with_layers
 from ptune.planning.tracker import LiveBytes
+from ptune.planning.without_data import cannot_be_simulated, put_without_data, skeleton_for
 
 ROWS_SIMULATED, ROWS_APART = 16, 4
 """Most rows of a packed batch that are simulated, and how many fewer the smaller of two batches has."""
-BODY = "prompt-tuning"
-"""The method that adds nothing to a prompt's own vectors: the step without an encoder."""
+BODY, DEEP_BODY = "prompt-tuning", "prefix"
+"""The methods that add nothing to a prompt's own vectors, or keys and values: the step without an encoder."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ class StepCost:
         )
 
 
+def body_of(method: str) -> str:
+    """The method whose step is that of one of ptune's without its encoder."""
+    return DEEP_BODY if METHODS[method].is_deep else BODY
+
+
 def step_cost(
     config: PretrainedConfig,
     method: str,
@@ -182,10 +187,10 @@ class EncoderCost:
 def encoder_cost(config: PretrainedConfig, method: str, settings: MethodSettings) -> EncoderCost:
     """The cost of one of ptune's encoders, forward and backward, alone."""
     with torch.device("meta"):
-        model: Any = apply_method(method, skeleton(config), settings)
+        model: Any = apply_method(method, skeleton_for(method, config), settings)
     (encoder,) = model.prompts.values()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    _without_data(encoder, mode)
+    put_without_data(encoder, mode)
     tracker = LiveBytes(vocab_size=0, supervised=0)
     with mode, tracker:
         vectors = encoder()
@@ -290,12 +295,12 @@ class _Step:
         Raises:
             ModelError: The model refuses, or an operation of it needs data.
         """
-        base = skeleton(self.config, self.dtype)
+        base = skeleton_for(self.method, self.config, self.dtype)
         method, shape = METHODS[self.method], self.shape
         with torch.device("meta"):
             model: Any = apply_method(self.method, base, self.settings)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        _without_data(model, mode)
+        put_without_data(model, mode)
         if self.checkpointing:
             model.gradient_checkpointing_enable()
         if filler:
@@ -319,10 +324,7 @@ class _Step:
         except PTuneError:
             raise
         except Exception as error:  # whatever the model's own code raises
-            raise ModelError(
-                f"{type(base).__name__} cannot be simulated: {one_line(error)[:200].rstrip('.')}.",
-                hint="Measure with ptune compare.",
-            ) from error
+            raise cannot_be_simulated(base, error) from error
         return Simulated(tracker, _gradient_bytes(model), self.accumulation > 1, begin, packs)
 
 
@@ -345,21 +347,3 @@ def _batch(shape: Shape, *, packed: bool, prompt: bool) -> dict[str, Any]:
     if prompt:
         batch["return_logits"] = False
     return batch
-
-
-def _without_data(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Put tensors without data where the skeleton has none at all; shared ones stay shared."""
-    made: dict[int, torch.Tensor] = {}
-    with mode:
-        for module in model.modules():
-            for held in tensors_of(module):
-                for name, tensor in held.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in made:
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                        is_weight = isinstance(tensor, nn.Parameter)
-                        made[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_weight else fake
-                    held[name] = made[id(tensor)]
-            if isinstance(module, nn.RNNBase):
-                rename_weights(module)

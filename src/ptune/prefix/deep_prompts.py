@@ -98,6 +98,11 @@ def key_value_shape(base: PreTrainedModel) -> KeyValueShape:
     return _found(base)[0]
 
 
+def tell_key_value_shape(base: PreTrainedModel, shape: KeyValueShape) -> None:
+    """Say what the keys and values of a model without weights look like, which cannot be found by running it."""
+    _known[base] = shape, ()
+
+
 def layer_devices(base: PreTrainedModel) -> tuple[torch.device, ...] | None:
     """Where each layer keeps its keys and values; None for a model that is not spread over several devices."""
     return None if getattr(base, "hf_device_map", None) is None else _found(base)[1]

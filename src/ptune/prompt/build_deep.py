@@ -27,7 +27,7 @@ from ptune.encoders.initialise import repeated, sampled_tokens
 from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
 from ptune.frozen.filler_ids import filler_of
-from ptune.frozen.parameters import device_of
+from ptune.frozen.parameters import device_of, has_weights
 from ptune.frozen.parts import embedding_table, token_dim
 from ptune.prefix.deep_prompts import KeyValueShape, counts_distances, encode_tokens, key_value_shape, rows_of
 from ptune.prefix.keys_values import Prefix, encode_prefix
@@ -95,7 +95,7 @@ def build_deep(
     text_ids: Sequence[int] | None,
     special_ids: Sequence[int],
 ) -> DeepEncoder:
-    """A new, initialised encoder of keys and values.
+    """A new encoder of keys and values, initialised where the model has weights.
 
     Args:
         base: The frozen model.
@@ -109,6 +109,8 @@ def build_deep(
         ConfigError: The start does not fit.
     """
     encoder, count, shape = empty_deep_encoder(config), config.num_virtual_tokens, key_value_shape(base)
+    if not has_weights(base):
+        return encoder
     if start is not None:
         encoder.start_at(_given_rows(base, start, count, shape))
     elif text_ids is not None:
