@@ -1,4 +1,4 @@
-"""A run that learns from a teacher is any other run: batches as wanted, the same on both ways, resumed to the last bit."""
+"""A run that learns from a teacher is any other run: batches as wanted, both ways alike, resumed to the last bit."""
 
 from __future__ import annotations
 
