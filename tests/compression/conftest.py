@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 
+from ptune.compression.compress import CompressResult
+from small_runs import model_folder, run, text_file
 from text_of_things import CHINESE, things
 
 
@@ -52,3 +55,20 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     core.train_from_iterator([things(20), CHINESE, "\n()\"'?!:;%"], trainer)
     return _finished(core)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A small random Llama with room for a text. Read only."""
+    return model_folder(tmp_path_factory.mktemp("model"), tiny_tokenizer, max_position_embeddings=512)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return text_file(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, text: Path) -> CompressResult:
+    """A run that was left alone. Read only."""
+    return run(text, model_dir, tmp_path_factory.mktemp("whole") / "out")

@@ -77,13 +77,14 @@ def run(argv: Sequence[str]) -> int:
     from_file = {} if file is None else read_recipe(file)
     if values.get("resume", from_file.get("resume")):
         file, from_file = with_begun(values, from_file, file)
-    names = {**own_names(), **own_names(CompressSettings)}
+    train = {key: name for key, name in own_names().items() if name not in NOT_HERE}
+    names = {**train, **own_names(CompressSettings)}
     foreign = {key: value for key, value in from_file.items() if key not in names}
     trainer = None
     if rest or foreign:
         trainer = trainer_parser("compress")
         check_flags(rest, parser, trainer)
-        check_keys(foreign, file)
+        check_keys(foreign, file, own=names)
     merged = {**own_values(from_file), **own_values(from_file, CompressSettings), **values}
     if not merged.get("text"):
         raise ConfigError("the text file is missing.", hint="Put it first: ptune compress TEXT_FILE --model MODEL …")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +110,13 @@ def encoder_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_virtual_tokens": there["num_virtual_tokens"]}
 
 
-def check_keys(values: Mapping[str, Any], path: Path | None) -> None:
-    """Raise `ConfigError` when a key of the recipe is a flag of nobody's."""
+def check_keys(values: Mapping[str, Any], path: Path | None, own: Collection[str] | None = None) -> None:
+    """Raise `ConfigError` for a key of the recipe that is a flag of nobody's; `own`: those of ptune, by default train's."""
     known = trainer_names()
     for key in values:
         if key not in known:
             assert path is not None
-            raise unknown_key(path, key, [*own_names(), *known])
+            raise unknown_key(path, key, [*(own_names() if own is None else own), *known])
 
 
 def make_recipe(values: Mapping[str, Any]) -> TrainRecipe:

@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from ptune.answering import Answerer
-from ptune.compression.compress_report import MARKDOWN, CompressionReport, make_report, write_report
+from ptune.compression.compress_report import MARKDOWN, REPORT, CompressionReport, make_report, write_report
 from ptune.compression.compress_settings import (
     OWN_DEFAULTS,
     SETTINGS_FILE,
@@ -32,7 +32,7 @@ from ptune.compression.compress_settings import (
 )
 from ptune.compression.excerpts import StudiedText
 from ptune.compression.self_study import Study
-from ptune.compression.study_files import ROWS, LinesFile, check_study, open_study
+from ptune.compression.study_files import ROWS, STUDIED, LinesFile, check_study, open_study
 from ptune.compression.study_task import (
     cut_for,
     given_questions,
@@ -47,8 +47,9 @@ from ptune.data.opened import read_text
 from ptune.data.records import load_examples
 from ptune.errors import ConfigError, OutputError, shown, unknown
 from ptune.loading.load import load_tokenizer
+from ptune.prefix.deep_prompts import key_value_shape
 from ptune.prompt.build import check_room
-from ptune.recipe import TrainRecipe
+from ptune.recipe import DEEP_ENCODERS, TrainRecipe
 from ptune.saved.files import make_folder, write_atomic
 from ptune.training.checkpoints import newest_whole
 from ptune.training.deep_run import check_deep_run
@@ -123,14 +124,18 @@ def run_compression(
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
     template = template_of_rows(settings, tokenizer)
     model = frozen_model(recipe, args, tokenizer).eval()
-    answerer = Answerer(model, tokenizer, template)
     check_room(recipe.prompt_config(), model.context_length)
+    if recipe.encoder in DEEP_ENCODERS:
+        key_value_shape(model.base)  # found before the study, if there are none
     check_deep_run(recipe, args, 0)
+    answerer = Answerer(model, tokenizer, template)
     studied = cut_for(text, answerer, settings, questions)
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)
     at_work = same_study(study, text, questions)
+    if begin:
+        _clear(folder)
     if settings.study is None:
-        open_study(study.folder, at_work, begin=begin and not resume)
+        open_study(study.folder, at_work, begin=begin)
     else:
         check_study(study.folder, at_work)
     _note(folder, settings, recipe, given)
@@ -195,7 +200,7 @@ def _study_folder(settings: CompressSettings, folder: Path) -> Path:
         return folder / STUDY
     named = Path(settings.study)
     found = named / STUDY if (named / STUDY).is_dir() else named
-    if not (found / ROWS).is_file():
+    if not all((found / name).is_file() for name in (STUDIED, ROWS)):
         raise ConfigError(
             f"there is no finished study in {shown(str(named), 200)}.", hint="Name a compression's folder."
         )
@@ -210,6 +215,22 @@ def _studied(study: Study, questions: Sequence[Example] | None, folder: Path) ->
         go_on = f"ptune compress --resume {shlex.quote(str(folder))}"
         show_line(f"stopped; what the model asked and answered is kept. Go on with: {go_on}", study.say)
         raise
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier compression made, but for its study: no checkpoint of it is gone on from.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    OutputFolder(folder, overwrite=True).claim()
+    for name in (REPORT, MARKDOWN):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot remove {folder / name}: {error.strerror}.", hint="Choose another --output."
+            ) from error
 
 
 def _note(folder: Path, settings: CompressSettings, recipe: TrainRecipe, given: Mapping[str, Any]) -> None:
@@ -235,6 +256,6 @@ def _details(settings: CompressSettings, text: StudiedText) -> dict[str, Any]:
 
 
 def _held_out(recipe: TrainRecipe, rows: Path) -> int:
-    """Rows that are held out: as many as asked for, and no more than a quarter."""
-    count = len(LinesFile(rows).lines)
-    return min(recipe.eval_rows or OWN_DEFAULTS["eval_rows"], count // 4)
+    """Rows that are held out: as many as asked for, and no more than a quarter; at least one of several."""
+    count = sum(bool(str(line.get("output") or "").strip()) for line in LinesFile(rows).lines)
+    return max(min(recipe.eval_rows or OWN_DEFAULTS["eval_rows"], count // 4), min(1, count - 1))

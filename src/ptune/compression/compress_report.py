@@ -34,7 +34,7 @@ from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.page import TextTable, markdown
 from ptune.evaluation.row_losses import LearnedRow, RowLoss, by_tokens, row_losses
 from ptune.model.taught import divergence, likeliest_tokens, soft_labels
-from ptune.prefix.deep_prompts import key_value_shape
+from ptune.prefix.deep_prompts import encode_tokens
 from ptune.saved.files import write_atomic, write_json
 
 REPORT, MARKDOWN = "compression.json", "compression.md"
@@ -159,7 +159,7 @@ def make_report(
             name=column,
             tokens=sizes[column],
             bytes=sizes[column] * each,
-            divergence=sums[column][0] / max(total, 1),
+            divergence=max(sums[column][0] / max(total, 1), 0.0),  # below it by rounding alone
             token_agreement=sums[column][1] / max(total, 1),
             answer_agreement=_share_equal(answers[column], answers[TEXT]),
             scores=_scores(rows, answers[column]) if scored else {},
@@ -237,9 +237,11 @@ def _compared(
 
 
 def _bytes_a_token(answerer: Answerer) -> int:
-    """Of keys and values in all layers."""
+    """Of keys and values in all layers; 0 where a model keeps none."""
+    if not answerer.model.capability.prefix:
+        return 0
     base = answerer.model.base
-    return key_value_shape(base).numbers * (torch.finfo(base.dtype).bits // 8)
+    return sum(part.nbytes for layer in encode_tokens(base, [0]).layers for part in layer)
 
 
 def _losses(answerer: Answerer, rows: Sequence[Row], prompt: str | None) -> list[RowLoss]:

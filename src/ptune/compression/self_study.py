@@ -65,23 +65,28 @@ class Study:
 
 
 def ask(study: Study) -> list[dict[str, Any]]:
-    """Have the model ask about the excerpts; what it asks, with the excerpt and kind of each."""
+    """Have the model ask about the excerpts; what it asks, each once, with the excerpt and kind of it."""
     settings, excerpts = study.settings, study.text.excerpts
     coming = seeds(tuple(settings.kinds), len(excerpts), settings.questions)
     file = LinesFile(study.folder / QUESTIONS)
-    seen = {line["instruction"] for line in file.lines}
-    done = file.lines[-1]["seed"] + 1 if file.lines else 0
-    with progress("questions", settings.questions, done, study.say) as advance:
+    if len(file.lines) < len(coming):  # a batch that was cut off is drawn again, as it was
+        file.keep(len(file.lines) - len(file.lines) % settings.study_batch_size)
+    done = len(file.lines)
+    with progress("questions", len(coming), done, study.say) as advance:
         for start in range(done, len(coming), settings.study_batch_size):
             batch = coming[start : start + settings.study_batch_size]
-            lines = []
-            for number, (seed, question) in enumerate(zip(batch, _written(study, batch, start), strict=True), start):
-                if question not in seen:
-                    seen.add(question)
-                    lines.append({"seed": number, "instruction": question, "kind": seed.kind, "excerpt": seed.excerpt})
-            file.add(lines)
+            written = _written(study, batch, start)
+            file.add(
+                [
+                    {"seed": number, "instruction": question, "kind": seed.kind, "excerpt": seed.excerpt}
+                    for number, (seed, question) in enumerate(zip(batch, written, strict=True), start)
+                ]
+            )
             advance(len(batch))
-    return file.lines
+    found: dict[str, dict[str, Any]] = {}
+    for line in file.lines:
+        found.setdefault(str(line["instruction"]), line)
+    return list(found.values())
 
 
 def _written(study: Study, batch: Sequence[Seed], start: int) -> list[str]:
@@ -125,22 +130,24 @@ def answer(study: Study, questions: Sequence[Example], windows: Sequence[int]) -
     done = len(file.lines)
     with progress("answers", len(questions), done, study.say) as advance:
         for window, numbers in _by_window(windows):
-            mine = [number for number in numbers if number >= done]
-            if not mine:
+            if numbers[-1] < done:
                 continue
-            rows = [questions[number] for number in mine]
+            rows = [questions[number] for number in numbers]
             place = {"window": window} if len(study.text.windows) > 1 else {}
             with reading(study.answerer, study.text.windows[window], rows, new_tokens=settings.answer_tokens) as read:
-                for start in range(0, len(mine), settings.study_batch_size):
+                for start in range(0, len(numbers), settings.study_batch_size):
                     part = slice(start, start + settings.study_batch_size)
-                    answers = _answers(study, read, part)
-                    file.add(
-                        [
-                            {"instruction": row.instruction, "input": row.input, "output": text, **place}
-                            for row, text in zip(rows[part], answers, strict=True)
-                        ]
-                    )
-                    advance(len(answers))
+                    missing = sum(number >= done for number in numbers[part])
+                    if not missing:
+                        continue
+                    # A batch that was cut off is answered again as a whole: in other company it might be rounded
+                    # otherwise.
+                    lines = [
+                        {"instruction": row.instruction, "input": row.input, "output": text, **place}
+                        for row, text in zip(rows[part], _answers(study, read, part), strict=True)
+                    ]
+                    file.add(lines[-missing:])
+                    advance(missing)
     return file.path
 
 
