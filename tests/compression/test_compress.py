@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from architectures import EOS
-from ptune import Answerer, PTunedModel
+from ptune import Answerer, PTunedModel, compress
 from ptune.compression import self_study
 from ptune.compression.compress import CompressResult
 from ptune.compression.compress_report import COMPRESSED, NOTHING
@@ -194,8 +194,13 @@ def test_few_questions(questions: int, model_dir: Path, text: Path, tmp_path: Pa
 # ---- other ways to run ----
 
 
-@pytest.mark.parametrize("encoder", ["prefix-mlp", "embedding", "mlp", "lstm"])
-@pytest.mark.parametrize("start", ["even", "random"])
+@pytest.mark.parametrize(
+    ("encoder", "start"),
+    [
+        *((encoder, "even") for encoder in ("prefix-mlp", "embedding", "mlp")),
+        *(pytest.param(encoder, "random", marks=pytest.mark.slow) for encoder in ("prefix-mlp", "embedding", "lstm")),
+    ],
+)
 def test_encoders(encoder: str, start: str, model_dir: Path, text: Path, tmp_path: Path, whole: CompressResult):
     values = {"study": str(whole.trained.folder), "encoder": encoder, "start": start, "max_steps": 2}
     result = run(text, model_dir, tmp_path / "out", **values)
@@ -222,7 +227,7 @@ def test_vectors_start_at_the_texts_own(start: str, model_dir: Path, text: Path,
     torch.testing.assert_close(result.trained.model.get_prompt_embedding_to_save(), wanted)
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["mamba", "gpt2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_other_models(architecture: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, text: Path):
     values = {"tie_word_embeddings": False} if architecture == "mamba" else {"max_position_embeddings": 512}
     folder = model_folder(tmp_path / "model", tiny_tokenizer, architecture, **values)
@@ -267,6 +272,30 @@ def test_a_text_longer_than_the_context(tmp_path: Path, tiny_tokenizer: PreTrain
         assert row["output"] == model.answer(asked_with(window, row["instruction"]), SHORT["answer_tokens"])
 
 
+@pytest.mark.slow
+def test_right_answers_behind_a_text_longer_than_the_context(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
+    """A long question and a long right answer have room behind each part of the text."""
+    folder = model_folder(tmp_path / "model", tiny_tokenizer, max_position_embeddings=256)
+    path = text_file(tmp_path, things(6))
+    data = tmp_path / "right.json"
+    rows = [
+        {"instruction": "Where is the lamp, " * 8 + "?", "output": "In the yard."},
+        {"instruction": "Where is the lamp?", "output": "In the yard, " * 14},
+    ]
+    data.write_text(json.dumps(rows))
+    settings = {name: value for name, value in SHORT.items() if name != "eval_rows"}
+    values = {"kinds": ["passage"], "questions": 8, "excerpt_tokens": 40, "max_length": 100, "max_steps": 1}
+    result = compress(
+        path, model=str(folder), output=str(tmp_path / "out"), **{**settings, **values, "eval_data": str(data)}
+    )
+    assert result.report is not None
+    assert result.report.windows > 2
+    assert result.report[WHOLE_TEXT].divergence < 1e-4
+    # Another cut of the text is another study.
+    with pytest.raises(OutputError, match="another study: other windows"):
+        run(path, folder, tmp_path / "other", study=str(tmp_path / "out"), **values)
+
+
 def test_questions_of_ones_own(model_dir: Path, text: Path, tmp_path: Path, bare: Bare):
     data = tmp_path / "questions.jsonl"
     asked = [
@@ -300,7 +329,7 @@ def test_conversations_are_no_questions(model_dir: Path, text: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("ends", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_template_of_ones_own(ends: bool, model_dir: Path, text: Path, tmp_path: Path, bare: Bare):
     """Also one whose answers have no end."""
     template = "Q: {instruction} {input}\nA: {output}" + ("{eos_token}" if ends else "")
@@ -322,11 +351,8 @@ def test_right_answers_are_compared_with(
     ]
     data = tmp_path / "right.json"
     data.write_text(json.dumps(right))
-    values = {"study": str(whole.trained.folder), "eval_data": str(data), "eval_rows": 0, "max_steps": 1}
-    values = {name: value for name, value in values.items() if name != "eval_rows"}
+    values = {"study": str(whole.trained.folder), "eval_data": str(data), "max_steps": 1}
     settings = {name: value for name, value in SHORT.items() if name != "eval_rows"}
-    from ptune import compress
-
     result = compress(text, model=str(model_dir), output=str(tmp_path / "out"), **{**settings, **values})
     report = result.report
     assert report is not None

@@ -111,7 +111,7 @@ def encoder_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(values: Mapping[str, Any], path: Path | None, own: Collection[str] | None = None) -> None:
-    """Raise `ConfigError` when a key of the recipe is a flag of nobody's; `own`: ptune's own, if not `ptune train`'s."""
+    """Raise `ConfigError` when a key of the recipe is a flag of nobody's; `own`: ptune's, if not those of `train`."""
     known = trainer_names()
     for key in values:
         if key not in known:

@@ -125,7 +125,8 @@ def run_compression(
     if recipe.encoder in DEEP_ENCODERS:
         key_value_shape(model.base)  # found before the study, if there are none
     answerer = Answerer(model, tokenizer, template)
-    studied = cut_for(text, answerer, settings, recipe, questions)
+    rows = [*(questions or ()), *(asked or ())[: settings.report_rows]]
+    studied = cut_for(text, answerer, settings, recipe, rows)
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)
     at_work = same_study(study, text, questions, recipe)
     if begin:

@@ -60,14 +60,14 @@ def cut_for(
     answerer: Answerer,
     settings: CompressSettings,
     recipe: TrainRecipe,
-    questions: Sequence[Example] | None,
+    rows: Sequence[Example],
 ) -> StudiedText:
-    """The text in windows, each with room for a question and its answer behind it."""
+    """The text in windows, each with room for a question and its answer behind it, and for each of `rows`."""
     context = answerer.model.context_length
     window = None
     if context is not None:
-        probe = [*(questions or ()), Example(instruction="?")]
-        around = max(len(one.question) for one in told(answerer, "x", probe))
+        probe = told(answerer, "x", [*rows, Example(instruction="?")])
+        around = max(max(len(one.question), one.longest - settings.answer_tokens) for one in probe)
         window = context - max(around, recipe.max_length - settings.answer_tokens) - settings.answer_tokens
     return cut_text(text, answerer.tokenizer, excerpt_tokens=settings.excerpt_tokens, window_tokens=window)
 
@@ -87,6 +87,7 @@ def same_study(study: Study, text: str, questions: Sequence[Example] | None, rec
         "number of questions": settings.questions,
         "seed": study.seed,
         "max_length": recipe.max_length,
+        **({"windows": [len(window) for window in study.text.windows]} if len(study.text.windows) > 1 else {}),
     }
 
 
