@@ -43,9 +43,11 @@ def test_help_names_every_flag():
     ran = ptune("compress", "--help")
     assert ran.code == 0
     assert "TEXT_FILE --model MODEL --output OUTPUT [flags]" in ran.out
-    order = [ran.out.index(f"\n{title}") for title in ("text:", "self-study:", "model and data:", "prompt:", "output:")]
+    order = [
+        ran.out.index(f"\n{title}") for title in ("model and data:", "self-study:", "prompt:", "report:", "output:")
+    ]
     assert len(set(order)) == len(order)
-    own = {item.name for item in fields(CompressSettings)} - {"text"}
+    own = {item.name for item in fields(CompressSettings)}
     train = {item.name for item in fields(TrainRecipe)} - set(NOT_HERE)
     for name in own | train:
         assert re.search(rf"--{name.replace('_', '-')}[ ,\n]", ran.out), name
@@ -116,7 +118,7 @@ def test_a_file_of_flags(model_dir: Path, text: Path, tmp_path: Path):
 
 def test_refused(model_dir: Path, text: Path, tmp_path: Path):
     out = tmp_path / "out"
-    refused(ptune("compress"), "text file is missing", "ptune compress --help")
+    refused(ptune("compress"), "text file is missing", "ptune compress TEXT_FILE")
     refused(ptune("compress", text), "model", "output", "ptune compress --help")
     refused(ptune(*words(text, model_dir, out, "--questons", 4)), "--questons", "--questions")
     refused(ptune(*words(text, model_dir, out, "--init-text", "x")), "--init-text")

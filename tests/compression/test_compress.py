@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from architectures import EOS
-from ptune import Answerer, PTunedModel
+from ptune import Answerer, PTunedModel, compress
 from ptune.compression import self_study
 from ptune.compression.compress import CompressResult
 from ptune.compression.compress_report import COMPRESSED, NOTHING
 from ptune.compression.compress_report import TEXT as WHOLE_TEXT
-from ptune.compression.excerpts import cut_text
+from ptune.compression.compress_settings import CompressSettings
+from ptune.compression.study_task import cut_for
+from ptune.data.template import get_template
 from ptune.data.text_ids import ids_of
 from ptune.errors import ConfigError, DataError, ModelError, OutputError
 from small_runs import SHORT, TEXT, made, model_folder, run, text_file
@@ -194,8 +196,13 @@ def test_few_questions(questions: int, model_dir: Path, text: Path, tmp_path: Pa
 # ---- other ways to run ----
 
 
-@pytest.mark.parametrize("encoder", ["prefix-mlp", "embedding", "mlp", "lstm"])
-@pytest.mark.parametrize("start", ["even", "random"])
+@pytest.mark.parametrize(
+    ("encoder", "start"),
+    [
+        *((encoder, "even") for encoder in ("prefix-mlp", "embedding", "mlp")),
+        *(pytest.param(encoder, "random", marks=pytest.mark.slow) for encoder in ("prefix-mlp", "embedding", "lstm")),
+    ],
+)
 def test_encoders(encoder: str, start: str, model_dir: Path, text: Path, tmp_path: Path, whole: CompressResult):
     values = {"study": str(whole.trained.folder), "encoder": encoder, "start": start, "max_steps": 2}
     result = run(text, model_dir, tmp_path / "out", **values)
@@ -222,7 +229,7 @@ def test_vectors_start_at_the_texts_own(start: str, model_dir: Path, text: Path,
     torch.testing.assert_close(result.trained.model.get_prompt_embedding_to_save(), wanted)
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["mamba", "gpt2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_other_models(architecture: str, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, text: Path):
     values = {"tie_word_embeddings": False} if architecture == "mamba" else {"max_position_embeddings": 512}
     folder = model_folder(tmp_path / "model", tiny_tokenizer, architecture, **values)
@@ -251,20 +258,46 @@ def test_a_text_longer_than_the_context(tmp_path: Path, tiny_tokenizer: PreTrain
     rows = lines(tmp_path / "out" / "study" / "rows.jsonl")
     details = json.loads((tmp_path / "out" / "ptune.json").read_text())["compression"]
     assert result.report is not None
-    assert details["windows"] == result.report.windows > 2
+    assert details["windows"] == result.report.windows > 1
     assert details["tokens"] == len(model.ids(things(6))) > 256
     assert {row["window"] for row in rows} == set(range(details["windows"]))
     assert [row["window"] for row in rows] == sorted(row["window"] for row in rows)
     assert result.report[WHOLE_TEXT].divergence < 1e-4
     assert result.report[WHOLE_TEXT].token_agreement == result.report[WHOLE_TEXT].answer_agreement == 1
     # Each was answered with a part of the text in front that holds what it names.
-    room = 256 - (100 - 8) - 8
-    cut = cut_text(things(6), model.tokenizer, excerpt_tokens=40, window_tokens=room)
+    settings = CompressSettings(text=str(path), excerpt_tokens=40, answer_tokens=SHORT["answer_tokens"])
+    prompted = PTunedModel(model.base, self_check=False)
+    answerer = Answerer(prompted, model.tokenizer, get_template("tutorial", model.tokenizer))
+    cut = cut_for(things(6), answerer, settings, None, [])
     assert len(cut.windows) == details["windows"]
     for row in rows:
         window = cut.windows[row["window"]]
         assert row["instruction"].split('"')[1] in window
         assert row["output"] == model.answer(asked_with(window, row["instruction"]), SHORT["answer_tokens"])
+
+
+@pytest.mark.slow
+def test_right_answers_behind_a_text_longer_than_the_context(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast):
+    """A long question and a long right answer have room behind each part of the text."""
+    folder = model_folder(tmp_path / "model", tiny_tokenizer, max_position_embeddings=256)
+    path = text_file(tmp_path, things(6))
+    data = tmp_path / "right.json"
+    rows = [
+        {"instruction": "Where is the lamp, " * 8 + "?", "output": "In the yard."},
+        {"instruction": "Where is the lamp?", "output": "In the yard, " * 14},
+    ]
+    data.write_text(json.dumps(rows))
+    settings = {name: value for name, value in SHORT.items() if name != "eval_rows"}
+    values = {"kinds": ["passage"], "questions": 8, "excerpt_tokens": 40, "max_length": 100, "max_steps": 1}
+    result = compress(
+        path, model=str(folder), output=str(tmp_path / "out"), **{**settings, **values, "eval_data": str(data)}
+    )
+    assert result.report is not None
+    assert result.report.windows > 2
+    assert result.report[WHOLE_TEXT].divergence < 1e-4
+    # Another cut of the text is another study.
+    with pytest.raises(OutputError, match="another study: other windows"):
+        run(path, folder, tmp_path / "other", study=str(tmp_path / "out"), **values)
 
 
 def test_questions_of_ones_own(model_dir: Path, text: Path, tmp_path: Path, bare: Bare):
@@ -300,7 +333,7 @@ def test_conversations_are_no_questions(model_dir: Path, text: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("ends", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_template_of_ones_own(ends: bool, model_dir: Path, text: Path, tmp_path: Path, bare: Bare):
     """Also one whose answers have no end."""
     template = "Q: {instruction} {input}\nA: {output}" + ("{eos_token}" if ends else "")
@@ -322,11 +355,8 @@ def test_right_answers_are_compared_with(
     ]
     data = tmp_path / "right.json"
     data.write_text(json.dumps(right))
-    values = {"study": str(whole.trained.folder), "eval_data": str(data), "eval_rows": 0, "max_steps": 1}
-    values = {name: value for name, value in values.items() if name != "eval_rows"}
+    values = {"study": str(whole.trained.folder), "eval_data": str(data), "max_steps": 1}
     settings = {name: value for name, value in SHORT.items() if name != "eval_rows"}
-    from ptune import compress
-
     result = compress(text, model=str(model_dir), output=str(tmp_path / "out"), **{**settings, **values})
     report = result.report
     assert report is not None
@@ -375,7 +405,7 @@ def test_the_study_of_another_compression(
 
 def test_a_study_of_something_else(model_dir: Path, text: Path, tmp_path: Path, whole: CompressResult):
     before = made(whole.trained.folder)
-    with pytest.raises(OutputError, match="another study: other text, top_k") as caught:
+    with pytest.raises(OutputError, match="another study: other text") as caught:
         run(text_file(tmp_path, TEXT + "More."), model_dir, tmp_path / "out", study=str(whole.trained.folder), top_k=4)
     assert "--study" in (caught.value.hint or "")
     assert made(whole.trained.folder) == before
@@ -428,8 +458,8 @@ def test_what_cannot_be_studied(model_dir: Path, text: Path, tmp_path: Path):
         run(text_file(tmp_path, " \n"), model_dir, tmp_path / "out")
     with pytest.raises(DataError, match=r"missing\.txt"):
         run(tmp_path / "missing.txt", model_dir, tmp_path / "out")
-    with pytest.raises(ConfigError, match="an excerpt may have 64"):
-        run(text_file(tmp_path, things(20)), model_dir, tmp_path / "out", max_length=500)
+    with pytest.raises(ConfigError, match="room for 0 tokens of the text"):
+        run(text_file(tmp_path, things(20)), model_dir, tmp_path / "out", answer_tokens=500)
     with pytest.raises(ConfigError, match="places for virtual tokens"):
         run(text, model_dir, tmp_path / "out", template="{prompt:4}{instruction}{output}")
     with pytest.raises(ConfigError, match="Did you mean 'questions'"):

@@ -65,7 +65,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, text: Path)
         return run(text, model_dir, tmp_path_factory.mktemp("alone") / "out")
 
 
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    "where", [pytest.param(one, marks=pytest.mark.slow if one.startswith("the ") else ()) for one in WHERE]
+)
 def test_cut_off(
     where: str, model_dir: Path, text: Path, tmp_path: Path, alone: CompressResult, cut_off: Callable[..., Any]
 ):
@@ -97,7 +99,7 @@ def test_cut_off(
     assert (calls["_written"], calls["_answers"], calls["write_labels"]) == left[where]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("share", [*(pytest.param(one, marks=pytest.mark.slow) for one in (0.0, 0.3, 0.99)), 0.7])
 @pytest.mark.parametrize("name", ["questions.jsonl", "rows.jsonl"])
 def test_a_file_that_was_cut_off(
     name: str,

@@ -129,15 +129,15 @@ def run_compression(
         key_value_shape(model.base)  # found before the study, if there are none
     check_deep_run(recipe, args, 0)
     answerer = Answerer(model, tokenizer, template)
-    studied = cut_for(text, answerer, settings, questions)
+    studied = cut_for(text, answerer, settings, questions, (asked or ())[: settings.report_rows])
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)
     at_work = same_study(study, text, questions)
+    if settings.study is not None:
+        check_study(study.folder, at_work)
     if begin:
         _clear(folder)
     if settings.study is None:
         open_study(study.folder, at_work, begin=begin)
-    else:
-        check_study(study.folder, at_work)
     _note(folder, settings, recipe, given)
     show_line(text_line(studied), say)
     rows_file = _studied(study, questions, folder)

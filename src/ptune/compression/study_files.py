@@ -76,7 +76,9 @@ def check_study(folder: Path, studied: Mapping[str, Any], *, whole: bool = False
     if changed := [name for name in names if there.get(name) != studied.get(name)]:
         raise OutputError(
             f"{folder} holds another study: other {', '.join(printable(name) for name in changed[:5])}.",
-            hint="Choose another --output, or pass --overwrite." if whole else "Leave --study out to make one.",
+            hint="Choose another --output, or pass --overwrite."
+            if whole
+            else "Leave --study out to make one, or give the flags that this one was made with.",
         )
 
 

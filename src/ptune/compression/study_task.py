@@ -63,16 +63,28 @@ def cut_for(
     answerer: Answerer,
     settings: CompressSettings,
     questions: Sequence[Example] | None,
+    asked: Sequence[Example],
 ) -> StudiedText:
-    """The text in windows, each with room for a question and its answer behind it."""
+    """The text in windows, each with room for any of the questions and its answer behind it.
+
+    Args:
+        text: All of it.
+        answerer: Writes them.
+        settings: The longest answer.
+        questions: What is studied; None where the model asks its own.
+        asked: Questions with right answers for the report.
+    """
     context, tokenizer = answerer.model.context_length, answerer.tokenizer
     window = None
     if context is not None:
         own = (Example(instruction="?"), Example(instruction=longest_named(text)))
-        lengths = [len(one.question) for one in told(answerer, ".", questions or own)]
-        # What the model will ask is not known yet.
-        longest = max(lengths) if questions else max(lengths[0] + QUESTION_TOKENS, lengths[1])
-        window = context - longest - settings.answer_tokens - _ENDS
+        studied = [len(one.question) for one in told(answerer, ".", questions or own)]
+        if not questions:  # what the model will ask is not known yet
+            studied.append(studied[0] + QUESTION_TOKENS)
+        longest = [max(studied) + settings.answer_tokens]
+        for one in told(answerer, ".", asked) if asked else ():
+            longest += [one.longest, len(one.question) + settings.answer_tokens]
+        window = context - max(longest) - _ENDS
     return cut_text(text, tokenizer, excerpt_tokens=settings.excerpt_tokens, window_tokens=window)
 
 
@@ -86,6 +98,7 @@ def same_study(study: Study, text: str, questions: Sequence[Example] | None) -> 
         "dtype": str(study.model.base.dtype),
         "tokenizer": tokenizer_fingerprint(study.answerer.tokenizer),
         "template": study.answerer.template.text,
+        **({"windows": [len(window) for window in study.text.windows]} if len(study.text.windows) > 1 else {}),
     }
     if settings.study is not None:
         return of

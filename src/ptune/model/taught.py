@@ -11,7 +11,7 @@ a packed batch, `D` token dimension, `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,16 +88,3 @@ def _predicting(model: PTunedModel, batch: Mapping[str, Any], prompt_names: RowN
     hidden = model.last_hidden_state(**text, prompt_names=prompt_names)
     rows, columns = torch.nonzero(batch["labels"] != IGNORE_INDEX, as_tuple=True)
     return hidden[rows.to(hidden.device), columns.to(hidden.device) - 1]
-
-
-def rows_alike(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Rows of similar length in batches of at most so many tokens, a longer row by itself."""
-    batches: list[list[int]] = []
-    total = 0
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if not batches or total + lengths[row] > most_tokens:
-            batches.append([])
-            total = 0
-        batches[-1].append(row)
-        total += lengths[row]
-    return batches
