@@ -266,7 +266,7 @@ def test_a_text_longer_than_the_context(tmp_path: Path, tiny_tokenizer: PreTrain
     assert result.report[WHOLE_TEXT].token_agreement == result.report[WHOLE_TEXT].answer_agreement == 1
     # Each was answered with a part of the text in front that holds what it names.
     settings = CompressSettings(text=str(path), excerpt_tokens=40, answer_tokens=SHORT["answer_tokens"])
-    prompted = PTunedModel(model.base, self_check=False)
+    prompted = PTunedModel(model.model, self_check=False)
     answerer = Answerer(prompted, model.tokenizer, get_template("tutorial", model.tokenizer))
     cut = cut_for(things(6), answerer, settings, None, [])
     assert len(cut.windows) == details["windows"]

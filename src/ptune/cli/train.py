@@ -111,7 +111,7 @@ def encoder_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(values: Mapping[str, Any], path: Path | None, own: Collection[str] | None = None) -> None:
-    """Raise `ConfigError` for a key of the recipe that is a flag of nobody's; `own`: those of ptune, by default train's."""
+    """Raise `ConfigError` for a key of the recipe that is nobody's flag; `own`: ptune's, by default those of train."""
     known = trainer_names()
     for key in values:
         if key not in known:
