@@ -1,6 +1,6 @@
 """What is a soft prompt's held-out loss worth? Task scores beside zero-shot, few-shot and full fine-tuning.
 
-    python benchmarks/task_scores.py --data ../shared/data --work DIR [--tasks trec,sst2,e2e]
+    python benchmarks/task_scores.py --data ../shared/data --work DIR [--tasks trec,sst2,e2e] [--full-tasks trec]
 
 The tasks, rows, steps and prompts of `learning.py` at 20 virtual tokens (run it first with the same `--work`, which
 holds its prompts; one that is not the prompt that `--learned` tells of is refused): `ptune train` as it comes, and
@@ -172,6 +172,10 @@ class Scored(Lab):
 
     def best_full(self) -> tuple[float, dict[str, float]]:
         """The best learning rate of full fine-tuning, and the losses that say so."""
+        if self.options.full_rates:
+            rates = [float(one) for one in self.options.full_rates.split(",")]
+            given = {f"{rate:g}": self.full(rate, 0)["loss_chosen_by"] for rate in rates}
+            return float(min(given, key=given.__getitem__)), given
         at, tried = len(LADDER) // 2, {}
         while True:
             for near in range(max(at - 1, 0), min(at + 2, len(LADDER))):
@@ -209,8 +213,6 @@ def contenders(lab: Scored, learned: dict[str, Any]) -> dict[str, Any]:
     each[ALONE][0]["held_out_loss"] = learned["model_alone"]
     for who, folders in names.items():
         each[who] = [lab.prompt(name, loss) for name, loss in zip(folders, noted[who], strict=False)]
-    best, tried = lab.best_full()
-    each[FULL] = [lab.full(best, seed) for seed in range(lab.options.full_seeds)]
     rows = lab.asked()
     return {
         "task": lab.name,
@@ -218,10 +220,15 @@ def contenders(lab: Scored, learned: dict[str, Any]) -> dict[str, Any]:
         "items": len(rows.items),
         "references": sum(len(item.rows) for item in rows.items),
         "in_words": IN_WORDS[lab.name],
-        "full_rates_tried": tried,
-        "full_rate": best,
         "contenders": each,
     }
+
+
+def with_full(task: dict[str, Any], lab: Scored) -> None:
+    """Add full fine-tuning to what `contenders` found."""
+    best, tried = lab.best_full()
+    task |= {"full_rates_tried": tried, "full_rate": best}
+    task["contenders"][FULL] = [lab.full(best, seed) for seed in range(lab.options.full_seeds)]
 
 
 def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
@@ -231,17 +238,35 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     compared = json.loads(options.learned.read_text(encoding="utf-8"))["compared"]
     learned = {one["task"]: one for one in compared if one["virtual_tokens"] == LENGTH}
     tasks = read_tasks(Path(options.data))
-    told = ("model", "tasks", "steps", "seeds", "full_seeds", "held_out", "scored", "scored_inputs", "threads")
+    told = (
+        "model",
+        "tasks",
+        "full_tasks",
+        "full_rates",
+        "steps",
+        "seeds",
+        "full_seeds",
+        "held_out",
+        "scored",
+        "scored_inputs",
+    )
     result: dict[str, Any] = {
         **heading((__doc__ or "").partition("\n")[0], "python benchmarks/task_scores.py"),
-        "settings": {**{name: getattr(options, name) for name in told}, "shots": SHOTS, "resamples": RESAMPLES},
+        "settings": {name: getattr(options, name) for name in (*told, "threads")}
+        | {"shots": SHOTS, "resamples": RESAMPLES},
         "status": "not finished",
         "tasks": [],
     }
-    for name in options.tasks.split(","):
-        result["tasks"].append(contenders(Scored(options, name, tasks[name], runs), learned[name]))
+    labs = [Scored(options, name, tasks[name], runs) for name in options.tasks.split(",")]
+    for lab in labs:
+        result["tasks"].append(contenders(lab, learned[lab.name]))
         write(result, options.output)
-        say.print(f"{name}: done")
+        say.print(f"{lab.name}: done")
+    for task, lab in zip(result["tasks"], labs, strict=True):  # last: it takes longest
+        if lab.name in options.full_tasks.split(","):
+            with_full(task, lab)
+            write(result, options.output)
+            say.print(f"{lab.name}: full fine-tuning done")
     # The other rates of full fine-tuning are in here too.
     result |= {"status": OK, "runs": {name: one for name, one in runs.items() if "scores" in one}}
     write(result, options.output)
@@ -249,15 +274,15 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any], say: Console) -> None:
-    """A table: the mean over the seeds, and the interval over the rows of the first."""
-    table = Table("task", "contender", "held-out loss", "scores (first seed's 95% interval)")
+    """A table: the mean over the seeds, with the least and the greatest."""
+    table = Table("task", "contender", "held-out loss", "scores")
     for task in result["tasks"]:
         for who, runs in task["contenders"].items():
             losses = [one["held_out_loss"] for one in runs if "held_out_loss" in one]
             cells = []
-            for name, first in runs[0]["scores"].items():
-                mean = statistics.fmean(one["scores"][name]["value"] for one in runs)
-                cells.append(f"{name} {mean:.3f} [{first['low']:.3f}, {first['high']:.3f}]")
+            for name in runs[0]["scores"]:
+                values = [one["scores"][name]["value"] for one in runs]
+                cells.append(f"{name} {statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
             table.add_row(task["task"], who, f"{statistics.fmean(losses):.3f}" if losses else "", ", ".join(cells))
     say.print(table)
 
@@ -269,6 +294,8 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data", help="folder with sst2, trec and e2e_nlg")
     parser.add_argument("--work", default="outputs/learning", help="of learning.py, with its prompts")
     parser.add_argument("--tasks", default="trec,sst2,e2e")
+    parser.add_argument("--full-tasks", default="trec,sst2,e2e", help="where full fine-tuning takes part")
+    parser.add_argument("--full-rates", default="", help="these alone, 3e-5,1e-4, in place of a walk on the ladder")
     parser.add_argument("--seeds", type=int, default=3, help="of the prompts")
     parser.add_argument("--full-seeds", type=int, default=3, help="of full fine-tuning at its best rate")
     parser.add_argument("--steps", type=int, default=60)

@@ -186,6 +186,40 @@ def test_quoted_learning_figures_are_the_committed_ones() -> None:
     )
 
 
+def test_quoted_task_scores_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/task_scores.json").read_text(encoding="utf-8"))
+    learned = json.loads((ROOT / "benchmarks/results/learning.json").read_text(encoding="utf-8"))
+    assert found["status"] == "ok"
+    for who in found["tasks"][0]["contenders"]:
+        cells = []
+        for task in found["tasks"]:
+            runs = task["contenders"].get(who, [])
+            losses = [run["held_out_loss"] for run in runs if "held_out_loss" in run]
+            cells += [f"{statistics.fmean(losses):.3f}" if losses else "", _scores_of(runs)]
+        assert f"| {' | '.join(cells)} |\n".replace("  ", " ") in text, (who, cells)
+    for task in found["tasks"]:
+        (one,) = [
+            part
+            for part in learned["compared"]
+            if (part["task"], part["virtual_tokens"]) == (task["task"], task["virtual_tokens"])
+        ]
+        for who, side in (("ptune", "ptune"), ("PEFT's start, best rate", "reference")):
+            losses = [run["held_out_loss"] for run in task["contenders"][who]]
+            assert losses == pytest.approx(one["held_out_loss"][side], rel=1e-3), "the prompts of the table above"
+
+
+def _scores_of(runs: list[dict[str, Any]]) -> str:
+    """`75% (71 to 79); 62%`: the mean of each score, of the first one also the least and the greatest of the runs."""
+    shown = []
+    for name in runs[0]["scores"] if runs else ():
+        factor, unit = (1, "") if name in ("bleu", "chrf") else (100, "%")
+        values = [factor * run["scores"][name]["value"] for run in runs]
+        spread = f" ({min(values):.0f} to {max(values):.0f})" if len(runs) > 1 and not shown else ""
+        shown.append(f"{statistics.fmean(values):.0f}{unit}{spread}")
+    return "; ".join(shown)
+
+
 def test_quoted_few_shot_figures_are_the_committed_ones() -> None:
     text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "benchmarks/results/few_shot.json").read_text(encoding="utf-8"))

@@ -26,7 +26,13 @@ def options(data: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
         robustness="none", threads=1, work=str(tmp_path / "work"), output=tmp_path / "learning.json",
     )  # fmt: skip
     learning.measure(given, Console(quiet=True))
-    more = {"learned": given.output, "output": tmp_path / "result.json", "full_seeds": 2}
+    more = {
+        "learned": given.output,
+        "output": tmp_path / "result.json",
+        "full_tasks": "sst2",
+        "full_rates": "",
+        "full_seeds": 2,
+    }
     return argparse.Namespace(**{**vars(given), **more, "scored": 10, "scored_inputs": 3})
 
 
@@ -36,12 +42,10 @@ def test_every_contender_is_measured_and_kept(options: argparse.Namespace, monke
     films, places = result["tasks"]
     assert (films["task"], films["items"], films["references"]) == ("sst2", 10, 10)
     assert (places["task"], places["items"], places["references"]) == ("e2e", 3, 6)
-    for task in result["tasks"]:
-        counts = {who: len(runs) for who, runs in task["contenders"].items()}
-        assert list(counts.values()) == [1, 1, 1, 1, 1, 2]
-        lowest = min(task["full_rates_tried"].values())
-        assert task["full_rates_tried"][f"{task['full_rate']:g}"] == lowest
-        assert all(run["learning_rate"] == task["full_rate"] for run in task["contenders"][task_scores.FULL])
+    counts = [[len(runs) for runs in task["contenders"].values()] for task in result["tasks"]]
+    assert counts == [[1, 1, 1, 1, 1, 2], [1, 1, 1, 1, 1]]
+    assert films["full_rates_tried"][f"{films['full_rate']:g}"] == min(films["full_rates_tried"].values())
+    assert all(run["learning_rate"] == films["full_rate"] for run in films["contenders"][task_scores.FULL])
     assert json.loads(options.output.read_text())["tasks"] == json.loads(json.dumps(result["tasks"]))
     monkeypatch.setattr(task_scores.Answerer, "open", None)
     monkeypatch.setattr(task_scores, "load_model", None)
@@ -53,7 +57,7 @@ def test_every_contender_is_measured_and_kept(options: argparse.Namespace, monke
 
 @pytest.mark.parametrize("task", ["sst2", "e2e"])
 def test_the_scores_are_those_of_ptune_evaluate(options: argparse.Namespace, task: str) -> None:
-    options.tasks = task
+    options.tasks, options.full_rates = task, "0.01"
     (found,) = task_scores.measure(options, Console(quiet=True))["tasks"]
     work = Path(options.work) / task
     ours = evaluate(
