@@ -210,6 +210,15 @@ def test_quoted_figures_of_keys_and_values_are_the_committed_ones() -> None:
     assert f"[{rows[2][0].rstrip('×')} times less CPU time](speed.md#training) than with PEFT's prefix" in training
 
 
+def test_quoted_forecasts_of_keys_and_values_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/compare.md").read_text(encoding="utf-8")
+    (found,) = _cases("forecast_deep").values()
+    for name in ("prefix", "prefix-mlp"):
+        measured, told, error = (found[name][key]["median"] for key in ("peak_gib", "forecast_gib", "error_percent"))
+        figures = f"{measured:.2f} GiB, forecast {told:.2f} ({error:+.1f}%)"
+        assert re.search(rf"`{name}` [^`]*{re.escape(figures)}", text), figures
+
+
 def _means_and_ends(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
