@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole story on a real model: train a soft prompt, measure it, use it
 	@$(BIN)/ptune demo --overwrite $(ARGS)
 
-BENCHMARKS := training_speed mixtures training_memory floor scaling generation_speed evaluation_speed quantized forecast
+BENCHMARKS := training_speed mixtures training_memory deep_speed floor scaling generation_speed evaluation_speed quantized forecast
 bench: $(STAMP) ## every benchmark, an hour on two quiet cores; ARGS="--rounds 1" for a first look
 	@for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 

@@ -18,9 +18,11 @@ from datasets import Dataset
 from torch import nn
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
+import ptune
 from harness import Answer, Measured, Settings, held_gib, measuring
-from ptune import PackingCollator, PaddingCollator, PromptEncoderConfig, PTunedModel, PTuneTrainer
-from ptune.encoders import build_encoder
+from ptune import PackingCollator, PaddingCollator, PTunedModel, PTuneTrainer
+from ptune.encoders import DEEP_ENCODERS, build_deep_encoder, build_encoder
+from ptune.prefix.deep_prompts import key_value_shape
 from workload import Workload, load
 
 CONTENDERS = ("peft", "peft-grouped", "ptune-padded", "ptune-packed")
@@ -60,22 +62,20 @@ def answer(measured: Measured, workload: Workload, settings: Settings, **more: A
 
 def prompted(contender: str, workload: Workload, settings: Settings) -> tuple[nn.Module, nn.Module]:
     """The model with its prompt, as either library makes it, and its prompt encoder."""
-    virtual_tokens, kind = settings["n"], settings["encoder"].upper()
+    kind = settings["encoder"]
+    given: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": settings["n"]}
+    name = "PrefixTuningConfig" if kind in DEEP_ENCODERS else "PromptEncoderConfig"
+    if kind in DEEP_ENCODERS:
+        given |= {"prefix_projection": kind == "prefix-mlp"}
+    else:
+        given |= {"encoder_reparameterization_type": kind.upper()}
     if contender.startswith("peft"):
         import peft
 
-        model: Any = peft.get_peft_model(
-            workload.base,
-            peft.PromptEncoderConfig(
-                task_type=peft.TaskType.CAUSAL_LM,
-                num_virtual_tokens=virtual_tokens,
-                encoder_reparameterization_type=kind,
-            ),
-        )
+        model: Any = peft.get_peft_model(workload.base, getattr(peft, name)(**given))
         encoder = model.prompt_encoder["default"]
     else:
-        config = PromptEncoderConfig(num_virtual_tokens=virtual_tokens, encoder_reparameterization_type=kind)
-        model = PTunedModel(workload.base, config)
+        model = PTunedModel(workload.base, getattr(ptune, name)(**given))
         model.pack_batches = contender == "ptune-packed"
         encoder = model.prompts["default"]
     start_equal(encoder, workload, settings)
@@ -85,8 +85,14 @@ def prompted(contender: str, workload: Workload, settings: Settings) -> tuple[nn
 def start_equal(encoder: nn.Module, workload: Workload, settings: Settings) -> None:
     """Give a prompt encoder the values that the seed makes: the libraries' encoders have the same parameters."""
     torch.manual_seed(settings["seed"])
-    width = workload.base.get_input_embeddings().weight.shape[1]
-    start = build_encoder(settings["encoder"], num_virtual_tokens=settings["n"], token_dim=width)
+    kind, count = settings["encoder"], settings["n"]
+    if kind in DEEP_ENCODERS:
+        shape = key_value_shape(workload.base)
+        sizes = {"token_dim": shape.token_dim, "layers": shape.layers, "heads": shape.heads}
+        start: nn.Module = build_deep_encoder(kind, num_virtual_tokens=count, **sizes)
+    else:
+        width = workload.base.get_input_embeddings().weight.shape[1]
+        start = build_encoder(kind, num_virtual_tokens=count, token_dim=width)
     encoder.load_state_dict(start.state_dict())
 
 

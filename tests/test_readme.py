@@ -13,6 +13,7 @@ import pytest
 
 from ptune.cli import compare, export, import_, inspect, plan, serve, train, tune
 from ptune.cli.main import COMMANDS
+from ptune.recipe import LEARNING_RATES
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]
@@ -218,6 +219,42 @@ def _scores_of(runs: list[dict[str, Any]]) -> str:
         spread = f" ({min(values):.0f} to {max(values):.0f})" if len(runs) > 1 and not shown else ""
         shown.append(f"{statistics.fmean(values):.0f}{unit}{spread}")
     return "; ".join(shown)
+
+
+def test_quoted_figures_of_keys_and_values_are_the_committed_ones() -> None:
+    concepts, speed = ((ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in ("concepts", "speed"))
+    found = json.loads((ROOT / "benchmarks/results/deep_prompts.json").read_text(encoding="utf-8"))
+    runs: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
+    for run in found["runs"]:
+        runs.setdefault((run["encoder"], run["learning_rate"]), []).append(run)
+    for (encoder, rate), those in runs.items():
+        losses = _means_and_ends([run["held_out_loss"] for run in those])
+        named = "default" if rate is None else f"{rate:g}{', the default' if rate == LEARNING_RATES[encoder] else ''}"
+        seconds = statistics.fmean(run["cpu_seconds"] for run in those)
+        count = those[0]["trainable_parameters"]
+        assert f"| `{encoder}` | {named} | {count:,} | {losses} | {seconds:.0f} s |" in concepts
+    cases = _cases("deep_speed").values()
+    rows = [[f"{case[who]['peak_gib']['median']:.1f} GiB" for case in cases] for who in ("peft", "ptune-packed")]
+    for whose in ("peft", "peft-grouped"):
+        ratios = [case["ptune-packed"]["ratios"][whose]["cpu_seconds"]["median"] for case in cases]
+        rows.append([f"{one:.1f}×" for one in ratios])
+    for cells in rows:
+        assert f"| {' | '.join(cells)} |" in speed, cells
+    training = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert f"[{rows[2][0].rstrip('×')} times less CPU time](speed.md#training) than with PEFT's prefix" in training
+
+
+def test_quoted_forecasts_of_keys_and_values_are_the_committed_ones() -> None:
+    text = (ROOT / "docs/compare.md").read_text(encoding="utf-8")
+    (found,) = _cases("forecast_deep").values()
+    for name in ("prefix", "prefix-mlp"):
+        measured, told, error = (found[name][key]["median"] for key in ("peak_gib", "forecast_gib", "error_percent"))
+        figures = f"{measured:.2f} GiB, forecast {told:.2f} ({error:+.1f}%)"
+        assert re.search(rf"`{name}` [^`]*{re.escape(figures)}", text), figures
+
+
+def _means_and_ends(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def test_quoted_few_shot_figures_are_the_committed_ones() -> None:

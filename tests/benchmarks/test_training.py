@@ -13,6 +13,7 @@ import torch
 from transformers import Qwen3MoeConfig
 
 import contenders
+import deep_speed
 import training_memory
 import training_speed
 import workload
@@ -43,6 +44,15 @@ def test_batches_of_one_accumulated(settings: dict[str, Any]):
     answers = [contenders.train(name, told) for name in ("peft", "ptune-packed")]
     assert [one["steps"] for one in answers] == [2, 2]
     assert answers[0]["train_loss"] == pytest.approx(answers[1]["train_loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["prefix", "prefix-mlp"])
+def test_prefix_tuning_loses_as_pefts_does(settings: dict[str, Any], encoder: str):
+    told = {**settings, "encoder": encoder}
+    answers = {name: contenders.train(name, told) for name in ("peft", "ptune-packed")}
+    assert answers["peft"]["train_loss"] == pytest.approx(answers["ptune-packed"]["train_loss"], abs=1e-4)
+    vectors = contenders.train("ptune-packed", settings)["train_loss"]
+    assert answers["peft"]["train_loss"] != pytest.approx(vectors, abs=1e-4)
 
 
 def test_a_warm_up_leaves_no_trace(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
@@ -105,6 +115,18 @@ def test_ids_beyond_a_vocabulary_are_folded_and_labels_with_them(
     for ids, labels in zip(folded["input_ids"], folded["labels"], strict=True):
         assert all(label in (-100, one) for one, label in zip(ids, labels, strict=True))
         assert labels[0] == -100 != labels[-1]
+
+
+def test_the_script_of_keys_and_values(words: list[str], tmp_path: Path, in_this_process: Callable[[Benchmark], None]):
+    in_this_process(deep_speed.BENCHMARK)
+    deep_speed.run([*words, "--rows=8"])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "ok"
+    assert [case["label"] for case in result["cases"]] == ["prefix n=10", "prefix-mlp n=10"]
+    for case in result["cases"]:
+        ratios = case["contenders"]["ptune-packed"]["ratios"]
+        assert set(ratios) == {"peft", "peft-grouped"}
+        assert set(ratios["peft"]) >= {"cpu_seconds", "wall_seconds"}
 
 
 def test_the_speed_script_writes_result_and_plot(
