@@ -143,8 +143,8 @@ def main() -> None:
     say = Console(stderr=True)
     runs = [run for which in args.only.split(",") for run in measured(args.work, which, say)]
     write(
-        args.output,
         {**heading(WHAT, "python benchmarks/compress.py"), "model": MODEL, "dtype": "float32", "runs": runs},
+        args.output,
     )
     draw(runs, ROOT / "docs" / "images" / "compress.png")
 

@@ -146,13 +146,15 @@ class CheckpointStore:
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def check_resumable(self, checkpoint: str | Path) -> None:
+    def check_resumable(self, checkpoint: str | Path | None) -> None:
         """Read all that a checkpoint has to go on from, and load its prompt; so that what is wrong is said at once.
+
+        Nothing where there is none.
 
         Raises:
             PromptError: It is damaged, or of another run.
         """
-        if self.holds(checkpoint):
+        if checkpoint is not None and self.holds(checkpoint):
             self.load_prompt(checkpoint)
             self._read(Path(checkpoint), TRAINING_STATE)
             self.process_state(checkpoint)

@@ -98,10 +98,9 @@ def train(
     first = args.process_index == 0
     say = console or Console(stderr=True)
     say.quiet = say.quiet or not first
-    resume = find_checkpoint(
-        recipe.resume or args.resume_from_checkpoint, Path(recipe.output), partial(show_line, console=say)
-    )
-    with OutputFolder(Path(recipe.output), overwrite=recipe.overwrite, resume=resume) as folder:
+    going_on, output = recipe.resume or args.resume_from_checkpoint, Path(recipe.output)
+    resume = find_checkpoint(going_on, output, partial(show_line, console=say))
+    with OutputFolder(output, overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
         asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
         recipe = with_virtual_tokens(recipe, asked)
@@ -120,8 +119,7 @@ def train(
             details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
             callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
-        if resume is not None:
-            trainer.store.check_resumable(resume)
+        trainer.store.check_resumable(resume)
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
