@@ -128,6 +128,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.legend(fontsize=8)
     save_figure(figure, path)
 

@@ -49,3 +49,15 @@ def test_the_targets_of_the_job() -> None:
     for run in runs:
         assert run[TEXT]["token_agreement"] == 1
         assert run[COMPRESSED]["divergence"] < run[NOTHING]["divergence"] / 2
+
+
+def test_what_the_manual_keeps() -> None:
+    """Of what the whole text is worth to the loss of right answers."""
+    for run in RESULT["runs"]:
+        if run["name"].startswith("manual"):
+            alone, whole, own = (run["columns"][name]["loss"] for name in (NOTHING, TEXT, COMPRESSED))
+            length = run["settings"]["num_virtual_tokens"]
+            assert (
+                f"{length:,} {'virtual tokens ' if length == 64 else ''}keep {(alone - own) / (alone - whole):.0%}"
+                in PAGE
+            )

@@ -47,9 +47,8 @@ from ptune.data.opened import read_text
 from ptune.data.records import load_examples
 from ptune.errors import ConfigError, OutputError, shown, unknown
 from ptune.loading.load import load_tokenizer
-from ptune.prefix.deep_prompts import key_value_shape
 from ptune.prompt.build import check_room
-from ptune.recipe import DEEP_ENCODERS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.files import make_folder, write_atomic
 from ptune.training.checkpoints import newest_whole
 from ptune.training.deep_run import check_deep_run
@@ -125,9 +124,7 @@ def run_compression(
     template = template_of_rows(settings, tokenizer)
     model = frozen_model(recipe, args, tokenizer).eval()
     check_room(recipe.prompt_config(), model.context_length)
-    if recipe.encoder in DEEP_ENCODERS:
-        key_value_shape(model.base)  # found before the study, if there are none
-    check_deep_run(recipe, args, 0)
+    check_deep_run(recipe, args, 0, model.base)
     answerer = Answerer(model, tokenizer, template)
     studied = cut_for(text, answerer, settings, questions, (asked or ())[: settings.report_rows])
     study = Study(answerer, studied, settings, _study_folder(settings, folder), args.seed, say)

@@ -14,34 +14,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ptune.answering import Answerer
+from ptune.compression.asked_columns import COLUMNS, COMPRESSED, NOTHING, TEXT, AskedColumns
 from ptune.compression.excerpts import StudiedText
-from ptune.compression.reading import Reading, reading
 from ptune.compression.study_progress import progress
-from ptune.compression.timing import Timing, time_columns
-from ptune.data.collate import PackingCollator, PaddingCollator
+from ptune.compression.timing import Timing
 from ptune.data.example import Example
-from ptune.data.labels import IGNORE_INDEX
-from ptune.data.soft_labels import TEACHER_IDS, TEACHER_LOG_PROBS, SoftLabels
-from ptune.evaluation.answers import generate_answers
-from ptune.evaluation.columns import ItemTexts, Row, encoded
 from ptune.evaluation.items import make_items
 from ptune.evaluation.metrics import METRICS
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.page import TextTable, markdown
-from ptune.evaluation.row_losses import LearnedRow, RowLoss, by_tokens, row_losses
-from ptune.model.taught import divergence, likeliest_tokens, soft_labels
 from ptune.prefix.deep_prompts import encode_tokens
 from ptune.saved.files import write_atomic, write_json
 
+__all__ = ["COMPRESSED", "NOTHING", "TEXT", "CompressionReport", "make_report", "report_table", "write_report"]
+
 REPORT, MARKDOWN = "compression.json", "compression.md"
-NOTHING, TEXT, COMPRESSED = "nothing in front", "the whole text", "the compressed prompt"
 SCORES = ("exact_match", "f1")
-_BATCH = 16
-_MOST_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -108,132 +99,38 @@ def make_report(
         top_k: Likeliest tokens of the teacher that the divergence is taken over.
         say: Where to show progress.
     """
-    model = answerer.model
-    name = model.active_prompt
     windows = [text.window_of(row.question) for row in rows]
     order = sorted(range(len(rows)), key=windows.__getitem__)
-    rows = [rows[at] for at in order]
-    answers: dict[str, list[str]] = {NOTHING: [], TEXT: [], COMPRESSED: []}
-    sums = {column: [0.0, 0.0] for column in answers}
-    losses: dict[str, list[RowLoss]] = {column: [] for column in answers}
-    timing: dict[str, Timing] = {}
-    total = tokens = 0
-    with progress("report", len(rows), 0, say) as advance:
+    asked = AskedColumns(answerer, scored=scored, new_tokens=new_tokens, top_k=top_k)
+    with progress("report", len(rows) * len(COLUMNS), 0, say) as advance:
         for window in sorted(set(windows)):
-            mine = [row for row, at in zip(rows, order, strict=True) if windows[at] == window]
-            with reading(answerer, text.windows[window], mine, new_tokens=new_tokens) as read:
-                answers[TEXT] += _answers(answerer, [one.question for one in read.texts], read.name, new_tokens)
-                losses[TEXT] += _losses(answerer, [one.rows[0] for one in read.texts], read.name) if scored else []
-            for start in range(0, len(mine), _BATCH):
-                asked = mine[start : start + _BATCH]
-                own = [_encoded(answerer, row) for row in asked]
-                for column, prompt in ((NOTHING, None), (COMPRESSED, name)):
-                    answers[column] += _answers(answerer, [one.question for one in own], prompt, new_tokens)
-                    losses[column] += _losses(answerer, [one.rows[0] for one in own], prompt) if scored else []
-                advance(len(asked))
-            said = answers[TEXT][-len(mine) :]
-            taught = [
-                Example(instruction=row.instruction, input=row.input, output=one)
-                for row, one in zip(mine, said, strict=True)
-            ]
-            with reading(answerer, text.windows[window], taught) as read:
-                labels = _labels(answerer, read, top_k)
-                tokens = max(tokens, read.tokens)
-                untold = [_encoded(answerer, row).rows[0] for row in taught]
-                behind = [one.rows[0] for one in read.texts]
-                for column, prompt, own_rows in (
-                    (NOTHING, None, untold),
-                    (TEXT, read.name, behind),
-                    (COMPRESSED, name, untold),
-                ):
-                    for at, value in enumerate(_compared(answerer, own_rows, labels, prompt)):
-                        sums[column][at] += value
-                total += sum(len(one.ids) for one in labels)
-                if not timing:
-                    timing = time_columns(answerer, read, untold[0], name, names=(NOTHING, TEXT, COMPRESSED))
-    width = 0 if name is None else model.prompt_configs[name].num_virtual_tokens
-    sizes = {NOTHING: 0, TEXT: tokens, COMPRESSED: width}
+            mine = [rows[at] for at in order if windows[at] == window]
+            asked.ask(text.windows[window], mine, advance)
     each = _bytes_a_token(answerer)
-    columns = tuple(
-        ColumnReport(
-            name=column,
-            tokens=sizes[column],
-            bytes=sizes[column] * each,
-            divergence=max(sums[column][0] / max(total, 1), 0.0),  # below it by rounding alone
-            token_agreement=sums[column][1] / max(total, 1),
-            answer_agreement=_share_equal(answers[column], answers[TEXT]),
-            scores=_scores(rows, answers[column]) if scored else {},
-            loss=sum(one.total for one in losses[column]) / sum(one.tokens for one in losses[column])
-            if scored
-            else None,
-            timing=timing[column],
-        )
-        for column in answers
-    )
+    columns = tuple(_column(asked, name, each) for name in COLUMNS)
     samples = tuple(
         {"question": row.question, **({"expected": row.output} if scored else {}), **said}
-        for row, said in zip(rows, _by_row(answers), strict=True)
+        for row, said in zip(asked.rows, asked.answers_by_row(), strict=True)
     )
-    return CompressionReport(columns, len(rows), total, len(text.windows), samples)
+    return CompressionReport(columns, len(rows), asked.total, len(text.windows), samples)
 
 
-def _encoded(answerer: Answerer, row: Example) -> ItemTexts:
-    return encoded([answerer.template.segments(row)], answerer.tokenizer, row.source)
-
-
-def _answers(answerer: Answerer, questions: Sequence[Sequence[int]], prompt: str | None, new_tokens: int) -> list[str]:
-    return generate_answers(
-        answerer.model,
-        answerer.tokenizer,
-        questions,
-        prompt_names=[prompt] * len(questions),
-        batch_size=_BATCH,
-        max_new_tokens=new_tokens,
+def _column(asked: AskedColumns, name: str, bytes_a_token: int) -> ColumnReport:
+    """What was found out about one column."""
+    found, teacher = asked.found[name], asked.found[TEXT]
+    tokens = asked.tokens(name)
+    counted = sum(one.tokens for one in found.losses)
+    return ColumnReport(
+        name=name,
+        tokens=tokens,
+        bytes=tokens * bytes_a_token,
+        divergence=max(found.apart / max(asked.total, 1), 0.0),  # below it by rounding alone
+        token_agreement=found.same / max(asked.total, 1),
+        answer_agreement=_share_equal(found.answers, teacher.answers),
+        scores=_scores(asked.rows, found.answers) if asked.scored else {},
+        loss=sum(one.total for one in found.losses) / counted if counted else None,
+        timing=asked.timing[name],
     )
-
-
-def _collate(answerer: Answerer) -> PackingCollator | PaddingCollator:
-    if answerer.model.packs:
-        return PackingCollator()
-    return PaddingCollator(int(answerer.tokenizer.pad_token_id))
-
-
-def _labels(answerer: Answerer, read: Reading, top_k: int) -> list[SoftLabels]:
-    """What the teacher holds likely along its answers, row by row."""
-    rows, found = [one.rows[0] for one in read.texts], []
-    for batch in by_tokens([len(ids) for ids, _ in rows], _MOST_TOKENS):
-        features = [{"input_ids": rows[at][0], "labels": rows[at][1]} for at in batch]
-        labels = soft_labels(answerer.model, _collate(answerer)(features), top_k, prompt_names=[read.name] * len(batch))
-        sizes = [sum(label != IGNORE_INDEX for label in rows[at][1]) for at in batch]
-        found += [
-            SoftLabels(*one)
-            for one in zip(torch.split(labels.ids, sizes), torch.split(labels.log_probs, sizes), strict=True)
-        ]
-    return found
-
-
-def _compared(
-    answerer: Answerer, rows: Sequence[Row], labels: Sequence[SoftLabels], prompt: str | None
-) -> tuple[float, float]:
-    """The summed divergence of a column from the teacher, and the tokens at which both would write the same."""
-    apart, same = 0.0, 0
-    for batch in by_tokens([len(ids) for ids, _ in rows], _MOST_TOKENS):
-        features = [
-            {
-                "input_ids": rows[at][0],
-                "labels": rows[at][1],
-                TEACHER_IDS: labels[at].ids,
-                TEACHER_LOG_PROBS: labels[at].log_probs,
-            }
-            for at in batch
-        ]
-        inputs = _collate(answerer)(features)
-        names = [prompt] * len(batch)
-        with torch.no_grad():
-            apart += float(divergence(answerer.model, inputs, prompt_names=names, num_items=1))
-        teacher = torch.cat([labels[at].ids[:, 0] for at in batch])
-        same += int((likeliest_tokens(answerer.model, inputs, prompt_names=names) == teacher).sum())
-    return apart, float(same)
 
 
 def _bytes_a_token(answerer: Answerer) -> int:
@@ -244,10 +141,6 @@ def _bytes_a_token(answerer: Answerer) -> int:
     return sum(part.nbytes for layer in encode_tokens(base, [0]).layers for part in layer)
 
 
-def _losses(answerer: Answerer, rows: Sequence[Row], prompt: str | None) -> list[RowLoss]:
-    return row_losses(answerer.model, [LearnedRow(ids, labels, prompt) for ids, labels in rows])
-
-
 def _share_equal(answers: Sequence[str], others: Sequence[str]) -> float:
     return sum(one.strip() == other.strip() for one, other in zip(answers, others, strict=True)) / max(len(answers), 1)
 
@@ -256,10 +149,6 @@ def _scores(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]
     items = make_items(rows, group=False)
     outcomes = [Outcome(answer=answer.strip()) for answer in answers]
     return {name: METRICS[name].count(items, outcomes, ()).whole for name in SCORES}
-
-
-def _by_row(answers: dict[str, list[str]]) -> list[dict[str, str]]:
-    return [dict(zip(answers, one, strict=True)) for one in zip(*answers.values(), strict=True)]
 
 
 # ---- shown -----------------------------------------------------------------------------------------------------------

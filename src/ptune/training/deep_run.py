@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import pyarrow.compute as pc
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError
 from ptune.model.wrapper import PTunedModel
+from ptune.prefix.deep_prompts import key_value_shape
 from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS, TrainRecipe
 from ptune.training.rows import Rows
 
 
-def check_deep_run(recipe: TrainRecipe, args: TrainingArguments, inside: int) -> None:
+def check_deep_run(
+    recipe: TrainRecipe, args: TrainingArguments, inside: int, base: PreTrainedModel | None = None
+) -> None:
     """Refuse what does not go with keys and values.
 
     Args:
         recipe: Names the encoder.
         args: The training arguments.
         inside: Virtual tokens that the template has inside the text.
+        base: The frozen model, where it is to be looked at before a prompt is made for it.
 
     Raises:
         ConfigError: There are some, or activations are to be computed again.
+        ModelError: The model keeps no keys and values of one shape.
     """
     if recipe.encoder not in DEEP_ENCODERS:
         return
+    if base is not None:
+        key_value_shape(base)
     if inside:
         raise ConfigError(
             f"the template has {inside} virtual tokens inside the text, and the encoder {recipe.encoder} gives keys "
