@@ -21,7 +21,7 @@ from ptune.compression.study_files import (
     write_labels,
 )
 from ptune.data.soft_labels import SoftLabels
-from ptune.errors import OutputError
+from ptune.errors import DataError, OutputError
 
 LINES = [{"instruction": "Wo ist „es“?\u2028", "output": "a\nb"}, {"instruction": "水壶\ud800", "seed": 3}, {}]
 
@@ -58,11 +58,13 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path: Path):
 
 
 @pytest.mark.parametrize("line", [b"[1, 2]", b'"text"', b"\xff\xfe", b"[" * 100_000, b"nothing"])
-def test_lines_that_are_none_of_ours_end_the_file(line: bytes, tmp_path: Path):
+def test_a_broken_line_is_named_and_nothing_behind_it_is_lost(line: bytes, tmp_path: Path):
     path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"b": 2}\n')
-    assert LinesFile(path).lines == [{"a": 1}]
-    assert path.read_bytes() == b'{"a": 1}\n'
+    content = b'{"a": 1}\n' + line + b'\n{"b": 2}\n'
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"lines\.jsonl:2 is no JSON object"):
+        LinesFile(path)
+    assert path.read_bytes() == content
 
 
 def test_keep(tmp_path: Path):

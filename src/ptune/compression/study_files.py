@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 
 from ptune.data.soft_labels import SoftLabels
-from ptune.errors import OutputError, printable
+from ptune.errors import DataError, OutputError, printable
 from ptune.saved.files import make_folder, write_atomic, write_json
 
 STUDIED, QUESTIONS, ROWS = "study.json", "questions.jsonl", "rows.jsonl"
@@ -83,13 +83,14 @@ def check_study(folder: Path, studied: Mapping[str, Any], *, whole: bool = False
 
 
 class LinesFile:
-    """A JSONL file that grows batch by batch.
+    """A JSONL file that grows batch by batch. A last line that was cut off is dropped.
 
     Args:
         path: The file; it need not be there.
 
     Raises:
         OutputError: It cannot be read.
+        DataError: Another line is no JSON object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,13 +100,13 @@ class LinesFile:
             text = path.read_bytes() if path.is_file() else b""
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}.", hint="Choose another place.") from error
-        for line in text.splitlines():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(value, dict):
-                break
+        *ended, last = text.split(b"\n")
+        for number, line in enumerate(ended, start=1):
+            value = _object(line)
+            if value is None:
+                raise DataError(f"{path}:{number} is no JSON object.", hint="Mend the line, or pass --overwrite.")
+            self.lines.append(value)
+        if (value := _object(last)) is not None:
             self.lines.append(value)
         whole = b"".join(map(_line, self.lines))
         if text != whole:
@@ -133,6 +134,14 @@ class LinesFile:
                 f"cannot write {self.path}: {error.strerror}.", hint="Free some space or choose another place."
             ) from error
         self.lines += lines
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
