@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import shutil
 import tempfile
 import time
@@ -30,7 +31,7 @@ MODEL, HELD_OUT_ROWS = "builtin:smollm2-135m", 24
 RATES: dict[str, tuple[float | None, ...]] = {
     "embedding": (None,),
     "residual": (None,),
-    "prefix": (0.02, LEARNING_RATES["prefix"], 0.15),
+    "prefix": (0.02, 0.06, 0.15),
     "prefix-mlp": (3e-4, LEARNING_RATES["prefix-mlp"], 3e-3),
 }
 """Of each encoder; None is the default for model and encoder."""
@@ -77,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     runs.append(trained(Path(place), encoder, rate, seed, args.steps))
                     print(runs[-1], flush=True)
     command = f"python benchmarks/deep_prompts.py --seeds {args.seeds} --steps {args.steps}"
-    write({**heading(WHAT, command), "model": MODEL, "steps": args.steps, "rows_a_step": 4, "runs": runs}, args.output)
+    result = {**heading(WHAT, command), "model": MODEL, "steps": args.steps, "rows_a_step": 4, "runs": runs}
+    before = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
+    write({**before, **result}, args.output)  # the part of `deep_tasks.py` stays
 
 
 if __name__ == "__main__":

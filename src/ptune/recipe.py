@@ -50,7 +50,7 @@ GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 _TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
 CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_checkpointing"
 """The training argument that computes activations again in the backward; 5.23 gave it another name."""
-LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3, PREFIX: 6e-2, PREFIX_MLP: 1e-3}
+LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3, PREFIX: 2e-2, PREFIX_MLP: 1e-3}
 """Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
 of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
 ADAM_BETAS = {"adam_beta1": 0.7, "adam_beta2": 0.98}
