@@ -13,11 +13,11 @@ from ptune.cli.recipe_file import own_names, own_values, read_recipe
 from ptune.cli.train import check_keys
 from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.compression.compress_settings import (
+    ARGUMENT_DEFAULTS,
     NOT_HERE,
     OWN_DEFAULTS,
     SETTINGS_FILE,
     CompressSettings,
-    argument_defaults,
     split_settings,
 )
 from ptune.errors import ConfigError
@@ -97,7 +97,7 @@ def run(argv: Sequence[str]) -> int:
     from ptune.compression.compress_report import report_table
     from ptune.evaluation.page import show_tables
 
-    defaults = {name: value for name, value in argument_defaults(recipe.encoder).items() if name not in given}
+    defaults = {name: value for name, value in ARGUMENT_DEFAULTS.items() if name not in given}
     args = make_arguments(recipe, trainer or trainer_parser("compress"), rest, {**defaults, **foreign}, file)
     result = run_compression(settings, recipe, args, console(), given=given_values(args, given))
     if as_json:

@@ -22,11 +22,11 @@ from transformers.trainer_utils import IntervalStrategy
 from ptune.answering import Answerer
 from ptune.compression.compress_report import MARKDOWN, REPORT, CompressionReport, make_report, write_report
 from ptune.compression.compress_settings import (
+    ARGUMENT_DEFAULTS,
     OWN_DEFAULTS,
     SETTINGS_FILE,
     STUDY,
     CompressSettings,
-    argument_defaults,
     recorded,
     split_settings,
 )
@@ -97,7 +97,7 @@ def compress(text: str | Path, *, console: Console | None = None, **settings: An
     for name in given:
         if name not in names:
             raise unknown("setting", name, sorted({*own.__dataclass_fields__, *recipe.__dataclass_fields__, *names}))
-    arguments = {**argument_defaults(recipe.encoder), **given}
+    arguments = {**ARGUMENT_DEFAULTS, **given}
     return run_compression(own, recipe, arguments, console or Console(quiet=True), given=given)
 
 
@@ -152,7 +152,7 @@ def run_compression(
         details={"compression": _details(settings, studied)},
     )
     show_line("the loss is the divergence from the model with the text in front: KL, nats a token", say)
-    trained = train(recipe, args, say, given={*given, *argument_defaults(recipe.encoder)}, teaching=teaching)
+    trained = train(recipe, args, say, given={*given}, teaching=teaching)
     report = None
     if settings.report_rows:
         report = make_report(

@@ -115,14 +115,8 @@ class CompressSettings:
 
 OWN_DEFAULTS: Mapping[str, Any] = {"encoder": PREFIX, "num_virtual_tokens": 64, "max_length": 512, "eval_rows": 32}
 """Of the recipe: what is another default here."""
-_RATES = {PREFIX: 2e-2}
-"""Learning rates of encoders that start at what they are to give, and so need smaller steps than elsewhere."""
-
-
-def argument_defaults(encoder: str) -> dict[str, Any]:
-    """Of the training arguments: what is another default here."""
-    own = {"learning_rate": _RATES[encoder]} if encoder in _RATES else {}
-    return {"save_strategy": "epoch", "save_total_limit": 1, **own}
+ARGUMENT_DEFAULTS: Mapping[str, Any] = {"save_strategy": "epoch", "save_total_limit": 1}
+"""Of the training arguments: what is another default here."""
 
 
 def recorded(settings: CompressSettings, recipe: TrainRecipe, given: Mapping[str, Any]) -> dict[str, Any]:
