@@ -160,7 +160,7 @@ def test_keys_and_values_behind_more_architectures(name: str):
     [
         ("deepseek_v3", "1 heads of 4 or 1 heads of 8"),
         ("mamba", "keeps a running state"),
-        ("gemma4_text", "DummyLayer"),
+        ("gemma4_text", "keys and values"),  # versions of transformers differ in the reason
     ],
 )
 def test_models_without_keys_and_values_of_one_shape(name: str, said: str):
