@@ -387,7 +387,7 @@ def test_the_study_of_another_compression(
 ):
     before = made(whole.trained.folder)
     monkeypatch.setattr(self_study, "generate_answers", refuse)
-    monkeypatch.setattr(self_study, "soft_labels", refuse)
+    monkeypatch.setattr(self_study, "labels_of_rows", refuse)
     for named in (whole.trained.folder, whole.trained.folder / "study"):
         out = tmp_path / named.name
         result = run(text, model_dir, out, study=str(named), num_virtual_tokens=4, max_steps=2)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from architectures import ARCHITECTURES, CONTEXT, EOS, PAD, build
 from ptune.answering import Answerer
-from ptune.compression.reading import READER, Reading, common_beginning, reading, told
+from ptune.compression.reading import READER, Reading, reading, told
 from ptune.config import PromptTuningConfig
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.example import Example
@@ -23,6 +23,7 @@ from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError
 from ptune.evaluation.answers import generate_answers
+from ptune.evaluation.told_in_words import common_beginning
 from ptune.model.taught import soft_labels
 from ptune.model.wrapper import PTunedModel
 

@@ -9,19 +9,17 @@ import torch
 
 from ptune.answering import Answerer
 from ptune.compression.reading import Reading, reading
+from ptune.compression.row_labels import MOST_TOKENS, collated, labels_of_rows
 from ptune.compression.timing import Timing, time_columns
-from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.example import Example
-from ptune.data.labels import IGNORE_INDEX
 from ptune.data.soft_labels import TEACHER_IDS, TEACHER_LOG_PROBS, SoftLabels
 from ptune.evaluation.answers import generate_answers
 from ptune.evaluation.columns import ItemTexts, Row, encoded
 from ptune.evaluation.row_losses import LearnedRow, RowLoss, by_tokens, row_losses
-from ptune.model.taught import divergence, likeliest_tokens, soft_labels
+from ptune.model.taught import divergence, likeliest_tokens
 
 COLUMNS = NOTHING, TEXT, COMPRESSED = ("nothing in front", "the whole text", "the compressed prompt")
 _BATCH = 16
-_MOST_TOKENS = 2048
 
 
 @dataclass
@@ -115,7 +113,7 @@ class AskedColumns:
     def _compare(self, read: Reading, untold: Sequence[Row], prompt: str | None) -> None:
         """Set the columns beside the teacher, along its answers."""
         behind = [one.rows[0] for one in read.texts]
-        labels = self._labels(behind, read.name)
+        labels = labels_of_rows(self._answerer, behind, read.name, self._top_k)
         self.total += sum(len(one.ids) for one in labels)
         self._text_tokens = max(self._text_tokens, read.tokens)
         for column, name, rows in ((NOTHING, None, untold), (TEXT, read.name, behind), (COMPRESSED, prompt, untold)):
@@ -123,21 +121,10 @@ class AskedColumns:
         if not self.timing:
             self.timing = time_columns(self._answerer, read, untold[0], prompt, names=COLUMNS)
 
-    def _labels(self, rows: Sequence[Row], prompt: str | None) -> list[SoftLabels]:
-        """What the teacher holds likely along its answers, row by row."""
-        found: list[SoftLabels] = []
-        for batch in by_tokens([len(ids) for ids, _ in rows], _MOST_TOKENS):
-            inputs = self._collate([{"input_ids": rows[at][0], "labels": rows[at][1]} for at in batch])
-            labels = soft_labels(self._answerer.model, inputs, self._top_k, prompt_names=[prompt] * len(batch))
-            sizes = [sum(label != IGNORE_INDEX for label in rows[at][1]) for at in batch]
-            parts = zip(torch.split(labels.ids, sizes), torch.split(labels.log_probs, sizes), strict=True)
-            found += [SoftLabels(*one) for one in parts]
-        return found
-
     def _set_beside(self, found: Found, rows: Sequence[Row], labels: Sequence[SoftLabels], prompt: str | None) -> None:
         """Add the divergence of a column from the teacher, and the tokens at which both would write the same."""
         model = self._answerer.model
-        for batch in by_tokens([len(ids) for ids, _ in rows], _MOST_TOKENS):
+        for batch in by_tokens([len(ids) for ids, _ in rows], MOST_TOKENS):
             features = [
                 {
                     "input_ids": rows[at][0],
@@ -147,17 +134,11 @@ class AskedColumns:
                 }
                 for at in batch
             ]
-            inputs, names = self._collate(features), [prompt] * len(batch)
+            inputs, names = collated(self._answerer, features), [prompt] * len(batch)
             with torch.no_grad():
                 found.apart += float(divergence(model, inputs, prompt_names=names, num_items=1))
             teacher = torch.cat([labels[at].ids[:, 0] for at in batch])
             found.same += int((likeliest_tokens(model, inputs, prompt_names=names) == teacher).sum())
-
-    @property
-    def _collate(self) -> PackingCollator | PaddingCollator:
-        if self._answerer.model.packs:
-            return PackingCollator()
-        return PaddingCollator(int(self._answerer.tokenizer.pad_token_id))
 
 
 def _encoded(answerer: Answerer, row: Example) -> ItemTexts:

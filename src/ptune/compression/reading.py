@@ -23,7 +23,7 @@ from ptune.deep_config import PrefixTuningConfig
 from ptune.errors import ConfigError, DataError
 from ptune.evaluation.columns import ItemTexts, encoded
 from ptune.evaluation.items import Item
-from ptune.evaluation.told_in_words import Telling
+from ptune.evaluation.told_in_words import Telling, common_beginning
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
 from ptune.prefix.deep_prompts import encode_tokens
@@ -97,13 +97,6 @@ def reading(answerer: Answerer, text: str, rows: Sequence[Example], *, new_token
         yield Reading([one.behind(len(shared)) for one in texts], READER, shared, tokens)
     finally:
         model.delete_prompt(READER)
-
-
-def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """What all texts begin with; a token of each is left."""
-    first, last = min(texts)[:-1], max(texts)[:-1]
-    different = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
-    return first[: next(different, min(map(len, texts)) - 1)]
 
 
 def _add_text(model: PTunedModel, ids: tuple[int, ...]) -> None:

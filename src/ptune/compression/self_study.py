@@ -21,6 +21,7 @@ from ptune.answering import Answerer
 from ptune.compression.compress_settings import CompressSettings
 from ptune.compression.excerpts import StudiedText
 from ptune.compression.reading import Reading, reading
+from ptune.compression.row_labels import labels_of_rows
 from ptune.compression.seed_questions import ASKED, QUESTION_TOKENS, Seed, cleaned, named, seeds
 from ptune.compression.study_files import (
     QUESTIONS,
@@ -31,19 +32,14 @@ from ptune.compression.study_files import (
     write_labels,
 )
 from ptune.compression.study_progress import progress
-from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.example import Example
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.soft_labels import SoftLabels
 from ptune.evaluation.answers import generate_answers
 from ptune.evaluation.columns import Row
-from ptune.evaluation.row_losses import by_tokens
-from ptune.model.taught import soft_labels
 from ptune.model.wrapper import PTunedModel
 
 _TOP_P = 0.95
-_MOST_TOKENS = 2048
-"""Tokens of the rows whose soft labels are computed together."""
 _ROWS_A_FILE = 64
 
 
@@ -198,15 +194,6 @@ def _kept_labels(study: Study, name: str | None, rows: Sequence[Row], number: in
     kept = read_labels(study.folder, number, digest)
     if kept is not None:
         return kept
-    made: list[SoftLabels] = []
-    collate = PackingCollator() if study.model.packs else PaddingCollator(int(study.answerer.tokenizer.pad_token_id))
-    for batch in by_tokens([len(ids) for ids, _ in rows], _MOST_TOKENS):
-        features = [{"input_ids": rows[at][0], "labels": rows[at][1]} for at in batch]
-        labels = soft_labels(study.model, collate(features), study.settings.top_k, prompt_names=[name] * len(batch))
-        sizes = [sum(label != IGNORE_INDEX for label in rows[at][1]) for at in batch]
-        made += [
-            SoftLabels(*one)
-            for one in zip(torch.split(labels.ids, sizes), torch.split(labels.log_probs, sizes), strict=True)
-        ]
+    made = labels_of_rows(study.answerer, rows, name, study.settings.top_k)
     write_labels(study.folder, number, digest, made)
     return made

@@ -139,7 +139,7 @@ def told_in_words(
     added: list[str] = []
     try:
         for numbers in _told_alike(items, telling):
-            shared = _beginning([told[number].question for number in numbers])
+            shared = common_beginning([told[number].question for number in numbers])
             if len(numbers) > 1 and shared and model.capability.filler_id is None:
                 added.append(_add_text(model, shared))
                 for number in numbers:
@@ -159,7 +159,7 @@ def _told_alike(items: Sequence[Item], telling: Telling) -> list[list[int]]:
     return list(groups.values())
 
 
-def _beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """What all texts begin with; a token of each is left."""
     first, last = min(texts)[:-1], max(texts)[:-1]
     different = (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
