@@ -17,7 +17,7 @@ from ptune.errors import ConfigError, shown, unknown
 
 
 class TaskType(str, enum.Enum):
-    """Kinds of task, as PEFT names them. ptune tunes `CAUSAL_LM`."""
+    """Kinds of task, as PEFT names them. `MASKED_LM` is ptune's addition."""
 
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
@@ -25,6 +25,7 @@ class TaskType(str, enum.Enum):
     TOKEN_CLS = "TOKEN_CLS"
     QUESTION_ANS = "QUESTION_ANS"
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+    MASKED_LM = "MASKED_LM"
 
 
 class PromptEncoderReparameterizationType(str, enum.Enum):
@@ -92,13 +93,16 @@ class PromptLearningConfig:
     tokens_in_text: int = 0
     """How many of them stand inside the text, where a template has a place for them: the last ones of the prompt."""
     task_type: TaskType | str | None = None
-    """`CAUSAL_LM`, or None, which means the same."""
+    """What the model is for; None leaves it to the model's class."""
     token_dim: int | None = None
     """Size `D` of a token embedding; read from the model when None."""
     base_model_name_or_path: str | None = None
     """The frozen model this prompt belongs to; noted from the model when None."""
     revision: str | None = None
     """Revision of the base model on the hub."""
+    pool_virtual_tokens: bool = False
+    """Whether an encoder's classifier reads its virtual tokens too, as PEFT's does: [CLS] is looked for at the first of
+    them, and a mean is taken over all of them. Here it reads the text alone by default."""
     inference_mode: bool = False
     """True freezes the prompt encoder too."""
     peft_type: PeftType | str | None = None
@@ -108,13 +112,13 @@ class PromptLearningConfig:
     peft_version: str | None = None
     """Accepted for PEFT's files; not used."""
     num_transformer_submodules: int | None = None
-    """1 for a decoder; anything else is refused."""
+    """1. Of an encoder-decoder PEFT says 2: its files have vectors for the decoder too, which it does not use."""
     num_attention_heads: int | None = None
     """Read from the model; accepted for PEFT's files."""
     num_layers: int | None = None
     """Read from the model; accepted for PEFT's files."""
     modules_to_save: list[str] | None = None
-    """Not supported: ptune trains the prompt encoder alone."""
+    """Children of the model that train and are saved with the prompt, beside a classifier's head, which does anyway."""
 
     def __post_init__(self) -> None:
         faults = self._faults()
@@ -127,8 +131,6 @@ class PromptLearningConfig:
         if self.task_type is not None:
             task = coerce(self.task_type, TaskType, "task_type", faults)
             object.__setattr__(self, "task_type", task)
-            if isinstance(task, TaskType) and task is not TaskType.CAUSAL_LM:
-                faults.append(f"task_type={task.value} is not supported; ptune tunes CAUSAL_LM")
         if not is_int(self.num_virtual_tokens) or self.num_virtual_tokens < 1:
             faults.append(
                 f"num_virtual_tokens must be a whole number of at least 1, not {shown(self.num_virtual_tokens)}"
@@ -145,12 +147,17 @@ class PromptLearningConfig:
         if given not in (None, expected):
             faults.append(f"peft_type={shown(given)} does not fit; {type(self).__name__} is {expected.value}")
         object.__setattr__(self, "peft_type", expected)
-        if self.num_transformer_submodules not in (None, 1):
+        most = 2 if self.task_type is TaskType.SEQ_2_SEQ_LM else 1
+        if self.num_transformer_submodules not in (None, *range(1, most + 1)):
             faults.append(
-                f"num_transformer_submodules={shown(self.num_transformer_submodules)} is not supported; a decoder has 1"
+                f"num_transformer_submodules={shown(self.num_transformer_submodules)} is not supported; "
+                + ("use 1 or 2" if most > 1 else "a model of one part has 1")
             )
-        if self.modules_to_save:
-            faults.append(f"modules_to_save={shown(self.modules_to_save)} is not supported; the model stays frozen")
+        names = self.modules_to_save
+        if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(one, str) for one in names)):
+            faults.append(f"modules_to_save must be a list of names, not {shown(names)}")
+        elif names and self.task_type is TaskType.CAUSAL_LM:
+            faults.append(f"modules_to_save={shown(names)} is not supported for CAUSAL_LM; the model stays frozen")
         if self.auto_mapping:
             faults.append("auto_mapping is not supported")
         return faults
@@ -164,8 +171,11 @@ class PromptLearningConfig:
                 faults.append(f"{item.name} must be text, not {shown(value)}")
             if item.name in _COUNTS and not (value is None or (is_int(value) and value >= 0)):
                 faults.append(f"{item.name} must be a whole number, not {shown(value)}")
-        if not isinstance(self.inference_mode, bool):
-            faults.append(f"inference_mode must be true or false, not {shown(self.inference_mode)}")
+        faults += [
+            f"{name} must be true or false, not {shown(getattr(self, name))}"
+            for name in ("inference_mode", "pool_virtual_tokens")
+            if not isinstance(getattr(self, name), bool)
+        ]
         return faults
 
     @property

@@ -24,7 +24,7 @@ DIFFERENT_DEFAULTS = {
     "peft_type": None,  # set by both in __post_init__
 }
 REFUSED: dict[str, Any] = {
-    "task_type": "SEQ_CLS",
+    "task_type": "SEQ_CLASS",
     "num_transformer_submodules": 2,
     "modules_to_save": ["lm_head"],
     "auto_mapping": {"base_model_class": "X"},
@@ -54,7 +54,7 @@ def test_every_argument_of_peft_is_taken_with_its_default(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_what_is_not_supported_is_refused_by_name(name: str, argument: str) -> None:
     with pytest.raises(ConfigError, match=argument):
-        getattr(ptune, name)(num_virtual_tokens=4, **{argument: REFUSED[argument]})
+        getattr(ptune, name)(num_virtual_tokens=4, **{"task_type": "CAUSAL_LM", argument: REFUSED[argument]})
 
 
 @pytest.mark.parametrize("name", ["PromptEncoderReparameterizationType", "PromptTuningInit", "TaskType"])

@@ -94,9 +94,9 @@ def test_embeddings_of_another_size_than_the_hidden_states() -> None:
 
 
 def test_models_that_cannot_carry_a_prompt_are_refused() -> None:
-    with pytest.raises(ModelError, match="BertModel is not a causal language model"):
+    with pytest.raises(ModelError, match="BertModel is no causal language model"):
         PTunedModel(BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)))
-    with pytest.raises(ModelError, match="Linear is not a causal language model"):
+    with pytest.raises(ModelError, match="Linear is not a model of transformers"):
         PTunedModel(torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="encoder-decoder"):
         PTunedModel(T5ForConditionalGeneration(T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=1, vocab_size=9)))

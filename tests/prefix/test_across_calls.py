@@ -16,7 +16,7 @@ from architectures import build
 from prompting import add_tokens_as_prompt, draw, encoder_prompt, tokens_as_prompt
 from ptune.batch import row_prompts as rows
 from ptune.config import PromptEncoderConfig
-from ptune.model import wrapper
+from ptune.model import running
 from ptune.model.wrapper import PTunedModel
 from ptune.prefix.across_calls import LIMIT_BYTES, PrefixCache, encoder_stamp
 
@@ -36,7 +36,7 @@ class Counter:
             return original(*args, **options)
 
         monkeypatch.setattr(rows, "encode_prefix", encode)
-        monkeypatch.setattr(wrapper, "has_weights", lambda _base: False)  # no self-check, which runs prompts too
+        monkeypatch.setattr(running, "has_weights", lambda _base: False)  # no self-check, which runs prompts too
 
     def during(self, call: Callable[[], Any]) -> int:
         before = self.runs

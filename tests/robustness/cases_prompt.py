@@ -352,9 +352,9 @@ PROMPT = (
     ),
     Case(
         _G,
-        "an adapter for another task",
-        lambda at: _inspect(at.adapter(task_type="SEQ_CLS")),
-        ("SEQ_CLS is not supported",),
+        "an adapter for a task that is none",
+        lambda at: _inspect(at.adapter(task_type="SEQ_CLASS")),
+        ("unknown task_type 'SEQ_CLASS'", "SEQ_CLS"),
     ),
     Case(_G, "an adapter of no type", lambda at: _inspect(at.adapter(peft_type={"a": 1})), ("not a soft prompt",)),
     Case(

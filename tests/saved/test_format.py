@@ -192,9 +192,9 @@ def test_what_is_no_prompt_folder(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="type 'LORA', not a soft prompt"):
         read_prompt(tmp_path)
     (tmp_path / "adapter_config.json").write_text(
-        '{"peft_type": "P_TUNING", "task_type": "SEQ_CLS", "num_virtual_tokens": 3}'
+        '{"peft_type": "P_TUNING", "task_type": "SEQ_CLASS", "num_virtual_tokens": 3}'
     )
-    with pytest.raises(PromptError, match=f"{tmp_path.name}.*SEQ_CLS is not supported"):
+    with pytest.raises(PromptError, match=f"{tmp_path.name}.*unknown task_type"):
         read_prompt(tmp_path)
 
 

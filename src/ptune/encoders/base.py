@@ -33,6 +33,15 @@ class PromptEncoder(nn.Module):
         self.num_virtual_tokens = num_virtual_tokens
         self.token_dim = token_dim
         self.embedding = nn.Embedding(*(table or (num_virtual_tokens, token_dim)))
+        self.head: nn.ModuleDict | None = None
+
+    def put_head(self, head: nn.ModuleDict | None) -> None:
+        """Let the modules that read what the model makes of a text (a classifier) train and be saved with the prompt.
+
+        Args:
+            head: By their names in the frozen model; None where its own are used.
+        """
+        self.head = None if head is None else head.to(self.embedding.weight.device, torch.float32)
 
     def forward(self) -> torch.Tensor:
         """The virtual-token embeddings, `(P, D)`."""

@@ -70,9 +70,14 @@ def check_causal(model: PreTrainedModel) -> None:
         ModelError: It attends in both directions.
     """
     # BigBird-Pegasus and GIT say the one and mask the text ahead all the same; the self-check tries them.
-    told = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
-    if told == {False} and _is_encoder(model):
+    if sees_both_ways(model) and _is_encoder(model):
         raise not_causal(model, "attends in both directions")
+
+
+def sees_both_ways(model: PreTrainedModel) -> bool:
+    """Whether every layer of a model says that it attends to the text ahead too."""
+    told = {module.is_causal for module in model.modules() if isinstance(getattr(module, "is_causal", None), bool)}
+    return told == {False}
 
 
 def not_causal(model: PreTrainedModel, why: str) -> ModelError:
@@ -90,21 +95,24 @@ def _is_encoder(model: PreTrainedModel) -> bool:
 def context_length(model: PreTrainedModel) -> int | None:
     """The most tokens, virtual ones included, that the model's positions reach.
 
-    None where the architecture has no such limit: ALiBi (BLOOM, Falcon with it), state-space models. A sliding window
-    is no limit. MPT has one in spite of its ALiBi: its bias is built for `max_seq_len` positions. RoBERTa and its kin
-    begin to count behind the position of the padding token.
+    None where the architecture has no such limit: ALiBi (BLOOM, Falcon with it), relative distances (T5), state-space
+    models. A sliding window is no limit. MPT has one in spite of its ALiBi: its bias is built for `max_seq_len`
+    positions. RoBERTa and its kin begin to count behind the position of the padding token.
     """
     config = model.config.get_text_config(decoder=True)
     if config.model_type in _ALIBI_MODELS or getattr(config, "alibi", False):
         return None
+    if getattr(config, "relative_attention_num_buckets", None) is not None:
+        return None
     for name in _LENGTH_NAMES:
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
-            return value - _positions_before_the_first(model)
+            return value - positions_before_the_first(model)
     return None
 
 
-def _positions_before_the_first(model: PreTrainedModel) -> int:
+def positions_before_the_first(model: PreTrainedModel) -> int:
+    """Rows of a table of positions before that of the first token: RoBERTa's kin leave out that of padding."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.padding_idx + 1

@@ -7,7 +7,7 @@ A name is a hub id, a folder, a `.gguf` file, or `builtin:smollm2-135m`. Whateve
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,21 +16,20 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ptune.config import TaskType
 from ptune.errors import ConfigError, ModelError, PTuneError, first_line, nearest
-from ptune.frozen.capability import check_causal
 from ptune.frozen.product import is_plain
 from ptune.frozen.quantized import check_quantized, quantization_options
 from ptune.internals import set_model_name
 from ptune.loading.builtin import BUILTINS, PREFIX, builtin_path
+from ptune.loading.for_task import auto_class, check_config, check_loaded, label_options
 from ptune.loading.gguf import LOAD_FAULTS, converted_model, converted_tokenizer
 from ptune.loading.place import check_attention, check_device_map, check_mapped, chosen_dtype, device_of_name
 from ptune.reach import no_connection
@@ -61,8 +60,10 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    task: TaskType = TaskType.CAUSAL_LM,
+    labels: Sequence[str] | int | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model, frozen and in eval mode.
+    """Load a model, frozen and in eval mode: a causal language model, or one for another task.
 
     Args:
         name: Hub id, folder, `.gguf` file, or `builtin:smollm2-135m`. It becomes the model's `name_or_path`.
@@ -76,9 +77,12 @@ def load_model(
         attn_implementation: The attention of transformers' own layers (`eager`, `sdpa`, …). Packed rows have ptune's.
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
+        task: What the model is for. The head of a classifier may be missing from its checkpoint; it is drawn then, from
+            the same numbers always.
+        labels: Of a classifier, in the order of its logits, or how many there are.
 
     Raises:
-        ModelError: The model is not there, is damaged, is not a causal language model, or cannot be quantized.
+        ModelError: The model is not there, is damaged, is not for the task, or cannot be quantized.
         ConfigError: An unknown dtype, quantization, attention, device or part of the model; a device beside a device
             map.
         OutputError: A GGUF file's converted copy cannot be written.
@@ -98,13 +102,15 @@ def load_model(
     origin = pretrained_source(name, number)
     try:
         config = AutoConfig.from_pretrained(origin, **options)
-        _check_config(name, config, trust_remote_code=trust_remote_code)
+        check_config(name, config, task, trust_remote_code=trust_remote_code)
         given = {"device_map": device_map, "attn_implementation": attn_implementation}
         options |= {"dtype": number, "output_loading_info": True, **packed}
         options |= {key: value for key, value in given.items() if value is not None}
-        found: Any = AutoModelForCausalLM.from_pretrained(origin, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of a head that is not in the checkpoint: it begins the same in every process
+            found: Any = auto_class(task).from_pretrained(origin, **options, **label_options(labels))
         model: PreTrainedModel = found[0]
-        _check_loaded(name, model, found[1])
+        check_loaded(name, model, found[1], task)
         check_mapped(device_map, model)
         if quantization is not None:
             check_quantized(model, quantization)
@@ -130,7 +136,13 @@ def load_model(
 
 
 def load_base(
-    recipe: TrainRecipe, device: torch.device, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
+    recipe: TrainRecipe,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    on_cpu: bool = False,
+    task: TaskType = TaskType.CAUSAL_LM,
+    labels: Sequence[str] | None = None,
 ) -> PreTrainedModel:
     """The frozen model as a recipe asks for it, checked against its tokenizer; errors as for `load_model`.
 
@@ -139,6 +151,8 @@ def load_base(
         device: Where it will run.
         tokenizer: The one that is used with it.
         on_cpu: Leave it on the CPU, in the dtype that the device takes.
+        task: What the model is for.
+        labels: Of a classifier.
     """
     base = load_model(
         recipe.model,
@@ -149,6 +163,8 @@ def load_base(
         attn_implementation=recipe.attn_implementation,
         trust_remote_code=recipe.trust_remote_code,
         revision=recipe.revision,
+        task=task,
+        labels=labels,
     )
     check_tokenizer(base, tokenizer)
     return base
@@ -173,18 +189,24 @@ def pretrained_source(name: str, dtype: torch.dtype = torch.float32) -> str:
 
 
 def load_config(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> PretrainedConfig:
-    """The configuration of a causal language model; no weights are read, and only `config.json` is downloaded.
+    """The configuration of a model; no weights are read, and only `config.json` is downloaded.
 
     Args:
         name: Hub id, folder (a `config.json` is all it needs), `.gguf` file, or `builtin:smollm2-135m`.
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
         local_files_only: Take what lies on this machine, and download nothing.
+        task: What the model is for.
 
     Raises:
-        ModelError: There is none, it is damaged, or it is no causal language model's.
+        ModelError: There is none, it is damaged, or its model is not for the task.
         OutputError: A GGUF file's converted copy cannot be written.
     """
     source, origin = _source(name), pretrained_source(name)
@@ -197,7 +219,7 @@ def load_config(
         options |= _cached_alone("configuration", source, revision)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(origin, **({} if source.gguf else options))
-        _check_config(name, config, trust_remote_code=trust_remote_code)
+        check_config(name, config, task, trust_remote_code=trust_remote_code)
     except PTuneError:
         raise
     except LOAD_FAULTS as fault:
@@ -328,34 +350,6 @@ def _check_tokenizer_files(folder: Path | None) -> None:
             f"the folder {folder} holds no tokenizer: there is no tokenizer.json, vocabulary or tokenizer.model.",
             hint="Write one there with tokenizer.save_pretrained, or copy the tokenizer files of the model.",
         )
-
-
-def _check_config(name: str, config: Any, *, trust_remote_code: bool) -> None:
-    """Raise `ModelError` unless the configuration is a causal language model's."""
-    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
-        raise ModelError(
-            f"{name} is not a causal language model: its type is {config.model_type!r}.",
-            hint="Choose a decoder such as Llama, Qwen, GPT-2 or BLOOM.",
-        )
-    if config.is_encoder_decoder:
-        raise ModelError(
-            f"{name} is an encoder-decoder ({config.model_type}), not a causal language model.",
-            hint="Choose a decoder.",
-        )
-
-
-def _check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Raise `ModelError` when weights were made up, or when no attention is causal (BERT as it comes)."""
-    parameters = {key for key, _ in model.named_parameters()}
-    missing = sorted(parameters & set(info["missing_keys"]))
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ModelError(
-            f"{name} lacks {len(missing)} weights of {type(model).__name__}: {shown}.",
-            hint="Choose a checkpoint saved with its language-model head.",
-        )
-    check_causal(model)
 
 
 def _not_loaded(kind: str, name: str, source: _Source, fault: BaseException) -> ModelError:

@@ -211,12 +211,22 @@ class PromptOnHub(ModelHubMixin):
         if tokenizer is not None:  # before the model: loading that takes longer
             opened.check_tokenizer(tokenizer, force=force)
         if base is None:
-            base = load_model(opened.base_name(), revision=base_revision or opened.base_revision(), **load)
+            revision = base_revision or opened.base_revision()
+            base = load_model(opened.base_name(), revision=revision, **cls._for_task(opened), **load)
         elif base_revision is not None or load:
             given = ", ".join(["base_revision"] * (base_revision is not None) + sorted(load))
             raise ConfigError(f"{given}: for loading the frozen model, which is given.", hint="Give one or the other.")
         options: dict[str, Any] = {"trainable": trainable, "force": force}
         return cls._with_prompt(base, opened, self_check=self_check, name=prompt_name, **options)
+
+    @classmethod
+    def _for_task(cls, opened: OpenedFolder) -> dict[str, Any]:
+        """What `load_model` is told of the task of a prompt.
+
+        Raises:
+            PromptError: The prompt is for another task than this class.
+        """
+        raise NotImplementedError
 
     def _save_prompt(self, folder: Path, prompt_name: str | None, metadata: Mapping[str, Any]) -> None:
         """Write the folder of a prompt, by default of the active one."""

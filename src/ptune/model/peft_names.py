@@ -1,7 +1,8 @@
 """PEFT's functions and classes, so that a script written for PEFT needs another import and nothing else.
 
-`get_peft_model` for training; `PeftModel.from_pretrained(base, folder)`, `AutoPeftModelForCausalLM` and `PeftConfig`
-for loading. Configurations may be ptune's, PEFT's own objects, or dictionaries as in an `adapter_config.json`.
+`get_peft_model` for training; `PeftModel.from_pretrained(base, folder)`, `AutoPeftModel` and `PeftConfig` for loading.
+PEFT's classes for each task are there too. Configurations may be ptune's, PEFT's own objects, or dictionaries as in an
+`adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ptune.config import PromptLearningConfig
+from ptune.config import PromptLearningConfig, TaskType
 from ptune.deep_config import CONFIG_CLASSES, PromptConfig
 from ptune.errors import ConfigError, shown
-from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
-from ptune.prompt.build import encoder_kind
+from ptune.model.holds_prompts import DEFAULT_PROMPT, HoldsPrompts
+from ptune.model.task_model import PTunedTaskModel
+from ptune.model.wrapper import PTunedModel
+from ptune.prompt.build import encoder_kind, unwrapped
 from ptune.saved.format import read_config
 from ptune.saved.hub import prompt_folder
+from ptune.saved.opened_folder import open_folder
+from ptune.tasks.parts import task_of
 
+_OF_THE_HUB = ("token", "cache_dir", "local_files_only", "force_download")
 _HIDDEN_LAYERS = 2
 """Of PEFT's MLP, whatever `encoder_num_layers` says."""
 
@@ -67,7 +73,9 @@ def get_peft_model(  # noqa: PLR0917  # PEFT's order of arguments
             f"PEFT says nothing to it for an MLP and builds {_HIDDEN_LAYERS}.",
             stacklevel=2,
         )
-    return PeftModel(model, config, prompt_name=adapter_name, tokenizer=tokenizer, self_check=self_check)
+    kind = _kind_for(model, None if config.task_type is None else TaskType(config.task_type))
+    made: PeftModel = kind(model, config, prompt_name=adapter_name, tokenizer=tokenizer, self_check=self_check)
+    return made
 
 
 def as_prompt_config(given: Any) -> PromptConfig:
@@ -123,8 +131,8 @@ class PeftConfig:
         return read_config(_inside(prompt_folder(pretrained_model_name_or_path, **options), subfolder))
 
 
-class PeftModel(PTunedModel):
-    """A `PTunedModel` that loads and saves as PEFT's class does."""
+class PeftModel(HoldsPrompts):
+    """A model with prompts that loads and saves as PEFT's class does, whatever its task is."""
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # noqa: PLR0917  # PEFT's order of arguments
@@ -172,7 +180,8 @@ class PeftModel(PTunedModel):
         if config is not None:
             raise ConfigError("config= has no use: the folder's own configuration is used.", hint="Leave it out.")
         folder = _inside(prompt_folder(model_id, **options), subfolder)
-        made = cls(model, self_check=self_check)
+        kind: Any = _kind_for(model, open_folder(folder).task) if cls is PeftModel else cls
+        made: Self = kind(model, self_check=self_check)
         made.load_prompt(folder, name=adapter_name, trainable=is_trainable, force=force, tokenizer=tokenizer)
         return made.train(is_trainable)
 
@@ -207,11 +216,31 @@ class PeftModel(PTunedModel):
         return folder
 
 
-PeftModelForCausalLM = PeftModel
+class PeftModelForCausalLM(PeftModel, PTunedModel):
+    """A `PTunedModel` under PEFT's name."""
 
 
-class AutoPeftModelForCausalLM:
-    """Loads a prompt together with the model that it names."""
+class PeftModelForTask(PeftModel, PTunedTaskModel):
+    """A `PTunedTaskModel` under the names that PEFT has for each task."""
+
+
+PeftModelForSequenceClassification = PeftModelForTokenClassification = PeftModelForTask
+PeftModelForQuestionAnswering = PeftModelForSeq2SeqLM = PeftModelForFeatureExtraction = PeftModelForTask
+
+
+def _kind_for(model: Any, task: TaskType | None) -> Any:
+    """The class that wraps a model for a task; told by the model's class where nobody says.
+
+    Raises:
+        ConfigError: The model is for another task.
+    """
+    base = unwrapped(model)
+    causal = not isinstance(base, PreTrainedModel) or task_of(base, task) is TaskType.CAUSAL_LM
+    return PeftModelForCausalLM if causal else PeftModelForTask
+
+
+class AutoPeftModel:
+    """Loads a prompt together with the model that it names, for whatever task it is."""
 
     @staticmethod
     def from_pretrained(
@@ -234,10 +263,17 @@ class AutoPeftModelForCausalLM:
             options["dtype"] = options.pop("torch_dtype")
         if "dtype" in options:
             options["dtype"] = str(options["dtype"]).removeprefix("torch.")
-        load: Any = super(PeftModel, PeftModel).from_pretrained
+        hub = {name: options[name] for name in _OF_THE_HUB if name in options}
+        opened = open_folder(prompt_folder(pretrained_model_name_or_path, revision=revision, **hub))
+        kind: Any = PeftModelForCausalLM if opened.task is TaskType.CAUSAL_LM else PeftModelForTask
         options |= {"trainable": is_trainable, "revision": revision, "prompt_name": adapter_name}
+        load: Any = super(PeftModel, kind).from_pretrained  # type: ignore[misc]  # both are its subclasses
         made: PeftModel = load(pretrained_model_name_or_path, **options)
         return made
+
+
+AutoPeftModelForCausalLM = AutoPeftModelForSequenceClassification = AutoPeftModelForTokenClassification = AutoPeftModel
+AutoPeftModelForQuestionAnswering = AutoPeftModelForSeq2SeqLM = AutoPeftModelForFeatureExtraction = AutoPeftModel
 
 
 def _inside(folder: Path, subfolder: str | None) -> Path:

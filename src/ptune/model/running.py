@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -27,15 +26,19 @@ from ptune.batch.text import Text, followed_by, take_flattened
 from ptune.deep_config import PromptConfig
 from ptune.encoders import PromptEncoder
 from ptune.errors import ModelError, PromptError
-from ptune.frozen.capability import Capability
-from ptune.frozen.parameters import device_of
+from ptune.frozen.capability import Capability, context_length, prefix_capability
+from ptune.frozen.parameters import device_of, has_weights
 from ptune.frozen.parts import embedding_table, layers_of
 from ptune.frozen.precision import check_autocast
 from ptune.frozen.view import ModelView
 from ptune.generation.behind_prompt import generate_behind, generator
 from ptune.generation.unconditional import last_token_apart
+from ptune.model.holds_prompts import DISABLED
+from ptune.model.self_check import self_check as check_ways
 from ptune.model.stand_in import StandsIn
-from ptune.packed.obstacle import exchanged_forward
+from ptune.packed.attention import PACKED
+from ptune.packed.fused import replacement
+from ptune.packed.obstacle import exchanged_forward, packing_obstacle
 from ptune.packed.packed_forward import run_packed, through_the_layers
 from ptune.padded.padded_forward import (
     check_forward_arguments,
@@ -52,10 +55,6 @@ _OF_THE_HEAD = ("labels", "num_items_in_batch", "logits_to_keep", "output_router
 """Arguments that the layers have no use for."""
 
 
-DISABLED: ContextVar[frozenset[int]] = ContextVar("disabled", default=frozenset())
-"""The models whose prompts are turned off, by identity; each thread has its own."""
-
-
 class RunsPrompts(StandsIn):
     """A frozen model behind prompts; `PTunedModel` gives it both."""
 
@@ -70,11 +69,28 @@ class RunsPrompts(StandsIn):
     _view: ModelView
     _answering: ModelView
 
-    def _active(self, name: str | None) -> str:
+    def _find_ways(self, base: PreTrainedModel, *, self_check: bool) -> None:
+        """Find the ways through a frozen model, from its class, and tried on a short text where that is wanted."""
+        self.capability = prefix_capability(base)
+        self.context_length = context_length(base)
+        self._base_obstacle = packing_obstacle(base, self.capability)
+        self.pack_batches = True
+        """Whether padded training batches are packed on the way where that can be done; False computes the padding."""
+        self._view = ModelView(base, replacement, attention=PACKED)
+        self._answering = ModelView(base, replacement)
+        if self_check and has_weights(base):
+            known = self._base_obstacle or exchanged_forward(base)
+            self.capability, self._base_obstacle = check_ways(
+                base, self.capability, known, answering=self._answering, packed=self._view
+            )
+        self.shared_prefix = SharedPrefix()
+        self.prefixes = PrefixCache()
+
+    def prompt_called(self, name: str | None) -> str:
         """The name given, or the active prompt's."""
         raise NotImplementedError
 
-    def _encoder(self, name: str) -> PromptEncoder:
+    def encoder_of(self, name: str) -> PromptEncoder:
         """The encoder of a prompt."""
         raise NotImplementedError
 
@@ -281,8 +297,8 @@ class RunsPrompts(StandsIn):
     def _row_prompts(self, names: RowNames, rows: int) -> RowPrompts:
         """The prompt of each of `rows` rows."""
         check_autocast(self.base, device_of(self.base))
-        each = names_of_rows(names, rows, self._active)
-        encoders = {name: self._encoder(name) for name in dict.fromkeys(each) if name is not None}
+        each = names_of_rows(names, rows, self.prompt_called)
+        encoders = {name: self.encoder_of(name) for name in dict.fromkeys(each) if name is not None}
         return RowPrompts(
             names=each,
             encoders=encoders,

@@ -13,63 +13,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from typing_extensions import override
 
+from ptune.frozen.given import Given, LayersOutput
 from ptune.frozen.parts import output_head
 from ptune.frozen.product import product
 from ptune.internals import children_of, viewed
 
 Backward = Callable[[torch.Tensor], torch.Tensor]
-
-
-class _Output(BaseModelOutputWithPast):
-    """What layers give: hidden states, and None under every other name."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-class _Given(nn.Module):
-    """In place of a module: a result that is there already.
-
-    Args:
-        result: The result.
-        expected: What the module should be given for the result to be right.
-        weight: The module's, whose dtype some models ask for (Mamba).
-    """
-
-    def __init__(self, result: Any, expected: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> None:
-        super().__init__()
-        self.result = result
-        self.expected = expected
-        self.weight = weight
-        self.as_expected = expected is None
-        """Whether the module was given what was expected."""
-
-    @property
-    def decoder(self) -> _Given:
-        """OPT's causal model calls its inner model's decoder."""
-        return self
-
-    @override
-    def forward(self, *args: Any, **_kwargs: Any) -> Any:
-        if self.expected is not None:
-            found = args[0] if args else None
-            self.as_expected = (
-                isinstance(found, torch.Tensor)
-                and viewed(found) is viewed(self.expected)
-                and found.storage_offset() == self.expected.storage_offset()
-                and found.numel() == self.expected.numel()
-                and found.shape[-1] == self.expected.shape[-1]
-            )
-        return self.result
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -78,7 +32,7 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor, exchanged: dict[str, nn.Module]) -> torch.Tensor:
-    given = _Given(_Output(last_hidden_state=hidden.unsqueeze(0)))
+    given = Given(LayersOutput(last_hidden_state=hidden.unsqueeze(0)))
     twin = copy.copy(model)
     twin.__dict__["_modules"] = {**children_of(model), model.base_model_prefix: given, **exchanged}
     logits: torch.Tensor = twin(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
@@ -135,7 +89,7 @@ class FrozenHead:
         weight = self._weight
         raw = product(hidden, weight, self._bias).requires_grad_()
         with torch.enable_grad():
-            head = _Given(raw.unsqueeze(0), expected=hidden, weight=weight)
+            head = Given(raw.unsqueeze(0), expected=hidden, weight=weight)
             treated = _logits_of(self._model, hidden, {self._name: head})
         if not head.as_expected:
             return None

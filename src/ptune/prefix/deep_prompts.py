@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from ptune.errors import ModelError
 from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.capability import prefix_capability
 from ptune.frozen.parameters import device_of, has_weights
+from ptune.frozen.parts import output_head
 from ptune.prefix.keys_values import Prefix, keys_and_values
 
 _SAME = 1e-3
@@ -117,7 +118,7 @@ def _found(base: PreTrainedModel) -> tuple[KeyValueShape, tuple[torch.device, ..
 def _look(base: PreTrainedModel) -> tuple[KeyValueShape, tuple[torch.device, ...]]:
     name, capability = type(base).__name__, prefix_capability(base)
     hint = "Take an encoder of virtual-token embeddings, such as embedding."
-    if not capability.prefix:
+    if not (capability.prefix or base.config.is_encoder_decoder):
         reason = capability.reason.partition(";")[0]
         raise ModelError(f"a prompt of keys and values needs a model that goes on from them, and {reason}.", hint=hint)
     if not has_weights(base):
@@ -128,7 +129,9 @@ def _look(base: PreTrainedModel) -> tuple[KeyValueShape, tuple[torch.device, ...
         )
     own = encode_tokens(base, [0])
     shapes = sorted({tuple(part.shape[1::2]) for layer in own.layers for part in layer})
-    layers = getattr(base.config.get_text_config(decoder=True), "num_hidden_layers", len(own.layers))
+    config = base.config.get_text_config(decoder=True)
+    # An encoder-decoder may have more layers on one side than on the other.
+    layers = len(own.layers) if config.is_encoder_decoder else getattr(config, "num_hidden_layers", len(own.layers))
     if len(shapes) > 1 or len(own.layers) != layers:
         found = " or ".join(f"{heads} heads of {size}" for heads, size in shapes)
         raise ModelError(
@@ -147,7 +150,7 @@ def encode_tokens(base: PreTrainedModel, ids: Sequence[int], *, first_position: 
         ids: Its `T` tokens.
         first_position: Where the text begins to count. The model must count distances alone.
     """
-    return _run(base, ids, first_position, logits_to_keep=1)[0]
+    return _run(base, ids, first_position, last=True)[0]
 
 
 def counts_distances(base: PreTrainedModel, ids: Sequence[int]) -> bool:
@@ -158,16 +161,40 @@ def counts_distances(base: PreTrainedModel, ids: Sequence[int]) -> bool:
     return bool((there - here).norm() < _SAME * here.norm())
 
 
-@torch.no_grad()
-def _run(base: PreTrainedModel, ids: Sequence[int], first_position: int, **options: Any) -> tuple[Prefix, torch.Tensor]:
-    """A text as a prefix, and its logits `(T, V)`; in eval mode, whatever mode the model is in."""
+def _run(
+    base: PreTrainedModel, ids: Sequence[int], first_position: int, *, last: bool = False
+) -> tuple[Prefix, torch.Tensor]:
+    """A text as a prefix, and what comes out of it `(T, …)`, or of its last token where that is enough."""
     given = torch.tensor([list(ids)], device=device_of(base))
-    options["attention_mask"] = torch.ones_like(given)
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(given)}
+    if last and output_head(base) is not None and not base.config.is_encoder_decoder:
+        options["logits_to_keep"] = 1
     if first_position:
         options["position_ids"] = torch.arange(first_position, first_position + len(ids), device=given.device)[None]
+    return _kept(base, {"input_ids": given, **options})
+
+
+def encode_vectors(base: PreTrainedModel, vectors: torch.Tensor) -> Prefix:
+    """The keys and values of vectors `(P, D)` that are run through a model as a text, without gradients."""
+    return _kept(base, {"inputs_embeds": vectors.clone()[None]})[0]
+
+
+@torch.no_grad()
+def _kept(base: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Prefix, torch.Tensor]:
+    """What a model keeps of one row in its layers (an encoder-decoder in those of its decoder), and what comes out.
+
+    In eval mode, whatever mode the model is in.
+    """
     # A cache built without the configuration keeps every position, in sliding-window layers too.
     cache, was_training = DynamicCache(), base.training
+    whole: Any = cache
+    if base.config.is_encoder_decoder:
+        whole = EncoderDecoderCache(cache, DynamicCache())
+        read = {name.replace("input", "decoder_input", 1): value for name, value in inputs.items() if "input" in name}
+        inputs = {**inputs, **read}
     base.train(False)
-    logits = base(input_ids=given, **options, **as_cache(base, cache), use_cache=True).logits
+    output = base(**inputs, **as_cache(base, whole), use_cache=True)
     base.train(was_training)
-    return Prefix(layers=keys_and_values(cache), logits=logits[:, -1]), logits[0]
+    found = output.logits if output_head(base) is not None else output.last_hidden_state
+    logits = found[:, -1] if output_head(base) is not None else found.new_zeros(1, 1)
+    return Prefix(layers=keys_and_values(cache), logits=logits), found[0]

@@ -87,29 +87,43 @@ def unwrapped(base: Any) -> Any:
 
 
 def check_base(base: PreTrainedModel) -> None:
-    """Refuse a model that cannot carry a soft prompt.
+    """Refuse a model that is not a causal language model, or cannot carry a soft prompt.
 
     Raises:
         ModelError: It is not a causal language model of transformers.
+    """
+    check_frozen(base)
+    name = type(base).__name__
+    if base.config.is_encoder_decoder or output_head(base) is None:
+        what = "an encoder-decoder" if base.config.is_encoder_decoder else "no causal language model"
+        raise ModelError(
+            f"{name} is {what}.",
+            hint="Load a decoder with AutoModelForCausalLM; or wrap this one for another task: get_peft_model, "
+            "PTunedTaskModel.",
+        )
+    check_causal(base)
+
+
+def check_frozen(base: PreTrainedModel) -> None:
+    """Refuse what cannot carry a soft prompt, whatever it is for.
+
+    Raises:
+        ModelError: It is no model of transformers, has prompts already, or is kept in shards.
     """
     if isinstance(base, nn.Module) and "prompts" in children_of(base):
         raise ModelError(
             "the model has soft prompts already.", hint="Call its add_prompt, or pass its get_base_model()."
         )
-    if not isinstance(base, PreTrainedModel) or output_head(base) is None:
+    if not isinstance(base, PreTrainedModel):
         raise ModelError(
-            f"{type(base).__name__} is not a causal language model of transformers.",
-            hint="Load it with AutoModelForCausalLM.",
+            f"{type(base).__name__} is not a model of transformers.", hint="Load it with AutoModelForCausalLM."
         )
-    if base.config.is_encoder_decoder:
-        raise ModelError(f"{type(base).__name__} is an encoder-decoder; ptune tunes decoders (CAUSAL_LM).")
     if in_shards(base):
         raise ModelError(
             f"the weights of this {type(base).__name__} are shards (a tensor parallel plan, FSDP), which no prompt "
             "can be trained or saved on.",
             hint="Load it whole or with a device_map; ptune train --fsdp and PTuneTrainer shard its layers themselves.",
         )
-    check_causal(base)
 
 
 def empty_encoder(config: PromptConfig, dim: int) -> PromptEncoder:
@@ -134,6 +148,7 @@ def build_prompt(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     start: torch.Tensor | Prefix | None = None,
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> tuple[PromptEncoder, PromptConfig]:
     """A new, initialised prompt encoder, and its configuration completed from the model.
 
@@ -143,11 +158,13 @@ def build_prompt(
         tokenizer: Needed for an initial text, unless the configuration names one.
         start: Vectors to start from, `(any, D)`, in place of what the configuration says: too many are cut, too few
             repeated. For a deep prompt keys and values, or vectors that are run through the model.
+        task: What the model is for.
 
     Raises:
         ConfigError: The configuration does not fit the model, or an initial text has no tokenizer.
         ModelError: A deep prompt, for a model that keeps no keys and values of one shape.
     """
+    config = _completed(base, config, task)
     if isinstance(config, DeepPromptConfig):
         return _build_deep(base, config, tokenizer, start)
     if isinstance(start, Prefix):
@@ -160,7 +177,7 @@ def build_prompt(
         raise ConfigError(
             f"token_dim={config.token_dim}, but the model's embeddings have {dim}.", hint="Leave token_dim out."
         )
-    completed = replace(_completed(base, config), token_dim=dim)
+    completed = replace(config, token_dim=dim)
     if isinstance(completed, PromptEncoderConfig) and completed.encoder_hidden_size is None:
         completed = replace(completed, encoder_hidden_size=dim)
     encoder = empty_encoder(completed, dim)
@@ -177,10 +194,10 @@ def build_prompt(
     return encoder, completed
 
 
-def _completed(base: PreTrainedModel, config: AnyConfig) -> AnyConfig:
-    """A configuration with what it says of every decoder, and the model's name."""
+def _completed(base: PreTrainedModel, config: AnyConfig, task: TaskType) -> AnyConfig:
+    """A configuration with its task, and the model's name."""
     name = _lasting(config.base_model_name_or_path or getattr(base.config, "_name_or_path", None) or None)
-    return replace(config, task_type=TaskType.CAUSAL_LM, num_transformer_submodules=1, base_model_name_or_path=name)
+    return replace(config, task_type=task, num_transformer_submodules=1, base_model_name_or_path=name)
 
 
 def _build_deep(
@@ -190,7 +207,7 @@ def _build_deep(
     start: torch.Tensor | Prefix | None,
 ) -> tuple[PromptEncoder, PromptConfig]:
     """`build_prompt` for a deep prompt."""
-    completed = completed_deep(base, _completed(base, config))
+    completed = completed_deep(base, config)
     text = completed.init_text if start is None else None
     ids = None
     if text is not None:

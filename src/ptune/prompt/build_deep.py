@@ -28,8 +28,15 @@ from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
 from ptune.frozen.filler_ids import filler_of
 from ptune.frozen.parameters import device_of, has_weights
-from ptune.frozen.parts import embedding_table, token_dim
-from ptune.prefix.deep_prompts import KeyValueShape, counts_distances, encode_tokens, key_value_shape, rows_of
+from ptune.frozen.parts import embedding_table, output_head, token_dim
+from ptune.prefix.deep_prompts import (
+    KeyValueShape,
+    counts_distances,
+    encode_tokens,
+    encode_vectors,
+    key_value_shape,
+    rows_of,
+)
 from ptune.prefix.keys_values import Prefix, encode_prefix
 
 DeepConfig = PrefixTuningConfig | CartridgeConfig
@@ -160,10 +167,11 @@ def _given_rows(base: PreTrainedModel, start: torch.Tensor | Prefix, count: int,
     """`(P, 2 L H E)` of keys and values, or of vectors `(any, D)`."""
     if isinstance(start, torch.Tensor):
         vectors = repeated(start, count).to(device_of(base), embedding_table(base).dtype)
+        causal = output_head(base) is not None and not base.config.is_encoder_decoder
         was_training = base.training
         base.train(False)
         with torch.no_grad():
-            start = encode_prefix(base, vectors, filler_id=filler_of(base))
+            start = encode_prefix(base, vectors, filler_id=filler_of(base)) if causal else encode_vectors(base, vectors)
         base.train(was_training)
     rows = rows_of(start).cpu()
     if rows.shape[1] != shape.numbers:

@@ -18,6 +18,8 @@ MAX_DEPTH = 32
 """Lists and tables in one another; what is deeper could not be written or shown again."""
 MAX_TEMPLATE = 65_536
 """Characters that a template may have; what stands in it once more for every answer costs memory."""
+MAX_LABELS, MAX_LABEL = 100_000, 1000
+"""Labels of a classifier, and characters of each."""
 
 _TEXTS = (
     "base_model",
@@ -27,6 +29,8 @@ _TEXTS = (
     "tokenizer_fingerprint",
     "encoder",
     "template",
+    "task",
+    "attends",
 )
 _TABLES = (
     "versions",
@@ -60,6 +64,9 @@ def check_details(path: Path, details: Mapping[str, Any]) -> None:
         _check(path, name, details.get(name), dict, "a table")
     _check(path, "trainable_parameters", details.get("trainable_parameters"), int, "a whole number")
     _check(path, "base_quantized", details.get("base_quantized"), bool, "true or false")
+    labels = details.get("labels")
+    if labels is not None and not (isinstance(labels, list) and 0 < len(labels) <= MAX_LABELS and _all_texts(labels)):
+        raise PromptError(f"{path}: labels is {shown(labels)}, not a list of 1 to {MAX_LABELS} names.", hint=_ANEW)
     template = details.get("template") or ""
     if len(template) > MAX_TEMPLATE:
         raise PromptError(
@@ -85,6 +92,10 @@ def check_config(path: Path, config: Any) -> None:
         raise PromptError(
             f"{path}: revision {shown(revision)} cannot be the name of a branch, tag or commit.", hint=_ANEW
         )
+
+
+def _all_texts(values: list[Any]) -> bool:
+    return all(isinstance(one, str) and len(one) <= MAX_LABEL for one in values) and len(set(values)) == len(values)
 
 
 def _deeper(value: Any, levels: int) -> bool:

@@ -23,29 +23,37 @@ from safetensors.torch import save as save_safetensors
 from ptune.errors import ConfigError, OutputError, shown
 from ptune.saved.export_mark import WRITER, check_empty, foreign, is_marked, marked
 from ptune.saved.files import json_bytes, make_folder, write_atomic, write_set
-from ptune.saved.format import CARD, SavedPrompt
-from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
+from ptune.saved.format import CARD, SavedPrompt, adapter_tensors
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, peft_config, peft_obstacle
 from ptune.saved.vllm_files import Question, vllm_files
 
 EMBEDS_KEY = "prompt_embeds"
 PAYLOAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUFFIX = ".safetensors"
+_PEFT_WAYS = {
+    True: "Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its start "
+    "alone.",
+    False: "Answer with ptune; for a classifier that reads as PEFT's, train with pool_virtual_tokens.",
+}
+"""The way out where PEFT cannot take a prompt: whether virtual tokens stand inside the text."""
 
 
 def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
     """Write a folder that `PeftModel.from_pretrained` loads; gives back its files.
 
     Raises:
-        ConfigError: Some of the virtual tokens stand inside the text.
+        ConfigError: PEFT would take the prompt for something else.
         OutputError: The folder holds something else, or cannot be written.
     """
-    _check_leading(prompt, "peft")
+    obstacle = peft_obstacle(prompt.config, both_ways=prompt.both_ways)
+    if obstacle is not None:
+        raise ConfigError(f"{obstacle}.", hint=_PEFT_WAYS[prompt.config.tokens_in_text > 0])
     config = prompt.config if prompt.is_deep else replace(prompt.config, token_dim=prompt.vectors.shape[1])
     return _write_folder(
         output,
         {
-            ADAPTER_CONFIG: json_bytes(peft_config(config)),
-            ADAPTER_WEIGHTS: save_safetensors({PEFT_KEY: prompt.vectors.contiguous()}, metadata={"format": "pt"}),
+            ADAPTER_CONFIG: json_bytes(peft_config(config, both_ways=prompt.both_ways)),
+            ADAPTER_WEIGHTS: save_safetensors(adapter_tensors(prompt), metadata={"format": "pt"}),
             CARD: _peft_card(prompt).encode(),
         },
         kind="peft",

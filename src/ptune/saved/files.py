@@ -27,6 +27,9 @@ from ptune.errors import OutputError, PromptError, PTuneError
 SAVED = ".saved"
 """The folder that a whole new set of files waits in until each is in its place."""
 MAX_JSON_BYTES = 4 * 2**20
+MAX_WEIGHT_BYTES = 8 * 2**30
+_SIZE_BYTES = 8
+"""What a safetensors file says the length of its header in."""
 _HUB_SNAPSHOTS = "snapshots"
 _ANEW = "It is damaged, or not from ptune; download or copy it again."
 
@@ -201,6 +204,22 @@ def read_json(folder: Path, name: str, *, limit: int | None = None) -> dict[str,
     if not isinstance(value, dict):
         raise PromptError(f"{folder / name} holds a {type(value).__name__}, expected an object.", hint=_ANEW)
     return value
+
+
+def shapes_in(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors, from its header alone.
+
+    Raises:
+        PromptError: As `read_bytes`; or its header is damaged.
+    """
+    with open_inside(folder, name, limit=MAX_WEIGHT_BYTES) as file:
+        size = int.from_bytes(file.read(_SIZE_BYTES), "little")
+        header = file.read(min(size, MAX_JSON_BYTES))
+    try:
+        found = json.loads(header)
+        return {key: tuple(map(int, one["shape"])) for key, one in found.items() if key != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PromptError(f"{folder / name} is not a whole safetensors file.", hint=_ANEW) from error
 
 
 def sha256(content: bytes) -> str:

@@ -20,7 +20,7 @@ Shapes: `P` virtual tokens, `D` token dimension, `L` layers, `H` key/value heads
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
+from ptune.config import TaskType
 from ptune.deep_config import CONFIG_CLASSES, DeepPromptConfig, PromptConfig
 from ptune.errors import ConfigError, PromptError, one_line, shown
 from ptune.saved.card import model_card
-from ptune.saved.files import MAX_JSON_BYTES, holds, json_bytes, read_bytes, sha256, write_set
+from ptune.saved.files import MAX_JSON_BYTES, MAX_WEIGHT_BYTES, holds, json_bytes, read_bytes, sha256, write_set
 from ptune.saved.opened_folder import FORMAT_VERSION, PTUNE_CONFIG, OpenedFolder, open_folder
-from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_KEY, peft_config
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_HEAD, PEFT_KEY, own_layers, peft_config
 
 ENCODER_WEIGHTS, CARD = "encoder.safetensors", "README.md"
+BOTH_WAYS = "both ways"
+"""What `ptune.json` notes under `attends` of an encoder."""
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ENCODER_WEIGHTS, PTUNE_CONFIG, CARD)
 """Every file of a prompt folder."""
-MAX_WEIGHT_BYTES = 8 * 2**30
 MAX_TENSORS = 1024
 """An LSTM has eight a layer. Every layer that a configuration asks for must have its tensors, and so is bounded too."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BOTH_PARTS = 2
+"""What PEFT notes as the parts of an encoder-decoder."""
 _PICKLES = ("adapter_model.bin", "pytorch_model.bin")
 
 
@@ -55,8 +59,15 @@ class SavedPrompt:
     """`(P, D)` or `(P, 2 L H E)` float32, the encoder's output."""
     encoder: Mapping[str, torch.Tensor] | None
     """The encoder's tensors; None in a folder that PEFT wrote."""
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The tensors of the head that was trained with it, by their names in the frozen model; empty without one."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """The rest of `ptune.json`: base model, fingerprint, template, metrics, …"""
+
+    @property
+    def both_ways(self) -> bool:
+        """Whether its model is an encoder, whose tokens attend both ways."""
+        return self.details.get("attends") == BOTH_WAYS
 
     @property
     def is_deep(self) -> bool:
@@ -72,8 +83,8 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
     """
     assert prompt.encoder is not None
     contents = {
-        ADAPTER_CONFIG: json_bytes(peft_config(prompt.config)),
-        ADAPTER_WEIGHTS: save_safetensors({PEFT_KEY: _plain(prompt.vectors)}, metadata={"format": "pt"}),
+        ADAPTER_CONFIG: json_bytes(peft_config(prompt.config, both_ways=prompt.both_ways)),
+        ADAPTER_WEIGHTS: save_safetensors(adapter_tensors(prompt), metadata={"format": "pt"}),
         ENCODER_WEIGHTS: save_safetensors(
             {key: _plain(value) for key, value in prompt.encoder.items()}, {"format": "pt"}
         ),
@@ -90,6 +101,12 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
         {**contents, CARD: model_card(details).encode("utf-8", "backslashreplace"), PTUNE_CONFIG: json_bytes(details)},
     )
     return folder
+
+
+def adapter_tensors(prompt: SavedPrompt) -> dict[str, torch.Tensor]:
+    """Vectors and head under the names that PEFT gives them."""
+    head = {f"{PEFT_HEAD}{name}": _plain(value) for name, value in prompt.head.items()}
+    return {PEFT_KEY: _plain(prompt.vectors), **head}
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,8 +126,11 @@ def read_prompt(given: Path | OpenedFolder) -> SavedPrompt:
     if ADAPTER_CONFIG in sums:
         _check_sum(folder, ADAPTER_CONFIG, read_bytes(folder, ADAPTER_CONFIG, limit=MAX_JSON_BYTES), sums)
     weights = read_tensors(folder, ADAPTER_WEIGHTS, sums)
-    check_alone(folder, weights)
     vectors = weights.get(PEFT_KEY)
+    head = head_of(folder, weights, config)
+    if vectors is not None and config.num_transformer_submodules == _BOTH_PARTS:
+        vectors = _of_encoder_decoder(vectors, config)
+        config = replace(config, num_transformer_submodules=1)
     if vectors is None or vectors.ndim != 2 or tuple(vectors.shape) != _shape(config, vectors):
         found = "no tensor" if vectors is None else f"shape {tuple(vectors.shape)}"
         dim = "token_dim" if config.token_dim is None else _shape(config, vectors)[1]
@@ -128,21 +148,34 @@ def read_prompt(given: Path | OpenedFolder) -> SavedPrompt:
     encoder = None
     if "format_version" in details:
         encoder = read_tensors(folder, ENCODER_WEIGHTS, sums)
-    return SavedPrompt(config=config, vectors=vectors, encoder=encoder, details=details)
+    return SavedPrompt(config=config, vectors=vectors, encoder=encoder, head=head, details=details)
 
 
-def check_alone(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise `PromptError` when an adapter holds more than a prompt.
+def _of_encoder_decoder(vectors: torch.Tensor, config: PromptConfig) -> torch.Tensor:
+    """What PEFT uses of the vectors that it keeps for an encoder-decoder."""
+    if not isinstance(config, DeepPromptConfig):
+        return vectors[: config.num_virtual_tokens].clone()  # it keeps as many for the decoder
+    layers = config.num_layers or 1
+    return own_layers(vectors, layers) if vectors.ndim == 2 and vectors.shape[1] % layers == 0 else vectors  # a matrix
 
-    PEFT saves the model's embeddings too where they were resized; the prompt would mean nothing without them.
+
+def head_of(folder: Path, weights: Mapping[str, torch.Tensor], config: PromptConfig) -> dict[str, torch.Tensor]:
+    """The tensors of the head among those of an adapter, by their names in the frozen model.
+
+    Raises:
+        PromptError: The adapter holds something else beside its vectors. PEFT saves the model's embeddings too where
+            they were resized; the prompt would mean nothing without them.
     """
-    more = sorted(key for key in weights if key != PEFT_KEY)
-    if more and PEFT_KEY in weights:
+    more = {name: value for name, value in weights.items() if name != PEFT_KEY}
+    causal = config.task_type in (None, TaskType.CAUSAL_LM)
+    other = sorted(name for name in more if causal or not name.startswith(PEFT_HEAD))
+    if other and PEFT_KEY in weights:
         raise PromptError(
-            f"{folder / ADAPTER_WEIGHTS} holds {shown(more[0])} beside {PEFT_KEY}: a part of the model, which was "
+            f"{folder / ADAPTER_WEIGHTS} holds {shown(other[0])} beside {PEFT_KEY}: a part of the model, which was "
             "changed.",
             hint="Save the changed model by itself, and the adapter with save_embedding_layers=False.",
         )
+    return {name.removeprefix(PEFT_HEAD): value.float() for name, value in more.items()}
 
 
 def _shape(config: PromptConfig, vectors: torch.Tensor | None) -> tuple[int, int]:

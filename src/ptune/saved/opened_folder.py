@@ -7,19 +7,20 @@ file says leads to another file.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.config import TaskType
 from ptune.deep_config import CONFIG_CLASSES, DeepPromptConfig
 from ptune.errors import PromptError, shown
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.saved.details import check_config, check_details
-from ptune.saved.files import holds, read_json
-from ptune.saved.peft import ADAPTER_CONFIG, not_a_soft_prompt, plain_values
+from ptune.saved.files import holds, read_json, shapes_in
+from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_HEAD, not_a_soft_prompt, plain_values
 
 FORMAT_VERSION = 2
 PTUNE_CONFIG = "ptune.json"
@@ -61,6 +62,29 @@ class OpenedFolder:
                 hint="If you know the model, name it yourself: --model, or base=….",
             )
         return name
+
+    @property
+    def task(self) -> TaskType:
+        """What its frozen model is for."""
+        return task_of_config(self.details["config"])
+
+    def check_task(self, tasks: Collection[TaskType], other: str) -> None:
+        """Raise `PromptError` for a prompt for another task than these, with the class that takes it."""
+        if self.task not in tasks:
+            raise PromptError(
+                f"{self.path} holds a prompt for {self.task.value}.", hint=f"Load it with {other}.from_pretrained."
+            )
+
+    def labels(self) -> tuple[str, ...] | int | None:
+        """The labels of a classifier's head in the order of its logits, or how many there are; None without one."""
+        noted = self.details.get("labels")
+        if noted:
+            return tuple(noted)
+        if self.by_ptune or self.task not in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+            return None
+        shapes = [one for name, one in shapes_in(self.path, ADAPTER_WEIGHTS).items() if name.startswith(PEFT_HEAD)]
+        # The last layer of a head is the narrowest: as wide as there are labels.
+        return min((shape[0] for shape in shapes), default=None)
 
     def base_revision(self) -> str | None:
         """The revision of the frozen model, where the folder notes one."""
@@ -125,3 +149,9 @@ def _upgraded(folder: Path, details: dict[str, Any]) -> dict[str, Any]:
     check_config(folder / PTUNE_CONFIG, details.get("config"))
     check_details(folder / PTUNE_CONFIG, details)
     return {**details, "format_version": FORMAT_VERSION}
+
+
+def task_of_config(config: Mapping[str, Any]) -> TaskType:
+    """The task that a configuration notes; that of a causal language model where it notes none that is known."""
+    noted = config.get("task_type")
+    return TaskType(noted) if noted in [one.value for one in TaskType] else TaskType.CAUSAL_LM

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +29,17 @@ from ptune.saved.opened_folder import OpenedFolder
 _VERSIONS = ("ptune", "torch", "transformers")
 _FINGERPRINTS = (("base_fingerprint", fingerprint), ("base_unquantized_fingerprint", unquantized_fingerprint))
 """What names a model: all of it, or without what quantization changes."""
+_HEAD = "head."
+"""What the names of a head's tensors begin with in an encoder."""
 _LAYERED = ("mlp", "lstm")
 """The encoders whose size is a number of layers too."""
 _OF_THE_FORMAT = ("format_version", "config_class", "config", "sha256")
 _OF_USE = ("template", "template_fingerprint", "tokenizer_fingerprint")
 """What a prompt folder notes that holds however the prompt is trained on: how a text must be written for it."""
+
+
+NewHead = Callable[[list[str] | None], nn.ModuleDict | None]
+"""Makes the head that a model's prompts begin with, with further modules by name."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,19 @@ def save_prompt(
             num_layers=getattr(text, "num_hidden_layers", None),
             num_attention_heads=getattr(text, "num_attention_heads", None),
         )
-    return write_prompt(
-        folder, SavedPrompt(config=config, vectors=vectors, encoder=encoder.state_dict(), details=details)
-    )
+    state = encoder.state_dict()
+    head = {name.removeprefix(_HEAD): value for name, value in state.items() if name.startswith(_HEAD)}
+    own = {name: value for name, value in state.items() if not name.startswith(_HEAD)}
+    return write_prompt(folder, SavedPrompt(config=config, vectors=vectors, encoder=own, head=head, details=details))
 
 
 def load_prompt(
-    base: PreTrainedModel, opened: OpenedFolder, *, trainable: bool, force: bool
+    base: PreTrainedModel,
+    opened: OpenedFolder,
+    *,
+    trainable: bool,
+    force: bool,
+    new_head: NewHead | None = None,
 ) -> tuple[PromptEncoder, PromptConfig]:
     """A prompt encoder from a folder, checked against the model it is to stand in front of.
 
@@ -102,6 +114,8 @@ def load_prompt(
         opened: The prompt folder, or a PEFT adapter's.
         trainable: The encoder itself, to train on; otherwise its baked vectors alone, which give the same prompt.
         force: Accept a model whose fingerprint differs.
+        new_head: Makes the head that the prompt's replaces, from the names of its modules; None for a model whose
+            prompts have none.
 
     Raises:
         PromptError: The folder is missing or damaged, or belongs to another model.
@@ -122,8 +136,10 @@ def load_prompt(
     if not trainable or saved.encoder is None:
         config = plain_config(saved, trainable=trainable)
         encoder = _filled(folder, config, dim, plain_tensors(config, saved.vectors))
+        encoder.put_head(_filled_head(folder, saved, new_head))
         return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
     encoder = _filled(folder, saved.config, dim, saved.encoder)
+    encoder.put_head(_filled_head(folder, saved, new_head))
     return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
 
 
@@ -159,6 +175,9 @@ def plain_config(saved: SavedPrompt, *, trainable: bool = True) -> PromptConfig:
         "revision": config.revision,
         "num_layers": config.num_layers,
         "num_attention_heads": config.num_attention_heads,
+        "task_type": config.task_type,
+        "modules_to_save": config.modules_to_save,
+        "pool_virtual_tokens": config.pool_virtual_tokens,
     }
     if isinstance(config, CartridgeConfig) and trainable:
         return CartridgeConfig(**common, token_dim=config.token_dim, num_frozen_tokens=config.num_frozen_tokens)
@@ -172,6 +191,29 @@ def plain_tensors(config: PromptConfig, vectors: torch.Tensor) -> dict[str, torc
     frozen = config.num_frozen_tokens if isinstance(config, CartridgeConfig) else 0
     table = {"embedding.weight": vectors[frozen:].clone()}
     return {**table, "frozen": vectors[:frozen].clone()} if frozen else table
+
+
+def _filled_head(folder: Path, saved: SavedPrompt, new_head: NewHead | None) -> nn.ModuleDict | None:
+    """The head of a folder, in the place of the model's own.
+
+    Raises:
+        PromptError: It has none where the model needs one, or it does not fit the model's.
+    """
+    head = None if new_head is None else new_head(saved.config.modules_to_save)
+    if head is None and not saved.head:
+        return None
+    expected = {} if head is None else {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in saved.head.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            here, there = (shown(one.get(name)) if name in one else "none" for one in (found, expected))
+            raise PromptError(
+                f"{folder}: its head does not fit the model's: {shown(name)} has the shape {here}, and {there} there.",
+                hint="Load the model for the prompt's task and with as many labels (num_labels).",
+            )
+    assert head is not None  # it has the names of the saved one
+    head.load_state_dict(dict(saved.head))
+    return head
 
 
 def _filled(folder: Path, config: PromptConfig, dim: int, tensors: Mapping[str, torch.Tensor]) -> PromptEncoder:
