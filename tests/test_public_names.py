@@ -34,8 +34,7 @@ def declared_for_type_checkers() -> dict[str, str]:
 @pytest.mark.parametrize("name", ptune.__all__)
 def test_name_resolves(name: str):
     value = getattr(ptune, name)
-    other_names = {"PeftModelForCausalLM": "PeftModel"}
-    assert name == "__version__" or value.__name__ == other_names.get(name, name)
+    assert name == "__version__" or value.__name__ == name
 
 
 def test_type_checkers_see_what_runs():
@@ -78,7 +77,7 @@ def test_peft_accepts_the_same_spelling(name: str):
     peft = pytest.importorskip("peft")
     theirs, ours = getattr(peft, name), getattr(ptune, name)
     if name == "TaskType":
-        assert {item.name: item.value for item in theirs} == {item.name: item.value for item in ours}
+        assert {item.name: item.value for item in theirs} .items() <= {item.name: item.value for item in ours}.items()
         return
     missing = set(theirs.__dataclass_fields__) - set(ours.__dataclass_fields__)
     assert missing == set()

@@ -224,8 +224,35 @@ class PeftModelForTask(PeftModel, PTunedTaskModel):
     """A `PTunedTaskModel` under the names that PEFT has for each task."""
 
 
-PeftModelForSequenceClassification = PeftModelForTokenClassification = PeftModelForTask
-PeftModelForQuestionAnswering = PeftModelForSeq2SeqLM = PeftModelForFeatureExtraction = PeftModelForTask
+class PeftModelForSequenceClassification(PeftModelForTask):
+    """A model that classifies texts."""
+
+
+class PeftModelForTokenClassification(PeftModelForTask):
+    """A model that labels tokens."""
+
+
+class PeftModelForQuestionAnswering(PeftModelForTask):
+    """A model that marks answers in texts."""
+
+
+class PeftModelForSeq2SeqLM(PeftModelForTask):
+    """A model that writes texts for texts."""
+
+
+class PeftModelForFeatureExtraction(PeftModelForTask):
+    """A model that gives hidden states."""
+
+
+_CLASSES: dict[TaskType, type[PeftModel]] = {
+    TaskType.CAUSAL_LM: PeftModelForCausalLM,
+    TaskType.MASKED_LM: PeftModelForTask,
+    TaskType.SEQ_CLS: PeftModelForSequenceClassification,
+    TaskType.TOKEN_CLS: PeftModelForTokenClassification,
+    TaskType.QUESTION_ANS: PeftModelForQuestionAnswering,
+    TaskType.SEQ_2_SEQ_LM: PeftModelForSeq2SeqLM,
+    TaskType.FEATURE_EXTRACTION: PeftModelForFeatureExtraction,
+}
 
 
 def _kind_for(model: Any, task: TaskType | None) -> Any:
@@ -235,8 +262,7 @@ def _kind_for(model: Any, task: TaskType | None) -> Any:
         ConfigError: The model is for another task.
     """
     base = unwrapped(model)
-    causal = not isinstance(base, PreTrainedModel) or task_of(base, task) is TaskType.CAUSAL_LM
-    return PeftModelForCausalLM if causal else PeftModelForTask
+    return _CLASSES[task_of(base, task) if isinstance(base, PreTrainedModel) else TaskType.CAUSAL_LM]
 
 
 class AutoPeftModel:
@@ -265,15 +291,35 @@ class AutoPeftModel:
             options["dtype"] = str(options["dtype"]).removeprefix("torch.")
         hub = {name: options[name] for name in _OF_THE_HUB if name in options}
         opened = open_folder(prompt_folder(pretrained_model_name_or_path, revision=revision, **hub))
-        kind: Any = PeftModelForCausalLM if opened.task is TaskType.CAUSAL_LM else PeftModelForTask
+        kind: Any = _CLASSES[opened.task]
         options |= {"trainable": is_trainable, "revision": revision, "prompt_name": adapter_name}
         load: Any = super(PeftModel, kind).from_pretrained  # type: ignore[misc]  # both are its subclasses
         made: PeftModel = load(pretrained_model_name_or_path, **options)
         return made
 
 
-AutoPeftModelForCausalLM = AutoPeftModelForSequenceClassification = AutoPeftModelForTokenClassification = AutoPeftModel
-AutoPeftModelForQuestionAnswering = AutoPeftModelForSeq2SeqLM = AutoPeftModelForFeatureExtraction = AutoPeftModel
+class AutoPeftModelForCausalLM(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for CAUSAL_LM."""
+
+
+class AutoPeftModelForSequenceClassification(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for SEQ_CLS."""
+
+
+class AutoPeftModelForTokenClassification(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for TOKEN_CLS."""
+
+
+class AutoPeftModelForQuestionAnswering(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for QUESTION_ANS."""
+
+
+class AutoPeftModelForSeq2SeqLM(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for SEQ_2_SEQ_LM."""
+
+
+class AutoPeftModelForFeatureExtraction(AutoPeftModel):
+    """`AutoPeftModel` under the name that PEFT has for FEATURE_EXTRACTION."""
 
 
 def _inside(folder: Path, subfolder: str | None) -> Path:
