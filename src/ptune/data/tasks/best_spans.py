@@ -11,7 +11,7 @@ Shapes: `W` windows, `T` tokens of a window, at least.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,14 @@ class Answered:
         """How far no answer scores above the best span; SQuAD's script finds the best threshold for it."""
         best = [one.score for one in self.candidates if one.text]
         return self.null_score - best[0] if best else float("inf")
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """How many spans of a window are looked for, and how many tokens they may have."""
+
+    n_best: int
+    longest_answer: int
 
 
 def best_spans(
@@ -104,7 +112,8 @@ def best_spans(
         null = float(starts[window.null] + ends[window.null])
         null_scores[window.example] = min(null_scores[window.example], null)
         spans = found[window.example]
-        for span, score in _spans(starts, ends, window, n_best, longest_answer):
+        context = examples[window.example].context
+        for span, score in _spans(starts, ends, window, context, _Limits(n_best, longest_answer)).items():
             # Overlapping windows find a span twice.
             spans[span] = max(score, spans.get(span, score))
     return [
@@ -124,40 +133,51 @@ def _logits(row: Any, window: Window, at: int, padding_side: str) -> np.ndarray:
 
 
 def _spans(
-    starts: np.ndarray, ends: np.ndarray, window: Window, n_best: int, longest_answer: int
-) -> list[tuple[tuple[int, int], float]]:
+    starts: np.ndarray, ends: np.ndarray, window: Window, context: str, limits: _Limits
+) -> dict[tuple[int, int], float]:
     """The best spans of a window as characters of the context, with their scores."""
-    context = np.flatnonzero(window.offsets[:, 0] >= 0)
-    if not len(context):
-        return []
-    first, count = int(context[0]), len(context)
-    width = min(longest_answer, count)
+    columns = np.flatnonzero(window.offsets[:, 0] >= 0)
+    if not len(columns):
+        return {}
+    first, count = int(columns[0]), len(columns)
+    width = min(limits.longest_answer, count)
     # Row: a start; column: how many tokens further the end is.
     behind = np.arange(count)[:, None] + np.arange(width)[None, :]
     padded = np.concatenate([ends[first : first + count], np.full(width, -np.inf)])
     scores = starts[first : first + count, None] + padded[behind]
     flat = scores.ravel()
-    best = np.argpartition(-flat, n_best - 1)[:n_best] if n_best < flat.size else np.arange(flat.size)
-    made = []
-    for one in best[np.isfinite(flat[best])]:
-        begin, length = divmod(int(one), width)
-        span = (int(window.offsets[first + begin, 0]), int(window.offsets[first + begin + length, 1]))
-        made.append((span, float(flat[one])))
+    made: dict[tuple[int, int], float] = {}
+    for one in _best_first(flat, 4 * limits.n_best):
+        begin, length = divmod(one, width)
+        start, end = int(window.offsets[first + begin, 0]), int(window.offsets[first + begin + length, 1])
+        text = context[start:end]
+        # A token may begin with the blank before its word, or be that blank alone.
+        if stripped := text.strip():
+            start += len(text) - len(text.lstrip())
+            made.setdefault((start, start + len(stripped)), float(flat[one]))
+            if len(made) == limits.n_best:
+                break
     return made
+
+
+def _best_first(scores: np.ndarray, few: int) -> Iterator[int]:
+    """The numbers of finite scores from the highest on; all of them are sorted only where the first few do not do."""
+    if few < scores.size:
+        best = np.argpartition(-scores, few - 1)[:few]
+        best = best[np.argsort(-scores[best], kind="stable")]
+        yield from (int(one) for one in best if np.isfinite(scores[one]))
+        scores = scores.copy()
+        scores[best] = -np.inf
+    yield from (int(one) for one in np.argsort(-scores, kind="stable") if np.isfinite(scores[one]))
 
 
 def _answered(
     context: str, spans: dict[tuple[int, int], float], null: float, n_best: int, null_threshold: float | None
 ) -> Answered:
     """The answer to one question."""
-    candidates = []
-    for (start, end), score in sorted(spans.items(), key=lambda item: (-item[1], item[0])):
-        text = context[start:end]
-        # A token may begin with the blank before its word.
-        if text.strip():
-            candidates.append(Span(text=text.strip(), start=start + len(text) - len(text.lstrip()), score=score))
+    ordered = sorted(spans.items(), key=lambda item: (-item[1], item[0]))[:n_best]
+    candidates = [Span(text=context[start:end], start=start, score=score) for (start, end), score in ordered]
     best = candidates[0] if candidates else None
-    candidates = candidates[:n_best]
     none = best is None
     if null_threshold is not None:
         none = none or (best is not None and null - best.score > null_threshold)

@@ -121,7 +121,7 @@ def _frame(settings: EncodeSettings) -> _Frame:
     if room < _SHORTEST_QUESTION:
         raise ConfigError(
             f"stride {stride} leaves no room for a question and a context within max_length {most}.",
-            hint=f"Raise max_length, or take a stride of at most {max(0, (most - special - _SHORTEST_QUESTION) // 2)}.",
+            hint=f"Raise max_length, or take a stride of at most {max(0, (2 * (room + stride + stride // 2 - _SHORTEST_QUESTION) + 1) // 3)}.",
         )
     return _Frame(most - (end is not None), stride, room, end)
 

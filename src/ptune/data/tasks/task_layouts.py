@@ -102,7 +102,7 @@ def check_task_columns(columns: Mapping[str, str], task: str) -> dict[str, str]:
     known = dict.fromkeys(part for layout in TASK_LAYOUTS[task] for part in layout.parts)
     for part, column in columns.items():
         if part not in known:
-            raise unknown(f"field in columns (task {task}):", str(part), known)
+            raise unknown(f"field in columns (task {task})", str(part), known)
         if not isinstance(column, str) or not column:
             raise ConfigError(
                 f"columns: {part} must name a column, not {shown(column)}.", hint=f"Write {part}=<column>."

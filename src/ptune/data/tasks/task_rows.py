@@ -115,8 +115,10 @@ class _TaskRowParser:
         )
 
     def _impossible(self, row: Mapping[str, Any], place: str) -> bool:
-        value = row[self.columns["impossible"]] if "impossible" in self.columns else None
-        return label_text(value, self._name("impossible"), place) in ("true", "True", "1")
+        if "impossible" not in self.columns:
+            return False
+        said = label_text(row[self.columns["impossible"]], self._name("impossible"), place)
+        return said in ("true", "True", "1")
 
     def _list(self, row: Mapping[str, Any], part: str, place: str) -> list[Any]:
         """A list of values; a text is one in JSON's spelling, or values divided by blanks."""
