@@ -29,7 +29,8 @@ __all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "
 
 NAMES = ("tutorial", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
-_PLACEHOLDER = re.compile(r"\{\{(\w+|prompt:[^{}]*)\}\}|\{([A-Za-z_]\w*|prompt:[^{}]*)\}")
+PLACEHOLDER = re.compile(r"\{\{(\w+|prompt:[^{}]*)\}\}|\{([A-Za-z_]\w*|prompt:[^{}]*)\}")
+"""A placeholder of a template: a place for something, or in doubled braces the text itself."""
 
 
 class Template(Protocol):
@@ -188,7 +189,7 @@ def _opening(role: str, content: str) -> str:
 
 def _custom(text: str, eos: str, virtual_tokens: int | None) -> CustomTemplate:
     """A template of the user's, checked."""
-    names = [match[2] for match in _PLACEHOLDER.finditer(text) if match[2]]
+    names = [match[2] for match in PLACEHOLDER.finditer(text) if match[2]]
     short = shown(text, 60)
     for name in names:
         if name not in _FIELDS and not is_block(name):
@@ -220,7 +221,7 @@ def _custom(text: str, eos: str, virtual_tokens: int | None) -> CustomTemplate:
         )
     blocks = template_blocks(text, virtual_tokens)
     # The text that is stored says the number.
-    numbered = _PLACEHOLDER.sub(lambda match: str(blocks[0]) if match[2] == "prompt" else match[0], text)
+    numbered = PLACEHOLDER.sub(lambda match: str(blocks[0]) if match[2] == "prompt" else match[0], text)
     return CustomTemplate(numbered, eos, blocks)
 
 
@@ -235,7 +236,7 @@ def template_blocks(text: str, virtual_tokens: int | None = None) -> tuple[Block
         ConfigError: One of them cannot be used.
     """
     found, start = [], 0
-    for match in _PLACEHOLDER.finditer(text):
+    for match in PLACEHOLDER.finditer(text):
         if match[2] and is_block(match[2]):
             leads = match.start() == start
             found.append((match[2], leads))
@@ -291,7 +292,7 @@ class CustomTemplate:
 
     def _halves(self) -> tuple[str, str]:
         """The template before and after `{output}`."""
-        match = next(match for match in _PLACEHOLDER.finditer(self.text) if match[2] == "output")
+        match = next(match for match in PLACEHOLDER.finditer(self.text) if match[2] == "output")
         return self.text[: match.start()], self.text[match.end() :]
 
     def _question(
@@ -325,7 +326,7 @@ class CustomTemplate:
         """A half of the template, cut at its placeholders."""
         parts: list[str | Field | Block] = []
         end, blocks = 0, iter(self.blocks)
-        for match in _PLACEHOLDER.finditer(text):
+        for match in PLACEHOLDER.finditer(text):
             parts.append(text[end : match.start()])
             end = match.end()
             if match[1]:
