@@ -15,13 +15,13 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import GREEDY, NEW_TOKENS
 from ptune.data.template import History, Template
 from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError
 from ptune.frozen.parameters import device_of
 from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import GREEDY, NEW_TOKENS
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.prompt_template import template_of

@@ -18,9 +18,9 @@ import ptune.training.train as training
 import ptune.tuning.prepared
 from commands import run
 from ptune import Answerer, TrainRecipe, TuneSettings, tune
+from ptune.choices import LEARNING_RATES
 from ptune.errors import ConfigError, TrainingError
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import LEARNING_RATES
 from ptune.saved.format import read_prompt
 from ptune.tuning.choice import given_choice
 from ptune.tuning.study import pruner_called

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptune.choices import LAST_TURN
 from ptune.data.blocks import Block, is_block, read_blocks
 from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
 from ptune.data.segments import History, Insertion, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
-from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

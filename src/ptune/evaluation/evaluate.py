@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ptune.answering import Answerer
+from ptune.choices import NEW_TOKENS
 from ptune.errors import ModelError
 from ptune.evaluation.asked_rows import AskedRows, read_asked
 from ptune.evaluation.columns import ALONE, PROMPT, TITLES, Column, ItemTexts, item_texts, plain_column
@@ -30,7 +31,6 @@ from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.predictions import Predictions
 from ptune.evaluation.told_in_words import Telling, told_in_words
 from ptune.evaluation.unrelated import UNRELATED, compared, unrelated_scores
-from ptune.recipe import NEW_TOKENS
 
 __all__ = ["Evaluation", "evaluate"]
 

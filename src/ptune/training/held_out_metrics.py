@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.choices import METRIC_GROUPS, NEW_TOKENS
 from ptune.data.template import Template
 from ptune.errors import ConfigError, DataError, unknown
 from ptune.evaluation.columns import PROMPT, ItemTexts, item_texts, plain_column
@@ -23,7 +24,7 @@ from ptune.evaluation.metrics import LOWER_IS_BETTER, METRICS, needs_of
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.text_metrics import check_packages
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import METRIC_GROUPS, NEW_TOKENS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.rows import Rows
 
 

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from ptune.choices import INITS_FROM_ROWS, PREFIX
 from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
@@ -23,7 +24,7 @@ from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
 from ptune.prefix.deep_prompts import prefix_of
 from ptune.prefix.keys_values import Prefix
 from ptune.prompt.build import check_room, encoder_kind
-from ptune.recipe import INITS_FROM_ROWS, PREFIX, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder

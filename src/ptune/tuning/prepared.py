@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.choices import ENCODER_NAMES
 from ptune.data.template import get_template
 from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
 from ptune.loading.load import load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import ENCODER_NAMES, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.batches import Collator, batches_line, budget_sampler, choose_collator
 from ptune.training.recorded import SAME_ARGUMENTS, SCHEDULE_ARGUMENTS, data_digest, recorded_arguments
 from ptune.training.rows import Rows, check_context, load_rows
