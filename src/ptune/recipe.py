@@ -360,9 +360,7 @@ class TrainRecipe:
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
-            "warmup_steps": 0.0
-            if self.encoder in (choices.EMBEDDING, choices.PREFIX)
-            else 0.05,  # for the weights of a network
+            "warmup_steps": 0.0 if is_table else 0.05,  # for the weights of a network
             **choices.ADAM_BETAS,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,

@@ -19,7 +19,7 @@ from transformers.trainer_utils import seed_worker
 from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.errors import ConfigError
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.recipe import TrainRecipe
 
 Collator = PackingCollator | PaddingCollator
@@ -31,7 +31,7 @@ _BUDGET_STRATEGIES = {"random": True, "sequential": False}
 def choose_collator(
     recipe: TrainRecipe,
     args: TrainingArguments,
-    model: PTunedModel,
+    model: PromptedModel,
     tokenizer: PreTrainedTokenizerBase,
     given: Collection[str] = (),
 ) -> Collator:
@@ -67,7 +67,7 @@ def choose_collator(
 def batches_line(
     recipe: TrainRecipe,
     args: TrainingArguments,
-    model: PTunedModel,
+    model: PromptedModel,
     collate: Collator,
     sampler: TokenBudgetBatchSampler | None,
 ) -> str:

@@ -18,7 +18,7 @@ from ptune.evaluation.held_out_loss import HeldOutLoss
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.frozen.parameters import parameters_line
 from ptune.memory.measure import MemoryReport
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.output import OutputFolder
@@ -33,7 +33,7 @@ class TrainResult:
     """What a run gave. Losses are nats per answer token."""
 
     folder: Path
-    model: PTunedModel
+    model: PromptedModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
     train_loss: float
@@ -100,7 +100,7 @@ def prompt_details(
     }
 
 
-def check_finite(model: PTunedModel) -> None:
+def check_finite(model: PromptedModel) -> None:
     """Raise `TrainingError` when training has left values in the prompt that are not finite."""
     with torch.no_grad():
         if bool(torch.isfinite(model.encode()).all()):
@@ -145,7 +145,7 @@ def show_rows(rows: Rows, console: Console) -> None:
         show_line(line, console)
 
 
-def show_parameters(model: PTunedModel, console: Console) -> None:
+def show_parameters(model: PromptedModel, console: Console) -> None:
     """The line on trainable parameters, as the tutorial prints it."""
     show_line(parameters_line(*model.get_nb_trainable_parameters()), console)
 

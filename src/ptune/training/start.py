@@ -20,7 +20,8 @@ from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders.initialise import sampled_tokens, token_vectors
-from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.model.prompted import PromptedModel
+from ptune.model.wrapper import DEFAULT_PROMPT
 from ptune.prefix.deep_prompts import prefix_of
 from ptune.prefix.keys_values import Prefix
 from ptune.prompt.build import check_room, encoder_kind
@@ -43,7 +44,7 @@ ENCODER_FIELDS = (
 
 
 def add_new_prompt(
-    model: PTunedModel,
+    model: PromptedModel,
     recipe: TrainRecipe,
     args: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,7 +89,7 @@ def _settings(saved: SavedPrompt) -> dict[str, Any]:
 
 
 def start_from(
-    model: PTunedModel, recipe: TrainRecipe, config: PromptConfig, tokenizer: PreTrainedTokenizerBase
+    model: PromptedModel, recipe: TrainRecipe, config: PromptConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Give a model the prompt that `recipe.init_from` names to start from.
 
@@ -124,7 +125,7 @@ def _start_of(saved: SavedPrompt) -> torch.Tensor | Prefix:
 
 
 def vectors_of_rows(
-    model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+    model: PromptedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
 ) -> torch.Tensor:
     """The embeddings of tokens that are typical of the rows, of their answers above all or of all of them; `(P, D)`.
 
