@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from ptune.data.tasks.encode import encode_task
-from ptune.data.tasks.names import QA
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import QA
 from ptune.errors import ConfigError, ModelError
 
-WORDS = "the lamp is broken and nobody answers phone EU rejects German call boycott British lamb".split()
+WORDS = [
+    *("the", "lamp", "is", "broken", "and", "nobody", "answers", "phone"),
+    *("EU", "rejects", "German", "call", "boycott", "British", "lamb"),
+]
 
 
 def questions(count: int = 12, length: int = 60) -> list[TaskExample]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ptune.data.tasks.encode import encode_task
-from ptune.data.tasks.names import CLASSIFY, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_template import task_template
+from ptune.data.tasks.task_kinds import CLASSIFY, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_templates import task_template
 from ptune.errors import ConfigError, DataError, ModelError
 
 LABELS = ("neg", "pos")
@@ -172,7 +172,9 @@ def test_bad_arguments(bert: Any, gpt2: Any):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, max_length=2)
     with pytest.raises(ConfigError, match="target_length must be at least 1, not -1"):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, target_length=-1)
-    with pytest.raises(ConfigError, match="the task classify takes no verbalizer. Leave it out, or take the task fill"):
+    with pytest.raises(
+        ConfigError, match=r"the task classify takes no verbalizer. Leave it out, or take the task fill"
+    ):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, verbalizer={"neg": "bad"})
     with pytest.raises(ConfigError, match="the task qa takes no template"):
         encode_task([TaskExample(impossible=True)], bert, QA, template="{text}")

@@ -14,8 +14,8 @@ from enum import Enum
 
 from ptune.data.blocks import Block, is_block
 from ptune.data.segments import digest
-from ptune.data.tasks.names import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.template import PLACEHOLDER, template_blocks
 from ptune.errors import ConfigError, shown, unknown
 

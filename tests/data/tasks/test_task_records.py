@@ -10,10 +10,10 @@ import datasets
 import pytest
 
 from ptune.data.tasks.label_set import labels_of
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
+from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_layouts import PAIRS
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError, DataError
 
 
@@ -224,7 +224,7 @@ def test_words_and_tags(tmp_path: Path):
         load(tmp_path, TAG, {"tokens": ["a", "b"], "tags": ["O"]})
     with pytest.raises(DataError, match=r"tokens' \(words\) is text \(\"\['a', 'b'\]\"\), not a list. Write a list"):
         load(tmp_path, TAG, {"tokens": "['a', 'b']", "tags": ["O", "O"]})
-    with pytest.raises(DataError, match="tag 2 of 'tags' is 0.5, a number with a fraction"):
+    with pytest.raises(DataError, match=r"tag 2 of 'tags' is 0.5, a number with a fraction"):
         load(tmp_path, TAG, {"tokens": ["a", "b"], "tags": ["O", 0.5]})
     with pytest.raises(DataError, match=r"word 1 of 'tokens' \(words\) is a list"):
         load(tmp_path, TAG, {"tokens": [["a"], "b"], "tags": ["O", "O"]})

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ptune.data.tasks.task_template import TaskTemplate
+from ptune.data.tasks.task_templates import TaskTemplate
 from ptune.data.text_ids import special_frame
 from ptune.errors import ConfigError, ModelError
 
