@@ -7,7 +7,7 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from ptune.choices import INITS_FROM_ROWS, PREFIX
+from ptune.choices import CLASSIFY, INITS_FROM_ROWS, PREFIX, QA, TAG
 from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
@@ -31,6 +31,7 @@ from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.prompt_io import plain_config
 from ptune.training.deep_run import check_deep_run
+from ptune.training.label_start import label_tokens
 from ptune.training.rows import Rows
 
 ENCODER_FIELDS = (
@@ -67,7 +68,7 @@ def add_new_prompt(
         return
     check_room(config, model.context_length)  # a vocabulary has no tokens to start so many at
     if start is None and recipe.start in INITS_FROM_ROWS:
-        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
+        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset, rows.labels)
     model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
 
 
@@ -125,15 +126,22 @@ def _start_of(saved: SavedPrompt) -> torch.Tensor | Prefix:
 
 
 def vectors_of_rows(
-    model: PromptedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+    model: PromptedModel,
+    recipe: TrainRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    labels: Sequence[str] = (),
 ) -> torch.Tensor:
     """The embeddings of tokens that are typical of the rows, of their answers above all or of all of them; `(P, D)`.
 
     Where the rows have fewer tokens than the prompt, the rest is sampled vocabulary.
     """
-    typical = frequent_tokens if recipe.start == "frequent" else own_tokens
     first, special = list(rows.select(range(min(ROWS, len(rows))))), tokenizer.all_special_ids
-    ids = typical(first, recipe.virtual_tokens, special)
+    if recipe.start != "frequent" and recipe.task in (CLASSIFY, TAG, QA):
+        ids = label_tokens(labels, first, tokenizer, recipe.virtual_tokens)
+    else:
+        typical = frequent_tokens if recipe.start == "frequent" else own_tokens
+        ids = typical(first, recipe.virtual_tokens, special)
     if len(ids) < recipe.virtual_tokens:
         size = int(model.base.config.get_text_config().vocab_size)
         sampled = sampled_tokens(size, recipe.virtual_tokens, special)

@@ -18,8 +18,8 @@ _log = logging.getLogger("ptune")
 def trained_prompt(trainer: Trainer) -> PromptedModel | None:
     """The model; None where everything is left to `transformers.Trainer`.
 
-    That is so for other models than those with prompts, under DeepSpeed and FSDP, which keep states of their own, and with
-    a version of transformers whose trainer lacks something that ptune's hooks into (`ptune.internals`).
+    That is so for models without prompts, under DeepSpeed and FSDP, which keep states of their own, and with a version
+    of transformers whose trainer lacks something that ptune's hooks into (`ptune.internals`).
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if not isinstance(model, PromptedModel) or trainer.accelerator.distributed_type not in _WHOLE_MODEL:
