@@ -62,6 +62,8 @@ def test_mapped_columns(tmp_path: Path):
     row = {"sentence1": "A", "sentence2": "B", "Stars": 4, "label": "x"}
     (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence2", "label": "stars"})
     assert (one.text, one.second, one.label) == ("B", None, "4")
+    (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence1"})
+    assert (one.text, one.second, one.label) == ("A", None, "x")
     (one,) = load(tmp_path, CLASSIFY, row, columns={"label": "Stars"})
     assert (one.text, one.second, one.label) == ("A", "B", "4")
     (one,) = load(tmp_path, CLASSIFY, {"text": "A", "more": "B", "label": "x"}, columns={"second": "more"})
