@@ -9,6 +9,8 @@ from typing import Any
 import datasets
 import pytest
 
+from ptune.data.opened import ReadOptions
+from ptune.data.tables import dataset_rows
 from ptune.data.tasks.label_set import labels_of
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
 from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
@@ -207,6 +209,14 @@ def test_class_names_and_their_order(tmp_path: Path, form: str):
     assert tagged.report.unlabelled == 1
     assert labels_of(tagged) == ("O", "B-PER", "B-LOC")
     assert labels_of(load_task_examples(path, TAG, columns={"tags": "pos_tags"})) == ("X", "Y")
+
+
+def test_class_names_of_the_hub():
+    options = ReadOptions()
+    rows = [row for _, row in dataset_rows(class_labels(), "owner/name (train)", options)]
+    assert [row["label"] for row in rows] == ["positive", "negative", None]
+    assert [row["ner_tags"] for row in rows] == [["B-PER", "O"], ["O", "B-LOC"], [None, None]]
+    assert options.class_names == {"label": tuple(NAMES), "ner_tags": ("O", "B-PER", "B-LOC"), "pos_tags": ("X", "Y")}
 
 
 def test_words_and_tags(tmp_path: Path):
