@@ -9,6 +9,8 @@ from typing import Any
 import datasets
 import pytest
 
+from ptune.data.opened import ReadOptions
+from ptune.data.tables import dataset_rows
 from ptune.data.tasks.label_set import labels_of
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
 from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
@@ -62,6 +64,8 @@ def test_mapped_columns(tmp_path: Path):
     row = {"sentence1": "A", "sentence2": "B", "Stars": 4, "label": "x"}
     (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence2", "label": "stars"})
     assert (one.text, one.second, one.label) == ("B", None, "4")
+    (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence1"})
+    assert (one.text, one.second, one.label) == ("A", None, "x")
     (one,) = load(tmp_path, CLASSIFY, row, columns={"label": "Stars"})
     assert (one.text, one.second, one.label) == ("A", "B", "4")
     (one,) = load(tmp_path, CLASSIFY, {"text": "A", "more": "B", "label": "x"}, columns={"second": "more"})
@@ -205,6 +209,14 @@ def test_class_names_and_their_order(tmp_path: Path, form: str):
     assert tagged.report.unlabelled == 1
     assert labels_of(tagged) == ("O", "B-PER", "B-LOC")
     assert labels_of(load_task_examples(path, TAG, columns={"tags": "pos_tags"})) == ("X", "Y")
+
+
+def test_class_names_of_the_hub():
+    options = ReadOptions()
+    rows = [row for _, row in dataset_rows(class_labels(), "owner/name (train)", options)]
+    assert [row["label"] for row in rows] == ["positive", "negative", None]
+    assert [row["ner_tags"] for row in rows] == [["B-PER", "O"], ["O", "B-LOC"], [None, None]]
+    assert options.class_names == {"label": tuple(NAMES), "ner_tags": ("O", "B-PER", "B-LOC"), "pos_tags": ("X", "Y")}
 
 
 def test_words_and_tags(tmp_path: Path):

@@ -112,7 +112,7 @@ def _frame(settings: EncodeSettings) -> _Frame:
     """Lengths that leave room for a context in every window, checked."""
     tokenizer, most = settings.tokenizer, settings.max_length
     end = _end_to_add(tokenizer)
-    special = len(tokenizer("", "")["input_ids"]) + (end is not None)
+    special = len(tokenizer(settings.between, "")["input_ids"]) + (end is not None)
     stride = most // 3 if settings.stride is None else settings.stride
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 0:
         raise ConfigError(f"stride must be at least 0, not {stride!r}.", hint="A third of max_length serves.")
@@ -145,7 +145,7 @@ def _questions(examples: Sequence[TaskExample], frame: _Frame, settings: EncodeS
         if len(offsets) > frame.longest_question:
             questions[at] = questions[at][: offsets[frame.longest_question - 1][1]]
             table.report.questions_cut += 1
-    return questions
+    return [question + settings.between for question in questions]
 
 
 def _window(
