@@ -41,7 +41,7 @@ from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.both_ways import behind_keys, concatenated, with_virtual
 from ptune.tasks.encoder_decoder import answer_inputs, answering_behind
 from ptune.tasks.lined_up import LinedUp, read_inputs
-from ptune.tasks.parts import reads_text
+from ptune.tasks.task_parts import reads_text
 
 _OF_ANSWERS = (
     *("logits", "decoder_hidden_states", "decoder_attentions", "cross_attentions"),

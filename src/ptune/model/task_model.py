@@ -34,7 +34,7 @@ from ptune.saved.format import BOTH_WAYS
 from ptune.saved.opened_folder import OpenedFolder
 from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.decoder_shell import as_causal_model
-from ptune.tasks.parts import head_names, is_decoder, reads_text, task_of
+from ptune.tasks.task_parts import head_names, is_decoder, reads_text, task_of
 
 
 class PTunedTaskModel(RunsTasks):
@@ -96,6 +96,11 @@ class PTunedTaskModel(RunsTasks):
         if self._layers:
             return self._layers[0].base
         return self.base if self.task is TaskType.SEQ_2_SEQ_LM else reads_text(self.base)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head trains with each prompt."""
+        return bool(head_names(self.base, self.task))
 
     @property
     def predicts_first_tokens(self) -> bool:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ptune.frozen.given import Given
 from ptune.frozen.shards import shallow_copy
 from ptune.internals import children_of
-from ptune.tasks.parts import reads_text
+from ptune.tasks.task_parts import reads_text
 
 _PADDING, _TEXT = 0, 1
 

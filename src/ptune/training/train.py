@@ -33,6 +33,8 @@ from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
 from ptune.loading.load import load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
 from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
+from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
@@ -55,10 +57,10 @@ from ptune.training.result import (
     show_rows,
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
+from ptune.training.rows_for_task import prepare_task_rows
 from ptune.training.run_model import frozen_model
 from ptune.training.signals import StopRequest
 from ptune.training.start import add_new_prompt
-from ptune.training.task_rows import prepare_task_rows
 from ptune.training.teaching import Teaching
 from ptune.training.trainer import PTuneTrainer
 
@@ -216,8 +218,10 @@ def measure(
         with_prompt=with_prompt,
         processes=args.world_size,
     )
-    whose = "with the prompt" if with_prompt else "of the frozen model alone"
-    console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
+    untrained = isinstance(model, PTunedTaskModel) and model.has_head
+    whose = "with the prompt" if with_prompt else "of the frozen model alone" + (", its head untrained" * untrained)
+    what = "answer tokens" if isinstance(model, PTunedModel) else "labels"
+    console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} {what})", highlight=False)
     return result
 
 
