@@ -145,15 +145,17 @@ class RunsTasks(HoldsPrompts):
         return _lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
 
     def _mask_of(self, ids: torch.Tensor | None) -> torch.Tensor | None:
-        """The mask of a decoder's rows to classify where nobody gave one: from the first token to the last that are no
-        padding tokens, as its class has it.
+        """The mask of a decoder's rows to classify where nobody gave one.
+
+        A row goes from its first token to its last that are not the padding token, as the model's class has it.
         """
         config = self.base.config.get_text_config()
         padding = getattr(config, "pad_token_id", None)
         if ids is None or padding is None or not self._layers or self.task is not TaskType.SEQ_CLS:
             return None
         real = (ids != padding).long()
-        return ((real.cumsum(dim=1) > 0) & (real.flip(1).cumsum(dim=1).flip(1) > 0)).long()
+        mask: torch.Tensor = (real.cumsum(dim=1) > 0) & (real.flip(1).cumsum(dim=1).flip(1) > 0)
+        return mask.long()
 
     def _prompts_of(self, rows: LinedUp, names: RowNames, kwargs: dict[str, Any]) -> tuple[LinedUp, RowPrompts]:
         """The rows with the virtual tokens inside them, and the prompt of each; what cannot be run is refused."""
