@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_pages import BLOCK
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = "a film to see twice it was great bad not good the end of play said Ada Bern who lives in where does live"
 ENCODERS = ("FacebookAI/roberta-base", "google-bert/bert-base-uncased")
 READS_AND_WRITES = "google-t5/t5-small"
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 def _tokenizer(folder: Path, single: str, special: dict[str, str]) -> PreTrainedTokenizerFast:
