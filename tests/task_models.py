@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VIRTUAL = 4
 LENGTHS = (7, 5, 3, 9)
@@ -119,3 +121,51 @@ def token_logits(base: Any, states: torch.Tensor) -> torch.Tensor:
     children = dict(base.named_children())
     last: nn.Module = next(children[name] for name in ("classifier", "score", "qa_outputs") if name in children)
     return last(children["head"](states) if "head" in children else states)
+
+
+TEXT = "a film to see twice it was great bad not good the end of play said Ada Bern who lives in where does live"
+
+
+def _tokenizer(folder: Path, single: str, special: dict[str, str]) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = list(dict.fromkeys(special.values()))
+    core.train_from_iterator([TEXT, ". ?"], trainers.WordLevelTrainer(special_tokens=names))
+    core.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=single.replace("$A", f"$A {special['eos_token']} $B") if "$A" in single else single,
+        special_tokens=[(name, core.token_to_id(name)) for name in names],
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def save_encoder(folder: Path) -> Path:
+    """An encoder with its tokenizer, as BERT was published: LM head and pooler."""
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = _tokenizer(folder, "[CLS] $A [SEP]", {**special, "mask_token": "[MASK]", "eos_token": "[SEP]"})
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        **{**_ENCODER, "vocab_size": len(tokenizer), "max_position_embeddings": 512, "pad_token_id": 0}
+    )
+    transformers.BertForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def save_writer(folder: Path) -> Path:
+    """An encoder-decoder with its tokenizer."""
+    tokenizer = _tokenizer(folder, "$A </s>", {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"})
+    model = make_writer("t5")
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_decoder(folder: Path) -> Path:
+    """A causal language model with its tokenizer; its LM head is its token embeddings."""
+    tokenizer = _tokenizer(folder, "$A", {"pad_token": "<end>", "eos_token": "<end>", "unk_token": "<unk>"})
+    torch.manual_seed(0)
+    sizes = {**_DECODER, "vocab_size": len(tokenizer), "tie_word_embeddings": True}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).save_pretrained(folder)
+    return folder
