@@ -19,7 +19,7 @@ from ptune.data.tasks.names import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
 from ptune.errors import ConfigError, DataError, PromptError
 from ptune.task_answering import TaskAnswerer
-from small_tasks import LABELS, TEXTS, WORDS, base_folder, prompt_folder, prompted
+from small_tasks import LABELS, TEXTS, WORDS, prompt_folder, prompted
 
 CONTEXT = "Peter Blackburn wrote from Brussels on 22 August 1996 . " * 8
 EXAMPLES: dict[str, list[TaskExample]] = {
@@ -38,22 +38,9 @@ EXAMPLES: dict[str, list[TaskExample]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("bases")
-    bert = base_folder(place / "bert", CLASSIFY)
-    return {task: base_folder(place / "t5", task) if task == SEQ2SEQ else bert for task in DATA_TASKS}
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory, bases: dict[str, Path]) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("prompts")
-    return {task: prompt_folder(place / task, bases[task], task) for task in DATA_TASKS}
-
-
 @pytest.mark.parametrize("task", DATA_TASKS)
-def test_order_batches_and_losses_do_not_matter(folders: dict[str, Path], task: str):
-    answerer = TaskAnswerer.open(folders[task])
+def test_order_batches_and_losses_do_not_matter(task_folders: dict[str, Path], task: str):
+    answerer = TaskAnswerer.open(task_folders[task])
     examples = EXAMPLES[task]
     seen: list[int] = []
     whole = answerer.predictions(examples, batch_size=3, losses=True, progress=seen.append)
@@ -68,8 +55,8 @@ def test_order_batches_and_losses_do_not_matter(folders: dict[str, Path], task: 
 
 
 @pytest.mark.parametrize("task", [CLASSIFY, TAG, FILL, SEQ2SEQ, QA])
-def test_the_loss_is_the_models_own(folders: dict[str, Path], task: str):
-    answerer = TaskAnswerer.open(folders[task])
+def test_the_loss_is_the_models_own(task_folders: dict[str, Path], task: str):
+    answerer = TaskAnswerer.open(task_folders[task])
     encoded = answerer.encode(EXAMPLES[task], learned=True)
     found = answerer.predictions(EXAMPLES[task], losses=True, batch_size=4)
     totals = [0.0] * len(found)
@@ -96,9 +83,9 @@ def hard_prompt(base: Path, task: str) -> tuple[TaskAnswerer, str]:
     return TaskAnswerer(model=model, tokenizer=tokenizer, task=task, labels=LABELS.get(task, ())), words
 
 
-def test_classes_are_those_of_the_pipeline_behind_the_words(bases: dict[str, Path]):
+def test_classes_are_those_of_the_pipeline_behind_the_words(task_bases: dict[str, Path]):
     """The prompt is `[CLS] words`, and the text's own [CLS] stands behind them: as the pipeline reads it, too."""
-    answerer, words = hard_prompt(bases[CLASSIFY], CLASSIFY)
+    answerer, words = hard_prompt(task_bases[CLASSIFY], CLASSIFY)
     classify = pipeline("text-classification", model=answerer.model.base, tokenizer=answerer.tokenizer, top_k=None)
     found = answerer.predictions(EXAMPLES[CLASSIFY])
     for example, one in zip(EXAMPLES[CLASSIFY], found, strict=True):
@@ -107,8 +94,8 @@ def test_classes_are_those_of_the_pipeline_behind_the_words(bases: dict[str, Pat
         assert one.label == max(said, key=said.__getitem__)
 
 
-def test_tags_are_those_of_the_pipeline_behind_the_words(bases: dict[str, Path]):
-    answerer, words = hard_prompt(bases[TAG], TAG)
+def test_tags_are_those_of_the_pipeline_behind_the_words(task_bases: dict[str, Path]):
+    answerer, words = hard_prompt(task_bases[TAG], TAG)
     tag = pipeline(
         "token-classification", model=answerer.model.base, tokenizer=answerer.tokenizer, aggregation_strategy="none",
         ignore_labels=[],
@@ -123,8 +110,8 @@ def test_tags_are_those_of_the_pipeline_behind_the_words(bases: dict[str, Path])
         assert list(one.tags) == wanted
 
 
-def test_gaps_are_filled_as_the_pipeline_fills_them(bases: dict[str, Path]):
-    answerer, words = hard_prompt(bases[FILL], FILL)
+def test_gaps_are_filled_as_the_pipeline_fills_them(task_bases: dict[str, Path]):
+    answerer, words = hard_prompt(task_bases[FILL], FILL)
     answerer = TaskAnswerer(
         model=answerer.model, tokenizer=answerer.tokenizer, task=FILL, labels=LABELS[FILL], verbalizer=WORDS
     )
@@ -137,9 +124,9 @@ def test_gaps_are_filled_as_the_pipeline_fills_them(bases: dict[str, Path]):
         )
 
 
-def test_texts_are_those_of_generate_behind_the_words(bases: dict[str, Path]):
-    model = prompted(bases[SEQ2SEQ], SEQ2SEQ)
-    tokenizer = AutoTokenizer.from_pretrained(bases[SEQ2SEQ])
+def test_texts_are_those_of_generate_behind_the_words(task_bases: dict[str, Path]):
+    model = prompted(task_bases[SEQ2SEQ], SEQ2SEQ)
+    tokenizer = AutoTokenizer.from_pretrained(task_bases[SEQ2SEQ])
     ids = tokenizer("where is my", add_special_tokens=False)["input_ids"][:3]
     with torch.no_grad():
         next(iter(model.prompts.values())).embedding.weight.copy_(model.base.get_input_embeddings().weight[ids])
@@ -152,8 +139,8 @@ def test_texts_are_those_of_generate_behind_the_words(bases: dict[str, Path]):
             assert one.text == tokenizer.decode(made[0], skip_special_tokens=True).strip()
 
 
-def test_answers_are_the_best_spans_of_all_windows(folders: dict[str, Path]):
-    answerer = TaskAnswerer.open(folders[QA])
+def test_answers_are_the_best_spans_of_all_windows(task_folders: dict[str, Path]):
+    answerer = TaskAnswerer.open(task_folders[QA])
     examples = EXAMPLES[QA]
     encoded = encode_task(examples, answerer.tokenizer, QA, max_length=answerer.max_length)
     assert len(encoded.rows) > len(examples)
@@ -173,15 +160,15 @@ def test_answers_are_the_best_spans_of_all_windows(folders: dict[str, Path]):
     assert not any(one.text for one in found)
 
 
-def test_words_that_are_cut_off_have_no_tag(folders: dict[str, Path], tmp_path: Path, bases: dict[str, Path]):
-    folder = prompt_folder(tmp_path / "short", bases[TAG], TAG, recipe={"max_length": 5})
+def test_words_that_are_cut_off_have_no_tag(task_folders: dict[str, Path], tmp_path: Path, task_bases: dict[str, Path]):
+    folder = prompt_folder(tmp_path / "short", task_bases[TAG], TAG, recipe={"max_length": 5})
     (one,) = TaskAnswerer.open(folder).predictions([TaskExample(words=("it", "was", "great", "great", "great"))])
     assert one.tags[:3] != ("", "", "")
     assert (one.tags[3:], one.words_cut) == (("", ""), 2)
 
 
-def test_a_text_that_has_the_mask_token_has_another_gap(folders: dict[str, Path]):
-    answerer = TaskAnswerer.open(folders[FILL])
+def test_a_text_that_has_the_mask_token_has_another_gap(task_folders: dict[str, Path]):
+    answerer = TaskAnswerer.open(task_folders[FILL])
     (gap,) = answerer.encode([TaskExample(text="it was [MASK] and great")]).mask_columns
     ids = answerer.encode([TaskExample(text="it was [MASK] and great")]).dataset[0]["input_ids"]
     masks = [at for at, one in enumerate(ids) if one == answerer.tokenizer.mask_token_id]
@@ -189,16 +176,16 @@ def test_a_text_that_has_the_mask_token_has_another_gap(folders: dict[str, Path]
     assert len(masks) == 2
 
 
-def test_virtual_tokens_inside_the_text_are_left_out_without_the_prompt(bases: dict[str, Path], tmp_path: Path):
+def test_virtual_tokens_inside_the_text_are_left_out_without_the_prompt(task_bases: dict[str, Path], tmp_path: Path):
     config = PromptTuningConfig(num_virtual_tokens=3, tokens_in_text=2)
-    model = prompted(bases[FILL], FILL, config)
+    model = prompted(task_bases[FILL], FILL, config)
     noted = {"task": FILL, "labels": list(WORDS), "verbalizer": WORDS}
     folder = model.save_pretrained(tmp_path / "p", template="{prompt:1}{text}{prompt:2} was {mask} .", **noted)
     answerer = TaskAnswerer.open(folder)
     plain = TaskAnswerer(
         model=answerer.model, tokenizer=answerer.tokenizer, task=FILL, labels=answerer.labels, verbalizer=WORDS,
         template=TaskAnswerer.open(
-            prompt_folder(tmp_path / "q", bases[FILL], FILL, template="{text} was {mask} .")
+            prompt_folder(tmp_path / "q", task_bases[FILL], FILL, template="{text} was {mask} .")
         ).template,
     )  # fmt: skip
     examples = EXAMPLES[FILL]
@@ -213,13 +200,13 @@ def test_virtual_tokens_inside_the_text_are_left_out_without_the_prompt(bases: d
         TaskAnswerer.open(folder, template="{text} {mask}")
 
 
-def test_pefts_folders_have_a_task_by_their_type_and_numbered_labels(bases: dict[str, Path], tmp_path: Path):
+def test_pefts_folders_have_a_task_by_their_type_and_numbered_labels(task_bases: dict[str, Path], tmp_path: Path):
     peft = pytest.importorskip("peft")
-    base = load_model(str(bases[CLASSIFY]), task=TaskType.SEQ_CLS, labels=3)
+    base = load_model(str(task_bases[CLASSIFY]), task=TaskType.SEQ_CLS, labels=3)
     torch.manual_seed(0)
     theirs = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)).eval()
     theirs.save_pretrained(tmp_path / "adapter")
-    answerer = TaskAnswerer.open(tmp_path / "adapter", model=str(bases[CLASSIFY]))
+    answerer = TaskAnswerer.open(tmp_path / "adapter", model=str(task_bases[CLASSIFY]))
     assert (answerer.task, answerer.labels) == (CLASSIFY, ("LABEL_0", "LABEL_1", "LABEL_2"))
     for text, one in zip(TEXTS, answerer.predictions([TaskExample(text=text) for text in TEXTS]), strict=True):
         with torch.no_grad():
@@ -248,22 +235,22 @@ def edited(folder: Path, target: Path, **changes: Any) -> Path:
     ],
 )
 def test_notes_that_do_not_fit_are_refused(
-    folders: dict[str, Path], tmp_path: Path, task: str, changes: dict[str, Any], parts: tuple[str, ...]
+    task_folders: dict[str, Path], tmp_path: Path, task: str, changes: dict[str, Any], parts: tuple[str, ...]
 ):
     with pytest.raises(PromptError) as caught:
-        TaskAnswerer.open(edited(folders[task], tmp_path / "copy", **changes))
+        TaskAnswerer.open(edited(task_folders[task], tmp_path / "copy", **changes))
     for part in parts:
         assert part in str(caught.value)
 
 
-def test_what_cannot_be_answered_is_refused(folders: dict[str, Path], bases: dict[str, Path], tmp_path: Path):
+def test_what_cannot_be_answered_is_refused(task_folders: dict[str, Path], task_bases: dict[str, Path], tmp_path: Path):
     with pytest.raises(PromptError, match=r"SEQ_CLS.*causal language model.*ptune generate and ptune evaluate take it"):
-        Answerer.open(folders[CLASSIFY])
-    base = load_model(str(bases[CLASSIFY]), task=TaskType.FEATURE_EXTRACTION)
+        Answerer.open(task_folders[CLASSIFY])
+    base = load_model(str(task_bases[CLASSIFY]), task=TaskType.FEATURE_EXTRACTION)
     model = PTunedTaskModel(base, PromptTuningConfig(num_virtual_tokens=2))
     with pytest.raises(PromptError, match=r"hidden states and no answers.*PTunedTaskModel.from_pretrained"):
         TaskAnswerer.open(model.save_pretrained(tmp_path / "vectors"))
-    answerer = TaskAnswerer.open(folders[CLASSIFY])
+    answerer = TaskAnswerer.open(task_folders[CLASSIFY])
     with pytest.raises(DataError, match=r"row 1: the text has no token.*Leave the row out"):
         answerer.predictions([TaskExample(text="it"), TaskExample(text="")])
     with pytest.raises(ConfigError, match="num_beams has no use"):

@@ -184,6 +184,7 @@ class TaskAnswerer:
         batch_size: int = 8,
         with_prompt: bool = True,
         losses: bool = False,
+        answers: bool = True,
         null_threshold: float | None = None,
         progress: Callable[[int], None] | None = None,
         **options: Any,
@@ -195,6 +196,7 @@ class TaskAnswerer:
             batch_size: Rows a batch; of qa, windows.
             with_prompt: False asks the frozen model alone: its own head, where it has one.
             losses: Compute the loss of each row too.
+            answers: seq2seq: False writes no texts.
             null_threshold: qa: how far no answer must score above the best span (see `best_spans`); None always
                 answers.
             progress: Told after every batch how many rows it had.
@@ -209,7 +211,7 @@ class TaskAnswerer:
             raise ConfigError(f"the task {self.task} generates no text: {next(iter(options))} has no use.")
         if not examples:
             return []
-        run = _Run(self, self.encode(examples, learned=losses), with_prompt, options)
+        run = _Run(self, self.encode(examples, learned=losses), with_prompt, options if answers else None)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -236,7 +238,8 @@ class _Run:
     answerer: TaskAnswerer
     encoded: TokenizedTask
     with_prompt: bool
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] | None
+    """For `generate`; None writes no texts."""
     found: dict[int, Prediction] = field(default_factory=dict)
     """By the number of the example."""
     spans: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -244,6 +247,8 @@ class _Run:
     span_losses: dict[int, float] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     """qa: of each window."""
+    written: dict[tuple[int, ...], str] = field(default_factory=dict)
+    """seq2seq: what was written for token ids, where it is the same every time."""
 
     def __post_init__(self) -> None:
         self.rows = [self._row(number) for number in range(len(self.encoded.rows))]
@@ -287,7 +292,7 @@ class _Run:
         names: list[str | None] | None = None if self.with_prompt else [None] * len(numbers)
         wanted = batch.get("labels")
         if answerer.task == SEQ2SEQ:
-            return self._texts(batch, names)
+            return self._texts(numbers, batch, names)
         asked = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
         output: Any = answerer.model(**asked, prompt_names=names)
         if answerer.task == QA:
@@ -300,18 +305,38 @@ class _Run:
         words = dict(zip(answerer.labels, self.encoded.verbalizer_ids, strict=True))
         return of_gaps(output["logits"], [self.rows[at]["gap"] for at in numbers], words, wanted)
 
-    def _texts(self, batch: dict[str, torch.Tensor], names: list[str | None] | None) -> list[Prediction]:
-        answerer = self.answerer
+    def _texts(
+        self, numbers: Sequence[int], batch: dict[str, torch.Tensor], names: list[str | None] | None
+    ) -> list[Prediction]:
         asked: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        asked["prompt_names"] = names
-        options = {**GREEDY, "max_new_tokens": answerer.target_length, **self.options}
-        written: Any = answerer.model.generate(**asked, **options)
-        texts = answerer.tokenizer.batch_decode(written, skip_special_tokens=True)
-        found = [Prediction(text=str(text).strip()) for text in texts]
+        found = [Prediction(text=text) for text in self._written(numbers, asked, names)]
         if "labels" not in batch:
             return found
-        losses = text_losses(answerer.model(**asked, labels=batch["labels"])["logits"], batch["labels"])
+        output = self.answerer.model(**asked, prompt_names=names, labels=batch["labels"])
+        losses = text_losses(output["logits"], batch["labels"])
         return [replace(one, **loss) for one, loss in zip(found, losses, strict=True)]
+
+    def _written(
+        self, numbers: Sequence[int], asked: Mapping[str, torch.Tensor], names: list[str | None] | None
+    ) -> list[str]:
+        """The text for each row; rows with the same token ids have one, unless it is drawn."""
+        if self.options is None:
+            return [""] * len(numbers)
+        answerer, keys = self.answerer, [tuple(self.rows[at]["input_ids"]) for at in numbers]
+        drawn = bool(self.options.get("do_sample"))
+        first = {key: at for at, key in reversed(list(enumerate(keys)))}
+        todo = [at for at, key in enumerate(keys) if drawn or (first[key] == at and key not in self.written)]
+        texts: list[str] = []
+        if todo:
+            options = {**GREEDY, "max_new_tokens": answerer.target_length, **self.options}
+            given: dict[str, Any] = {name: value[todo] for name, value in asked.items()}
+            given["prompt_names"] = names and [names[at] for at in todo]
+            made = answerer.model.generate(**given, **options)
+            texts = [str(one).strip() for one in answerer.tokenizer.batch_decode(made, skip_special_tokens=True)]
+        if drawn:
+            return texts
+        self.written |= {keys[at]: text for at, text in zip(todo, texts, strict=True)}
+        return [self.written[key] for key in keys]
 
     def _windows(self, numbers: Sequence[int], output: Any, batch: dict[str, torch.Tensor]) -> list[Prediction]:
         both = [output[name].detach().float().cpu() for name in ("start_logits", "end_logits")]

@@ -78,8 +78,9 @@ def _task(opened: OpenedFolder) -> str:
         )
     noted = opened.details.get("task")
     if noted not in (None, "", named):
+        place = opened.path / PTUNE_CONFIG
         raise PromptError(
-            f"{opened.path / PTUNE_CONFIG}: task is {shown(noted)}, but task_type {opened.task.value} is that of {named}.",
+            f"{place}: task is {shown(noted)}, but task_type {opened.task.value} is that of {named}.",
             hint=_ANEW,
         )
     return named
