@@ -48,7 +48,7 @@ def _t5(tokenizer: PreTrainedTokenizerBase) -> T5ForConditionalGeneration:
     config = T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
     )  # fmt: skip
     return T5ForConditionalGeneration(config)
 

@@ -251,7 +251,7 @@ def test_what_cannot_be_answered_is_refused(task_folders: dict[str, Path], task_
     with pytest.raises(PromptError, match=r"hidden states and no answers.*PTunedTaskModel.from_pretrained"):
         TaskAnswerer.open(model.save_pretrained(tmp_path / "vectors"))
     answerer = TaskAnswerer.open(task_folders[CLASSIFY])
-    with pytest.raises(DataError, match=r"row 1: the text has no token.*Leave the row out"):
+    with pytest.raises(DataError, match=r"row 1: no token is left of it.*Leave it out"):
         answerer.predictions([TaskExample(text="it"), TaskExample(text="")])
     with pytest.raises(ConfigError, match="num_beams has no use"):
         answerer.predictions([TaskExample(text="it")], num_beams=2)

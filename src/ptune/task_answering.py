@@ -173,7 +173,8 @@ class TaskAnswerer:
         for number, example in enumerate(examples):
             if number not in there:
                 raise DataError(
-                    f"{example.source or f'row {number}'}: the text has no token.", hint="Leave the row out."
+                    f"{example.source or f'row {number}'}: no token is left of it.",
+                    hint="Leave it out, or write it with characters that the model's vocabulary has.",
                 )
         return encoded
 

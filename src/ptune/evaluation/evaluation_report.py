@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ptune.data.tasks.names import QA
 from ptune.errors import printable
 from ptune.evaluation.bootstrap import Score
 from ptune.evaluation.columns import ALL_TITLES, ALONE, COMMONEST, CONSTANT_TITLES, NO_ANSWER, PROMPT, TITLES
@@ -79,7 +80,8 @@ def scores_table(evaluation: Evaluation) -> TextTable:
     lower = [one.metric.title.partition(" (")[0] for one in evaluation.metrics if one.metric.name in LOWER_IS_BETTER]
     note = "In brackets: 95% intervals over resamples of the rows."
     note += f" Lower is better for {' and '.join(lower)}." if lower else ""
-    return TextTable(f"{len(evaluation.items):,} questions", columns, tuple(rows), note)
+    what = "questions" if evaluation.task in (LM, QA) else "rows"
+    return TextTable(f"{len(evaluation.items):,} {what}", columns, tuple(rows), note)
 
 
 _SHORT = {ALONE: "alone", "written": "words", PROMPT: "prompt", COMMONEST: "commonest", NO_ANSWER: "none"}
@@ -90,7 +92,8 @@ def costs_table(evaluation: Evaluation) -> TextTable:
     names = [name for name in evaluation.columns if name not in CONSTANT_TITLES]
     costs = [evaluation.costs[name] for name in names]
     answered = any(one.answer is not None for one in evaluation.outcomes[names[0]])
-    what, digits = ("an answer" if answered else "a question"), 2 if evaluation.task == LM else 4
+    what = "an answer" if answered else "a question" if evaluation.task == LM else "a row"
+    digits = 2 if evaluation.task == LM else 4
     rows = (
         ("tokens of prompt", *(f"{one.prompt_tokens:,}" for one in costs)),
         (f"seconds {what}", *(f"{one.seconds_a_question:.{digits}f}" for one in costs)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ptune.data.tasks.names import QA, SEQ2SEQ, TAG
@@ -14,6 +15,8 @@ from ptune.evaluation.tasks.task_items import TaskItem
 from ptune.task_answering import TaskAnswerer
 from ptune.tasks.prediction import Prediction
 
+_CANDIDATES = 5
+"""Spans of a question that are noted."""
 _LEAST = 1e-300
 """In place of a probability of 0, whose logarithm is no number in JSON."""
 
@@ -56,7 +59,8 @@ def ask(
     found = []
     for item in items:
         own = [next(predicted) for _ in item.rows]
-        found.append((outcome_of(own, answerer, answers=answers), own[0].to_dict()))
+        first = replace(own[0], candidates=own[0].candidates[:_CANDIDATES])
+        found.append((outcome_of(own, answerer, answers=answers), first.to_dict()))
     return found
 
 
