@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import LEARNING_RATES
 from ptune.cli import compare, export, import_, inspect, plan, serve, train, tune
 from ptune.cli.main import COMMANDS
-from ptune.recipe import LEARNING_RATES
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]

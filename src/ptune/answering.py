@@ -15,13 +15,13 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import GREEDY, NEW_TOKENS
 from ptune.config import TaskType
 from ptune.data.template import History, Template
 from ptune.data.tokenize import encode_prompt
 from ptune.errors import ModelError, PromptError
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import GREEDY, NEW_TOKENS
 from ptune.saved.frozen_of_prompt import frozen_of_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import OpenedFolder, open_folder

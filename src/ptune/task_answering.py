@@ -16,18 +16,18 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import GREEDY
 from ptune.data.blocks import check_template
-from ptune.data.tasks.best_spans import best_spans
-from ptune.data.tasks.collate import TaskCollator
 from ptune.data.tasks.encode import TokenizedTask, encode_task
-from ptune.data.tasks.names import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.span_answers import best_spans
+from ptune.data.tasks.task_collate import TaskCollator
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_template import TaskTemplate, task_template
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_templates import TaskTemplate, task_template
 from ptune.data.tasks.verbalizer import verbalizer_ids
 from ptune.errors import ConfigError, DataError
 from ptune.frozen.parameters import device_of
 from ptune.model.task_model import PTunedTaskModel
-from ptune.recipe import GREEDY
 from ptune.saved.frozen_of_prompt import frozen_of_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import OpenedFolder, open_folder

@@ -40,7 +40,7 @@ def build_parser() -> Parser:
         "--null-threshold",
         type=number(float, least=float("-inf")),
         metavar="X",
-        help="for qa: answer nothing where that scores above the best answer by more than this (default: always answer)",
+        help="for qa: no answer where that scores above the best one by more than this (default: always answer)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object with text and answers")
     return parser

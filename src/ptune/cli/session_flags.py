@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import DTYPE_NAMES, GREEDY, NEW_TOKENS, QUANTIZATION_NAMES
 from ptune.cli.flags import Parser, number
-from ptune.recipe import DTYPE_NAMES, GREEDY, NEW_TOKENS, QUANTIZATION_NAMES
 
 if TYPE_CHECKING:
     from ptune.answering import Answerer

@@ -32,6 +32,7 @@ from transformers import (
 )
 from typing_extensions import override
 
+from ptune.choices import ADAM_BETAS
 from ptune.comparison.job import BASE, OK, Job, JobResult
 from ptune.data.blocks import listed_blocks
 from ptune.data.collate import PackingCollator, PaddingCollator
@@ -47,7 +48,7 @@ from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import ADAM_BETAS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.result import prompt_details

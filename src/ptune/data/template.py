@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptune.choices import LAST_TURN
 from ptune.data.blocks import Block, is_block, read_blocks
 from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
 from ptune.data.segments import History, Insertion, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
-from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,21 +98,32 @@ def get_template(
     if name_or_text == "tutorial":
         return TutorialTemplate(end_token(tokenizer))
     if files and name_or_text.startswith("@"):
-        path = Path(name_or_text[1:])
-        with suppress(RuntimeError):  # ~name of nobody's
-            path = path.expanduser()
-        if not path.is_file():
-            raise ConfigError(
-                f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
-            )
-        name_or_text = read_text(path).removesuffix("\n").removesuffix("\r")
-        return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
+        return _custom(template_text(name_or_text), end_token(tokenizer), virtual_tokens)
     if "{" in name_or_text:
         return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
     error = unknown("template" if files else "template in the prompt folder:", name_or_text, NAMES)
     way = "Or give a text with {instruction} and {output}, or @file." if files else "Give another one with --template."
     error.hint = f"{error.hint} {way}"
     raise error
+
+
+def template_text(text: str) -> str:
+    """A template's text, read from a file where it is `@file`.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: It cannot be read.
+    """
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
+    with suppress(RuntimeError):  # ~name of nobody's
+        path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
+        )
+    return read_text(path).removesuffix("\n").removesuffix("\r")
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.choices import METRIC_GROUPS
 from ptune.data.example import Example
 from ptune.data.records import Examples, load_examples
 from ptune.errors import ConfigError, DataError
@@ -16,7 +17,6 @@ from ptune.evaluation.metrics import needs_of
 from ptune.evaluation.outcomes import Needs
 from ptune.evaluation.tasks.task_metric_names import ENTITY_METRICS
 from ptune.evaluation.text_metrics import check_packages, missing_package
-from ptune.recipe import METRIC_GROUPS
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from ptune.answering import Answerer
+from ptune.choices import NEW_TOKENS
 from ptune.config import TaskType
 from ptune.errors import ModelError
 from ptune.evaluation.asked_rows import AskedRows, read_asked
@@ -32,7 +33,6 @@ from ptune.evaluation.predictions import Predictions
 from ptune.evaluation.tasks.evaluate_task import run_task_evaluation
 from ptune.evaluation.told_in_words import Telling, told_in_words
 from ptune.evaluation.unrelated import UNRELATED, compared, unrelated_scores
-from ptune.recipe import NEW_TOKENS
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.task_of_folder import task_notes

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptune.choices import METRIC_GROUPS, METRIC_NAMES
 from ptune.errors import ConfigError, unknown
 from ptune.evaluation.tasks.task_metric_names import ENTITY_METRICS
-from ptune.recipe import METRIC_GROUPS, METRIC_NAMES
 
 _DATA, _METRICS, _WORDS, _ANSWERS, _OUTPUT = "data", "metrics", "the model told in words", "answers", "output"
 _AT_LEAST = {"limit": 1, "shots": 0, "max_new_tokens": 1, "max_length": 2, "batch_size": 1, "bootstrap": 1, "seed": 0}

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
 
+from ptune.choices import METRIC_GROUPS
 from ptune.data.example import Example
 from ptune.errors import DataError, shown
 from ptune.evaluation.json_metrics import parse_object
-from ptune.recipe import METRIC_GROUPS
 
 _MOST_LABELS, _LONGEST_LABEL, _ROWS_A_LABEL = 50, 40, 4
 

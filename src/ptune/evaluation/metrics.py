@@ -14,11 +14,11 @@ from functools import partial
 
 import numpy as np
 
+from ptune.choices import METRIC_GROUPS
 from ptune.evaluation.items import Asked
 from ptune.evaluation.json_metrics import JsonMatch, match_json
 from ptune.evaluation.outcomes import Needs, Outcome, chosen_label
 from ptune.evaluation.text_metrics import corpus_metric, exact_match, rouge, token_f1
-from ptune.recipe import METRIC_GROUPS
 
 NATS, NUMBER, SHARE, POINTS = "nats", "number", "share", "points"
 """Units: nats a token, a plain number, a share in [0, 1], points from 0 to 100."""

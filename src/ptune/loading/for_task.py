@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ptune.config import TaskType
 from ptune.errors import ConfigError, ModelError
 from ptune.frozen.capability import check_causal
-from ptune.tasks.parts import AUTO_CLASSES, head_names
+from ptune.tasks.task_parts import AUTO_CLASSES, head_names
 
 _MAPPINGS = {
     TaskType.CAUSAL_LM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ptune.choices import PREFIX_MLP
 from ptune.config import PromptEncoderConfig
 from ptune.deep_config import PrefixTuningConfig, PromptConfig
 from ptune.errors import ModelError, one_line
 from ptune.methods.names import METHODS, Method, find_method
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import PREFIX_MLP
 
 __all__ = ["METHODS", "MethodSettings", "apply_method"]
 

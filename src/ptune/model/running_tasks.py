@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.both_ways import behind_keys, concatenated, with_virtual
 from ptune.tasks.encoder_decoder import answer_inputs, answering_behind
 from ptune.tasks.lined_up import LinedUp, read_inputs
-from ptune.tasks.parts import reads_text
+from ptune.tasks.task_parts import reads_text
 
 _OF_ANSWERS = (
     *("logits", "decoder_hidden_states", "decoder_attentions", "cross_attentions"),
@@ -54,10 +55,25 @@ class RunsTasks(HoldsPrompts):
 
     _layers: tuple[DecoderLayers, ...]
     """A decoder's ways; empty for others. In a tuple: it shares the model's modules, which count once."""
+    shared_prefix: SharedPrefix
     _behind: BehindHead | None
     """The head; None where nothing stands on the part that reads text, or where the model runs as a whole."""
 
     # ---- forward -----------------------------------------------------------------------------------------------
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why batches do not come packed; a decoder packs padded ones by itself."""
+        return "rows of a model for a task come padded"
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches may come packed; `packing_obstacle` says why not."""
+        return self.packing_obstacle is None
+
+    def prefix_scope(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch; as for `PTunedModel`."""
+        return self.shared_prefix.scope(last=last)
 
     def forward(
         self,
@@ -141,7 +157,7 @@ class RunsTasks(HoldsPrompts):
             encoders=encoders,
             in_text={name: count for name, count in inside.items() if name in encoders},
             dtype=embedding_table(self.base).dtype,
-            shared=SharedPrefix(),
+            shared=self.shared_prefix,
             kept=PrefixCache(),
         )
         if text.ids is not None:
@@ -151,7 +167,7 @@ class RunsTasks(HoldsPrompts):
             if text.ids is None:
                 raise no_embeddings(prompts)
             rows = replace(rows, text=replace(text, inside=prompts.inside))
-        if prompts.deep and prompts.vectors and not self._layers:
+        if not self._layers and prompts.deep and len(prompts.deep) < len(prompts.encoders):
             raise ConfigError(
                 "rows behind keys and values cannot stand in one batch with rows behind vectors: both are concatenated "
                 "elsewhere in this model.",

@@ -69,6 +69,10 @@ class SavedPrompt:
         """Whether its model is an encoder, whose tokens attend both ways."""
         return self.details.get("attends") == BOTH_WAYS
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All tensors that train, as the encoder's `load_state_dict` takes them."""
+        return {**(self.encoder or {}), **{f"head.{name}": value for name, value in self.head.items()}}
+
     @property
     def is_deep(self) -> bool:
         """Whether it is keys and values of every layer, in place of virtual-token embeddings."""

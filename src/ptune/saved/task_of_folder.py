@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptune.config import TaskType
-from ptune.data.tasks.names import CLASSIFY, FILL, TAG, TASK_TYPES
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, TAG, TASK_TYPES
 from ptune.errors import PromptError, listed, shown
 from ptune.saved.opened_folder import PTUNE_CONFIG, OpenedFolder
 

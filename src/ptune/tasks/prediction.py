@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from ptune.data.labels import IGNORE_INDEX
-from ptune.data.tasks.best_spans import Answered, Span
+from ptune.data.tasks.span_answers import Answered, Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import QA
 from ptune.data.tasks.task_example import TaskExamples
+from ptune.data.tasks.task_kinds import QA
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import DataError
 
 CONTEXT = "The cat sat on the mat. The dog did not."

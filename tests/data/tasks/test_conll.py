@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import CLASSIFY, TAG
+from ptune.data.tasks.task_kinds import CLASSIFY, TAG
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import DataError
 
 CONLL_2003 = """-DOCSTART- -X- -X- O
@@ -36,7 +36,8 @@ def test_columns_sentences_and_documents(tmp_path: Path, name: str):
 def test_comments_hashtags_and_carriage_returns(tmp_path: Path):
     path = tmp_path / "tweets.conll"
     path.write_bytes(
-        b"# id 12 domain=en\r\n#begin document\r\nat\tO\r\n#Rome\tB\r\n#\tO\r\n\r\n# newdoc\tfoo\r\nNew York\tB\r\n \t \r\n"
+        b"# id 12 domain=en\r\n#begin document\r\nat\tO\r\n#Rome\tB\r\n#\tO\r\n\r\n"
+        b"# newdoc\tfoo\r\nNew York\tB\r\n \t \r\n"
     )
     examples = load_task_examples(path, TAG)
     assert [(one.words, one.tags) for one in examples] == [

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from ptune.data.tasks.encode import encode_task
-from ptune.data.tasks.names import QA
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import QA
 from ptune.errors import ConfigError, ModelError
 
-WORDS = "the lamp is broken and nobody answers phone EU rejects German call boycott British lamb".split()
+WORDS = [
+    *("the", "lamp", "is", "broken", "and", "nobody", "answers", "phone"),
+    *("EU", "rejects", "German", "call", "boycott", "British", "lamb"),
+]
 
 
 def questions(count: int = 12, length: int = 60) -> list[TaskExample]:
@@ -35,11 +38,12 @@ def questions(count: int = 12, length: int = 60) -> list[TaskExample]:
 def test_windows_as_the_tokenizer_makes_them(tokenizer: Any, max_length: int, stride: int | None):
     rows = questions()
     made = encode_task(rows, tokenizer, QA, max_length=max_length, stride=stride)
+    between = "\n" if tokenizer.pad_token is None else ""  # of GPT-2, which puts nothing between two texts
     own_end = tokenizer.cls_token_id is None and tokenizer("a", "a")["input_ids"][-1] != tokenizer.eos_token_id
     at = 0
     for number, one in enumerate(rows):
         encoded = tokenizer(
-            one.question,
+            one.question + between,
             one.context,
             truncation="only_second",
             max_length=max_length - own_end,

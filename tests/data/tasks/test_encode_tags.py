@@ -10,8 +10,8 @@ from transformers import RobertaTokenizer
 
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.encode_tags import first_columns
-from ptune.data.tasks.names import TAG
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import TAG
 from ptune.errors import DataError, ModelError
 
 LABELS = ("O", "B-X", "I-X")
@@ -122,5 +122,5 @@ def test_without_tags_and_with_unknown_ones(bert: Any):
 def test_a_tokenizer_that_is_not_fast_is_refused():
     from transformers import ByT5Tokenizer
 
-    with pytest.raises(ModelError, match="ByT5Tokenizer cannot say which characters a token is of, .* task tag needs"):
+    with pytest.raises(ModelError, match=r"ByT5Tokenizer cannot say which characters a token is of, .* task tag needs"):
         encode_task([TaskExample(words=("it",), tags=("O",))], ByT5Tokenizer(), TAG, labels=LABELS)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ptune.data.tasks.encode import encode_task
-from ptune.data.tasks.names import CLASSIFY, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_template import task_template
+from ptune.data.tasks.task_kinds import CLASSIFY, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_templates import task_template
 from ptune.errors import ConfigError, DataError, ModelError
 
 LABELS = ("neg", "pos")
@@ -36,8 +36,10 @@ def test_as_the_tokenizer_has_it(tokenizer: Any, pairs: bool, max_length: int):
     made = encode_task(rows, tokenizer, CLASSIFY, labels=LABELS, max_length=max_length)
     cut = 0
     for row, one in zip(columns(made), rows, strict=True):
-        whole = tokenizer(one.text, one.second)
-        expected = tokenizer(one.text, one.second, truncation="longest_first", max_length=max_length)
+        # Words of two texts are not glued together where no special token stands between them.
+        second = f"\n{one.second}" if one.second and tokenizer.cls_token is tokenizer.pad_token is None else one.second
+        whole = tokenizer(one.text, second)
+        expected = tokenizer(one.text, second, truncation="longest_first", max_length=max_length)
         assert {name: value for name, value in row.items() if name != "labels"} == dict(expected)
         assert LABELS[row["labels"]] == one.label
         cut += len(whole["input_ids"]) > max_length
@@ -94,11 +96,11 @@ def test_a_template_writes_the_text(bert: Any, gpt2: Any):
 
 
 def test_what_a_template_does_not_fit_is_cut_from_the_longer_text(bert: Any):
-    one = TaskExample(text="it was great great great great", second="it was", label="pos", source="f:1")
+    one = TaskExample(text="it was great great great great", second="it was great great", label="pos", source="f:1")
     template = "about {text}{prompt:2} and {text2} ."
     whole = columns(encode_task([one], bert, CLASSIFY, labels=LABELS, template=template))[0]["input_ids"]
-    made = encode_task([one], bert, CLASSIFY, labels=LABELS, template=template, max_length=len(whole) - 2 - 3)
-    shorter = TaskExample(text="it was great", second="it was", label="pos")
+    made = encode_task([one], bert, CLASSIFY, labels=LABELS, template=template, max_length=len(whole) - 2 - 4)
+    shorter = TaskExample(text="it was great", second="it was great", label="pos")
     assert columns(made) == columns(encode_task([shorter], bert, CLASSIFY, labels=LABELS, template=template))
     assert made.report.truncated == 1
     assert len(columns(made)[0]["input_ids"]) == made.report.max_length + 2  # the virtual tokens are not counted
@@ -172,7 +174,9 @@ def test_bad_arguments(bert: Any, gpt2: Any):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, max_length=2)
     with pytest.raises(ConfigError, match="target_length must be at least 1, not -1"):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, target_length=-1)
-    with pytest.raises(ConfigError, match="the task classify takes no verbalizer. Leave it out, or take the task fill"):
+    with pytest.raises(
+        ConfigError, match=r"the task classify takes no verbalizer. Leave it out, or take the task fill"
+    ):
         encode_task(rows, bert, CLASSIFY, labels=LABELS, verbalizer={"neg": "bad"})
     with pytest.raises(ConfigError, match="the task qa takes no template"):
         encode_task([TaskExample(impossible=True)], bert, QA, template="{text}")

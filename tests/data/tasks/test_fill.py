@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ptune.data.tasks.encode import encode_task
-from ptune.data.tasks.names import CLASSIFY, FILL
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL
 from ptune.errors import ConfigError, DataError, ModelError
 
 LABELS = ("0", "1")
@@ -154,9 +154,9 @@ def test_a_word_is_one_token_only_behind_its_blank(roberta: Any):
 
 
 def test_bad_templates_and_tokenizers(bert: Any, t5: Any, gpt2: Any):
-    with pytest.raises(ConfigError, match="has no gap to fill. Put {mask} in it once"):
+    with pytest.raises(ConfigError, match=r"has no gap to fill. Put {mask} in it once"):
         encode(bert, template="{text}")
-    with pytest.raises(ConfigError, match="has {mask} 2 times"):
+    with pytest.raises(ConfigError, match=r"has {mask} 2 times"):
         encode(bert, template="{text}{mask}{mask}")
     with pytest.raises(ConfigError, match=r"no token of the text fits into max_length 6: .* alone has 6. Raise"):
         encode(bert, max_length=6)

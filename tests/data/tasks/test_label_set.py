@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ptune.data.tasks.label_set import labels_of
-from ptune.data.tasks.names import CLASSIFY, QA, TAG
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
+from ptune.data.tasks.task_kinds import CLASSIFY, QA, TAG
 from ptune.errors import ConfigError, DataError
 
 
@@ -32,7 +32,7 @@ def test_too_few():
         labels_of(classified("a", "a"))
     with pytest.raises(DataError, match="there is none"):
         labels_of(classified(None))
-    with pytest.raises(ConfigError, match="the task qa has no set of labels. Those that have: classify"):
+    with pytest.raises(ConfigError, match=r"the task qa has no set of labels. Those that have: classify"):
         labels_of(TaskExamples([], QA))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ptune import evaluate
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError, DataError, OutputError
 from ptune.evaluation.tasks.task_metric_names import TASK_METRICS
 from ptune.task_answering import TaskAnswerer

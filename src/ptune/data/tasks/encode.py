@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptune.data.tasks.encode_settings import EncodeSettings
 from ptune.data.tasks.encode_spans import Windows, encode_spans
 from ptune.data.tasks.encode_tags import encode_tags
 from ptune.data.tasks.encode_text import encode_classify, encode_fill, encode_seq2seq
-from ptune.data.tasks.names import CLASSIFY, FILL, LABEL_TASKS, QA, SEQ2SEQ, TAG, check_task
-from ptune.data.tasks.settings import EncodeSettings
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, LABEL_TASKS, QA, SEQ2SEQ, TAG, check_task
 from ptune.data.tasks.task_table import TaskTable
-from ptune.data.tasks.task_template import FILL_PAIR_TEMPLATE, FILL_TEMPLATE, TaskTemplate, task_template
+from ptune.data.tasks.task_templates import FILL_PAIR_TEMPLATE, FILL_TEMPLATE, TaskTemplate, task_template
 from ptune.data.tasks.task_token_report import TaskTokenReport
 from ptune.data.tasks.verbalizer import verbalizer_ids
 from ptune.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ class TokenizedTask:
     mask_columns: tuple[int, ...] = ()
     """fill: the column of each row's gap; a mask token that the text itself has is another one."""
     windows: Windows | None = None
-    """qa: what the rows are windows of; see `ptune.data.tasks.best_spans`."""
+    """qa: what the rows are windows of; see `ptune.data.tasks.span_answers`."""
 
 
 def encode_task(
@@ -76,7 +76,7 @@ def encode_task(
         labels: Of `classify`, `tag` and `fill`, as `labels_of` gives them.
         max_length: Tokens a row at most, special tokens among them, virtual tokens inside the text not.
         target_length: Tokens of a text to write at most.
-        template: Of `classify`, `seq2seq` and `fill`; see `ptune.data.tasks.task_template`. None writes the text, or
+        template: Of `classify`, `seq2seq` and `fill`; see `ptune.data.tasks.task_templates`. None writes the text, or
             the pair as the tokenizer joins it; the gap of `fill` stands behind the text.
         verbalizer: Of `fill`: label → word; None takes the labels.
         stride: Of `qa`: tokens of a context that two windows share; a third of `max_length` when None.

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptune.data.tasks.names import QA
-from ptune.data.tasks.settings import EncodeSettings, batches
+from ptune.data.tasks.encode_settings import EncodeSettings, batches
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import QA
 from ptune.data.tasks.task_table import TaskTable
 from ptune.errors import ConfigError
 
@@ -112,16 +112,18 @@ def _frame(settings: EncodeSettings) -> _Frame:
     """Lengths that leave room for a context in every window, checked."""
     tokenizer, most = settings.tokenizer, settings.max_length
     end = _end_to_add(tokenizer)
-    special = len(tokenizer("", "")["input_ids"]) + (end is not None)
+    special = len(tokenizer(settings.between, "")["input_ids"]) + (end is not None)
     stride = most // 3 if settings.stride is None else settings.stride
     if isinstance(stride, bool) or not isinstance(stride, int) or stride < 0:
         raise ConfigError(f"stride must be at least 0, not {stride!r}.", hint="A third of max_length serves.")
     # Windows move on by half a stride at least: one token at a time would make hundreds of a context.
-    room = most - special - stride - stride // 2 - 1
+    left = most - special - 1
+    room = left - stride - stride // 2
     if room < _SHORTEST_QUESTION:
+        longest = max(0, (2 * (left - _SHORTEST_QUESTION) + 1) // 3)
         raise ConfigError(
             f"stride {stride} leaves no room for a question and a context within max_length {most}.",
-            hint=f"Raise max_length, or take a stride of at most {max(0, (2 * (room + stride + stride // 2 - _SHORTEST_QUESTION) + 1) // 3)}.",
+            hint=f"Raise max_length, or take a stride of at most {longest}.",
         )
     return _Frame(most - (end is not None), stride, room, end)
 
@@ -143,7 +145,7 @@ def _questions(examples: Sequence[TaskExample], frame: _Frame, settings: EncodeS
         if len(offsets) > frame.longest_question:
             questions[at] = questions[at][: offsets[frame.longest_question - 1][1]]
             table.report.questions_cut += 1
-    return questions
+    return [question + settings.between for question in questions]
 
 
 def _window(

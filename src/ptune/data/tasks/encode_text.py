@@ -1,8 +1,9 @@
 """Rows of `classify`, `seq2seq` and `fill` as tokens: a text or a pair, and a label, a text to write, or a word.
 
-Without a template a text is tokenized as the tokenizer itself does it, special tokens and all; of a pair that is too
-long the longer text is cut (`longest_first`). A text to write that is too long is cut at its end, and its end token is
-not learned: the model would learn to stop there.
+Without a template a text is tokenized as the tokenizer itself does it, special tokens and all, the second of a pair on
+a line of its own where no special token stands between; of a pair that is too long the longer text is cut
+(`longest_first`). A text to write that is too long is cut at its end, and its end token is not learned: the model would
+learn to stop there.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ptune.data.labels import IGNORE_INDEX
+from ptune.data.tasks.encode_settings import EncodeSettings, batches, rows_of
 from ptune.data.tasks.label_set import check_labels
-from ptune.data.tasks.names import CLASSIFY, FILL
-from ptune.data.tasks.settings import EncodeSettings, batches, rows_of
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL
 from ptune.data.tasks.task_table import TaskTable
 from ptune.data.tasks.written_rows import RowWriter
 from ptune.data.template import end_token
@@ -132,7 +133,7 @@ def _texts(
     for numbers in filter(None, (others, pairs)):
         chosen = [examples[number] for number in numbers]
         texts = [f"{one.text}\n{one.second}" if joined and one.second else one.text for one in chosen]
-        seconds = [one.second or "" for one in chosen] if numbers is pairs else None
+        seconds = [f"{settings.between}{one.second}" for one in chosen] if numbers is pairs else None
         for number, row in zip(numbers, _encoded(texts, seconds, settings, table), strict=True):
             rows[number] = row
     return rows
@@ -156,5 +157,5 @@ def _encoded(
         for at, row in zip(long, rows_of(cut), strict=True):
             whole[at] = row
         table.report.truncated += len(long)
-    special = len(tokenizer("", None if seconds is None else "")["input_ids"])
+    special = len(tokenizer("", None if seconds is None else settings.between)["input_ids"])
     return [row if len(row["input_ids"]) > special else None for row in whole]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from ptune.data.data_report import DataReport
-from ptune.data.tasks.names import QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import QA, SEQ2SEQ, TAG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

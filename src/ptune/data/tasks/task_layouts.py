@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.data.layouts import check_columns, own_columns
-from ptune.data.tasks.names import CLASSIFY, FILL, QA, SEQ2SEQ, TAG, check_task
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG, check_task
 from ptune.data.values import kind
 from ptune.errors import ConfigError, DataError, listed, shown, unknown
 
@@ -91,7 +91,7 @@ def check_task_columns(columns: Mapping[str, str], task: str) -> dict[str, str]:
         columns: Part of a row → column. classify and fill have `text`, `second` and `label`; tag `words` and `tags`;
             qa `question`, `context`, `answers`, `start`, `impossible` and `key`; seq2seq the fields of
             `ptune.data.load_examples`.
-        task: See `ptune.data.tasks.names`.
+        task: See `ptune.data.tasks.task_kinds`.
 
     Raises:
         ConfigError: A part that the task does not have, or that names no column.

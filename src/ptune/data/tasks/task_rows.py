@@ -17,8 +17,8 @@ from ptune.data.sources import Table
 from ptune.data.squad import flat_rows
 from ptune.data.tasks.answer_spans import answers_given, placed
 from ptune.data.tasks.label_values import NO_LABEL, label_text, tag_texts
-from ptune.data.tasks.names import CLASSIFY, FILL, QA, TAG
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, TAG
 from ptune.data.tasks.task_layouts import (
     TaskLayout,
     find_task_layout,

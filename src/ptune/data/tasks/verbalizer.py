@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ptune.data.blocks import Block
-from ptune.data.tasks.task_template import Part, Place, TaskTemplate
+from ptune.data.tasks.task_templates import Part, Place, TaskTemplate
 from ptune.data.text_ids import ids_of
 from ptune.errors import ConfigError, ModelError, listed, shown, unknown
 

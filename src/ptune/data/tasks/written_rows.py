@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptune.data.blocks import Block
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_template import Place, TaskTemplate
+from ptune.data.tasks.task_templates import Place, TaskTemplate
 from ptune.data.text_ids import ids_of, special_frame
 from ptune.errors import ConfigError, DataError, shown
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.data.tasks.label_set import labels_of
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import LABEL_TASKS, QA, SEQ2SEQ
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
+from ptune.data.tasks.task_kinds import LABEL_TASKS, QA, SEQ2SEQ
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError
 from ptune.evaluation.evaluate_settings import SHOTS, EvaluateSettings
 from ptune.evaluation.tasks.task_items import TaskItem, make_task_items

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptune.data.tasks.names import FILL, QA, SEQ2SEQ
+from ptune.choices import METRIC_GROUPS
+from ptune.data.tasks.task_kinds import FILL, QA, SEQ2SEQ
 from ptune.errors import ConfigError
 from ptune.evaluation.asking_progress import progress_bar, say_line
 from ptune.evaluation.columns import ALONE, COMMONEST, NO_ANSWER, PROMPT, TITLES
@@ -26,7 +27,6 @@ from ptune.evaluation.tasks.asked_task import AskedTask, read_asked_task, rows_o
 from ptune.evaluation.tasks.task_facts import task_facts, what_is_asked_of_a_task
 from ptune.evaluation.tasks.task_metrics import breakdown, task_metrics
 from ptune.evaluation.tasks.task_outcomes import ask, constant, is_whole
-from ptune.recipe import METRIC_GROUPS
 from ptune.task_answering import TaskAnswerer
 
 _BATCHES = 4

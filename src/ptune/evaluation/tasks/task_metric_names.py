@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ptune.recipe import METRIC_GROUPS
+from ptune.choices import METRIC_GROUPS
 
 ENTITY_METRICS = ("entity_precision", "entity_recall", "entity_f1")
 """Those that no other prompts have."""

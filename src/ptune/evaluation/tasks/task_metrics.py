@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from ptune.data.tasks.names import CLASSIFY, FILL, QA, TAG
+from ptune.choices import METRIC_GROUPS
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, TAG
 from ptune.errors import ConfigError, listed
 from ptune.evaluation.evaluation_result import Breakdown
 from ptune.evaluation.items import Asked
@@ -20,7 +21,6 @@ from ptune.evaluation.outcomes import Outcome, chosen_label
 from ptune.evaluation.tasks.entity_spans import entities, is_schemed
 from ptune.evaluation.tasks.task_items import TaskItem, task_item
 from ptune.evaluation.tasks.task_metric_names import TASK_METRICS
-from ptune.recipe import METRIC_GROUPS
 
 _LOSS_OF = {CLASSIFY: "a row", FILL: "a row", TAG: "a word", QA: "a window"}
 ANSWERABLE, UNANSWERABLE = "answerable", "unanswerable"

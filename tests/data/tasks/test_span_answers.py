@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from ptune.data.tasks.best_spans import best_spans
 from ptune.data.tasks.encode import TokenizedTask, encode_task
-from ptune.data.tasks.names import QA
+from ptune.data.tasks.span_answers import best_spans
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import QA
 from ptune.errors import ConfigError, DataError
 
-WORDS = "the lamp is broken and nobody answers phone EU rejects German call boycott British lamb".split()
+WORDS = [
+    *("the", "lamp", "is", "broken", "and", "nobody", "answers", "phone"),
+    *("EU", "rejects", "German", "call", "boycott", "British", "lamb"),
+]
 
 
 def made_of(tokenizer: Any, count: int = 6) -> tuple[list[TaskExample], TokenizedTask]:

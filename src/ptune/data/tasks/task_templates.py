@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from ptune.data.blocks import Block, is_block
 from ptune.data.segments import digest
-from ptune.data.tasks.names import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.tasks.task_example import TaskExample
+from ptune.data.tasks.task_kinds import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.template import PLACEHOLDER, template_blocks
 from ptune.errors import ConfigError, shown, unknown
 
@@ -64,10 +65,15 @@ class TaskTemplate:
         parts.append(self.text[end:])
         return [part for part in parts if part != "" and not (isinstance(part, Block) and part.leads)]
 
+    @cached_property
+    def places(self) -> frozenset[Place]:
+        """What it has places for."""
+        return frozenset(part for part in self.parts() if isinstance(part, Place))
+
     def check(self, example: TaskExample) -> None:
         """Raise `ConfigError` for a row with a text that the template has no place for."""
         for place, value in ((Place.TEXT, example.text), (Place.TEXT2, example.second)):
-            if value and place not in self.parts():
+            if value and place not in self.places:
                 where = f"{example.source}: " if example.source else ""
                 name = "{" + place.value + "}"
                 raise ConfigError(

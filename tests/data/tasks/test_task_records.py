@@ -9,11 +9,13 @@ from typing import Any
 import datasets
 import pytest
 
+from ptune.data.opened import ReadOptions
+from ptune.data.tables import dataset_rows
 from ptune.data.tasks.label_set import labels_of
-from ptune.data.tasks.load import load_task_examples
-from ptune.data.tasks.names import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
+from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_layouts import PAIRS
+from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError, DataError
 
 
@@ -62,6 +64,8 @@ def test_mapped_columns(tmp_path: Path):
     row = {"sentence1": "A", "sentence2": "B", "Stars": 4, "label": "x"}
     (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence2", "label": "stars"})
     assert (one.text, one.second, one.label) == ("B", None, "4")
+    (one,) = load(tmp_path, CLASSIFY, row, columns={"text": "sentence1"})
+    assert (one.text, one.second, one.label) == ("A", None, "x")
     (one,) = load(tmp_path, CLASSIFY, row, columns={"label": "Stars"})
     assert (one.text, one.second, one.label) == ("A", "B", "4")
     (one,) = load(tmp_path, CLASSIFY, {"text": "A", "more": "B", "label": "x"}, columns={"second": "more"})
@@ -207,6 +211,14 @@ def test_class_names_and_their_order(tmp_path: Path, form: str):
     assert labels_of(load_task_examples(path, TAG, columns={"tags": "pos_tags"})) == ("X", "Y")
 
 
+def test_class_names_of_the_hub():
+    options = ReadOptions()
+    rows = [row for _, row in dataset_rows(class_labels(), "owner/name (train)", options)]
+    assert [row["label"] for row in rows] == ["positive", "negative", None]
+    assert [row["ner_tags"] for row in rows] == [["B-PER", "O"], ["O", "B-LOC"], [None, None]]
+    assert options.class_names == {"label": tuple(NAMES), "ner_tags": ("O", "B-PER", "B-LOC"), "pos_tags": ("X", "Y")}
+
+
 def test_words_and_tags(tmp_path: Path):
     rows: list[dict[str, Any]] = [
         {"tokens": ["EU", "rejects", 22], "ner_tags": [3, 0, None]},
@@ -224,7 +236,7 @@ def test_words_and_tags(tmp_path: Path):
         load(tmp_path, TAG, {"tokens": ["a", "b"], "tags": ["O"]})
     with pytest.raises(DataError, match=r"tokens' \(words\) is text \(\"\['a', 'b'\]\"\), not a list. Write a list"):
         load(tmp_path, TAG, {"tokens": "['a', 'b']", "tags": ["O", "O"]})
-    with pytest.raises(DataError, match="tag 2 of 'tags' is 0.5, a number with a fraction"):
+    with pytest.raises(DataError, match=r"tag 2 of 'tags' is 0.5, a number with a fraction"):
         load(tmp_path, TAG, {"tokens": ["a", "b"], "tags": ["O", 0.5]})
     with pytest.raises(DataError, match=r"word 1 of 'tokens' \(words\) is a list"):
         load(tmp_path, TAG, {"tokens": [["a"], "b"], "tags": ["O", "O"]})

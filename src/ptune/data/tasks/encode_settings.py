@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ptune.data.tasks.task_template import TaskTemplate
-from ptune.data.text_ids import special_frame
+from ptune.data.tasks.task_templates import TaskTemplate
+from ptune.data.text_ids import ids_of, special_frame
 from ptune.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -46,14 +47,21 @@ class EncodeSettings:
         """The number of each label."""
         return {label: number for number, label in enumerate(self.labels)}
 
-    def types(self, row: Any) -> dict[str, list[int]]:
-        """The `token_type_ids` of an encoded row, where the tokenizer makes them."""
-        return {"token_type_ids": row["token_type_ids"]} if "token_type_ids" in row else {}
-
     @property
     def makes_types(self) -> bool:
         """Whether the tokenizer says which of two texts a token is of."""
         return "token_type_ids" in self.tokenizer.model_input_names
+
+    @cached_property
+    def between(self) -> str:
+        """What is written between two texts: a line break where the tokenizer puts nothing there.
+
+        The end of one text and the beginning of the next would be one word otherwise.
+        """
+        first, second = ids_of(["a", "b"], self.tokenizer)
+        whole = self.tokenizer("a", "b")["input_ids"]
+        glued = first + second
+        return "\n" if any(whole[at : at + len(glued)] == glued for at in range(len(whole))) else ""
 
     def need_offsets(self, task: str) -> None:
         """Raise `ModelError` for a tokenizer that cannot say which characters a token is of."""

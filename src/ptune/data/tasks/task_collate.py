@@ -14,7 +14,7 @@ import torch
 
 from ptune.data.collate import PaddingCollator
 from ptune.data.labels import IGNORE_INDEX
-from ptune.data.tasks.names import CLASSIFY, QA, SEQ2SEQ, check_task
+from ptune.data.tasks.task_kinds import CLASSIFY, QA, SEQ2SEQ, check_task
 from ptune.errors import DataError
 
 _SPAN = ("start_positions", "end_positions")

@@ -16,8 +16,8 @@ from ptune.data.opened import Reader, ReadOptions
 from ptune.data.records import load_examples, sources_in
 from ptune.data.sources import find_rows
 from ptune.data.tasks.conll import CONLL_SUFFIXES, conll_rows
-from ptune.data.tasks.names import SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
+from ptune.data.tasks.task_kinds import SEQ2SEQ, TAG
 from ptune.data.tasks.task_layouts import check_task_columns
 from ptune.data.tasks.task_rows import Parsed, TaskRowReader
 from ptune.errors import DataError
