@@ -45,8 +45,6 @@ CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_che
 LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3, PREFIX: 2e-2, PREFIX_MLP: 1e-3}
 """Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
 of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
-HEAD_LEARNING_RATE = 2e-3
-"""Of a classifier's head, whose weights begin at random."""
 ADAM_BETAS = {"adam_beta1": 0.7, "adam_beta2": 0.98}
 """Adam's decay rates for a soft prompt: it trains for a hundred steps rather than ten thousand, and 0.9 and 0.999
 average over ten and a thousand. See docs/concepts.md."""

@@ -98,6 +98,11 @@ class PTunedTaskModel(RunsTasks):
         return self.base if self.task is TaskType.SEQ_2_SEQ_LM else reads_text(self.base)
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether the model is a decoder, whose hidden states say what comes next."""
+        return bool(self._layers)
+
+    @property
     def has_head(self) -> bool:
         """Whether a head trains with each prompt."""
         return bool(head_names(self.base, self.task))

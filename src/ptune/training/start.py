@@ -21,6 +21,7 @@ from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders.initialise import sampled_tokens, token_vectors
 from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
 from ptune.model.wrapper import DEFAULT_PROMPT
 from ptune.prefix.deep_prompts import prefix_of
 from ptune.prefix.keys_values import Prefix
@@ -31,7 +32,7 @@ from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.prompt_io import plain_config
 from ptune.training.deep_run import check_deep_run
-from ptune.training.label_start import label_tokens
+from ptune.training.label_start import label_tokens, start_head
 from ptune.training.rows import Rows
 
 ENCODER_FIELDS = (
@@ -70,6 +71,8 @@ def add_new_prompt(
     if start is None and recipe.start in INITS_FROM_ROWS:
         start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset, rows.labels)
     model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
+    if recipe.task == CLASSIFY and isinstance(model, PTunedTaskModel):
+        start_head(model, rows.labels, tokenizer)
 
 
 def encoder_settings(prompt: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ptune.choices import HEAD_LEARNING_RATE, LM
+from ptune.choices import LM
 from ptune.data.blocks import with_virtual_tokens
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
@@ -40,6 +40,7 @@ from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.deep_run import notes_of
+from ptune.training.head_rate import default_head_rate
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
@@ -111,11 +112,12 @@ def train(
         rate = take_learning_rate(model, recipe, args, given)
         check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given or ())
+        head_rate = recipe.head_learning_rate or default_head_rate(model, rows.tokens.dataset, collate)
         details = prompt_details(recipe, args, tokenizer, rows) | ({} if teaching is None else dict(teaching.details))
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
-            more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
+            head_rate=head_rate, more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
             details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
             callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
@@ -123,6 +125,7 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
+        rate += "" if head_rate is None else f"; of the head {head_rate:g}"
         lines = [*notes_of(model, rows), rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
@@ -243,6 +246,7 @@ def build_trainer(
     collate: Collator,
     recipe: TrainRecipe,
     *,
+    head_rate: float | None = None,
     more_metrics: HeldOutMetrics | None = None,
     details: dict[str, Any],
     console: Console,
@@ -271,7 +275,7 @@ def build_trainer(
             callbacks=list(callbacks),
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
-            head_learning_rate=recipe.head_learning_rate or HEAD_LEARNING_RATE,
+            head_learning_rate=head_rate,
             more_metrics=more_metrics,
             stop=StopRequest(say),
             say=say,
