@@ -82,8 +82,8 @@ def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False)
     if prompt.head:
         modules = dict.fromkeys(name.partition(".")[0] for name in prompt.head)
         raise ConfigError(
-            f"the prompt has a head that was trained with it ({listed(modules)}), and a file of embeddings has no place "
-            "for one.",
+            f"the prompt has a head that was trained with it ({listed(modules)}), and a file of embeddings has no "
+            "place for one.",
             hint="Export it with --to peft, or answer with ptune (ptune generate, ptune evaluate).",
         )
     if output.suffix != _SUFFIX:
