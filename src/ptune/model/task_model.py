@@ -103,6 +103,11 @@ class PTunedTaskModel(RunsTasks):
         return bool(self._layers)
 
     @property
+    def packs_rows(self) -> bool:
+        """Whether the rows of padded batches run packed, without their padding."""
+        return any(layers.packs for layers in self._layers)
+
+    @property
     def has_head(self) -> bool:
         """Whether a head trains with each prompt."""
         return bool(head_names(self.base, self.task))

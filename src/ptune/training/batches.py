@@ -22,6 +22,7 @@ from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.tasks import TaskCollator
 from ptune.errors import ConfigError
 from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
 from ptune.recipe import TrainRecipe
 
 Collator = PackingCollator | PaddingCollator | TaskCollator
@@ -50,7 +51,8 @@ def choose_collator(
         ConfigError: A budget of tokens for a model that cannot pack; packed batches that are to be compiled.
     """
     if recipe.task != LM:
-        if "train_sampling_strategy" not in given:
+        # A decoder packs padded rows by itself; an encoder computes the padding.
+        if "train_sampling_strategy" not in given and not (isinstance(model, PTunedTaskModel) and model.reads_ahead):
             args.train_sampling_strategy = BY_LENGTH
         return TaskCollator(int(tokenizer.pad_token_id), recipe.task)
     if recipe.packing and model.packs:
@@ -84,7 +86,8 @@ def batches_line(
         what = f"{args.per_device_train_batch_size} rows packed, no padding"
     else:
         alike = " of similar length" if args.train_sampling_strategy == BY_LENGTH else ""
-        what = f"{args.per_device_train_batch_size} rows{alike}, padded"
+        packed = isinstance(model, PTunedTaskModel) and model.packs_rows
+        what = f"{args.per_device_train_batch_size} rows{alike}, " + ("packed by the model" if packed else "padded")
         what += f" ({model.packing_obstacle})" if recipe.packing and recipe.task == LM else ""
     together = args.gradient_accumulation_steps * args.world_size
     return f"batches: {what}" + (f"; {together} to an optimizer step" if together > 1 else "")

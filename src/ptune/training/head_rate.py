@@ -24,7 +24,7 @@ _READ = ("input_ids", "attention_mask", "token_type_ids")
 def default_head_rate(
     model: PromptedModel, rows: Sequence[Any], collate: Callable[[list[Any]], Mapping[str, Any]]
 ) -> float | None:
-    """The rate at which a step moves the logits of the active prompt's head by about 1, to two digits; None without one.
+    """The rate at which a step moves a logit of the active prompt's head by about 1, to two digits; None without one.
 
     Args:
         model: The model with its prompt.

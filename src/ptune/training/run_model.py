@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ptune.choices import CLASSIFY, FILL, LM, QA, SEQ2SEQ, TAG
 from ptune.config import TaskType
@@ -20,6 +20,7 @@ from ptune.recipe import TrainRecipe
 from ptune.training.processes import in_turn, shard
 
 TASK_TYPES = {
+    LM: TaskType.CAUSAL_LM,
     CLASSIFY: TaskType.SEQ_CLS,
     TAG: TaskType.TOKEN_CLS,
     QA: TaskType.QUESTION_ANS,
@@ -69,14 +70,40 @@ def causal_model(
     return model
 
 
-def _whole_model(
-    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
-) -> PTunedModel:
-    base = load_base(recipe, args.device, tokenizer, on_cpu=on_cpu)
-    check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+def wrapped(base: PreTrainedModel, recipe: TrainRecipe) -> PromptedModel:
+    """A loaded model, ready for a prompt, as the recipe's task wants it."""
+    if recipe.task != LM:
+        return PTunedTaskModel(base, task=TASK_TYPES[recipe.task], self_check=recipe.self_check)
     model = PTunedModel(base, self_check=recipe.self_check)
     # Otherwise the model packs padded batches by itself.
     model.pack_batches = recipe.packing
+    return model
+
+
+def loaded(
+    recipe: TrainRecipe,
+    args: TrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] = (),
+    *,
+    on_cpu: bool = False,
+) -> PreTrainedModel:
+    """The model itself, for the recipe's task.
+
+    Raises:
+        ModelError: It cannot be loaded, or is not for the task.
+    """
+    named = labels if recipe.task in _LABELLED else None
+    return load_base(recipe, args.device, tokenizer, on_cpu=on_cpu, task=TASK_TYPES[recipe.task], labels=named)
+
+
+def _whole_model(
+    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
+) -> PTunedModel:
+    base = loaded(recipe, args, tokenizer, on_cpu=on_cpu)
+    check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+    model = wrapped(base, recipe)
+    assert isinstance(model, PTunedModel)
     return model
 
 
@@ -88,7 +115,8 @@ def task_model(
     Raises:
         ModelError: It cannot be loaded, or is not for the task.
     """
-    named = labels if recipe.task in _LABELLED else None
-    base = load_base(recipe, args.device, tokenizer, task=TASK_TYPES[recipe.task], labels=named)
+    base = loaded(recipe, args, tokenizer, labels)
     check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
-    return PTunedTaskModel(base, task=TASK_TYPES[recipe.task], self_check=recipe.self_check)
+    model = wrapped(base, recipe)
+    assert isinstance(model, PTunedTaskModel)
+    return model
