@@ -38,12 +38,6 @@ _LEFT_PADDING = (
     "PEFT 0.21 drops the position ids of left-padded batches: generate row by row with it, or use ptune.",
     "",
 )
-_PEFT_WAYS = {
-    True: "Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its start "
-    "alone.",
-    False: "Answer with ptune; for a classifier that reads as PEFT's, train with pool_virtual_tokens.",
-}
-"""The way out where PEFT cannot take a prompt: whether virtual tokens stand inside the text."""
 
 
 def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
@@ -55,7 +49,7 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
     """
     obstacle = peft_obstacle(prompt.config, both_ways=prompt.both_ways)
     if obstacle is not None:
-        raise ConfigError(f"{obstacle}.", hint=_PEFT_WAYS[prompt.config.tokens_in_text > 0])
+        raise ConfigError(f"{obstacle}.", hint=_instead_of_peft(prompt))
     config = prompt.config if prompt.is_deep else replace(prompt.config, token_dim=prompt.vectors.shape[1])
     return _write_folder(
         output,
@@ -67,6 +61,17 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
         kind="peft",
         overwrite=overwrite,
     )
+
+
+def _instead_of_peft(prompt: SavedPrompt) -> str:
+    """The way out where PEFT cannot take a prompt."""
+    if prompt.config.tokens_in_text:
+        return (
+            "Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its start "
+            "alone."
+        )
+    pooled = "; for a classifier that reads as PEFT's, train with --pool-virtual-tokens"
+    return f"Answer with ptune (ptune generate){pooled if _task(prompt) is TaskType.SEQ_CLS else ''}."
 
 
 def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
