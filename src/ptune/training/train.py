@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from ptune.choices import LM
+from ptune.config import TaskType
 from ptune.data.blocks import with_virtual_tokens
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
@@ -34,7 +35,6 @@ from ptune.loading.load import load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
 from ptune.model.prompted import PromptedModel
 from ptune.model.task_model import PTunedTaskModel
-from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
@@ -223,7 +223,7 @@ def measure(
     )
     untrained = isinstance(model, PTunedTaskModel) and model.has_head
     whose = "with the prompt" if with_prompt else "of the frozen model alone" + (", its head untrained" * untrained)
-    what = "answer tokens" if isinstance(model, PTunedModel) else "labels"
+    what = "answer tokens" if model.task in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM) else "labels"
     console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} {what})", highlight=False)
     return result
 

@@ -40,6 +40,7 @@ from ptune.frozen.transfer import pins
 from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
+from ptune.model.task_model import PTunedTaskModel
 from ptune.model.taught import divergence
 from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
@@ -279,7 +280,7 @@ class PTuneTrainer(Trainer):
         if self.label_smoother is None or "labels" not in inputs:
             return None
         # Trainer knows by the class's name whether logits are one ahead of the labels, and does not know PTunedModel.
-        return partial(self.label_smoother, shift_labels=True)
+        return partial(self.label_smoother, shift_labels=not isinstance(trained_prompt(self), PTunedTaskModel))
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 
