@@ -25,6 +25,7 @@ from ptune.errors import ConfigError, shown
 from ptune.recipe import TrainRecipe
 
 if TYPE_CHECKING:
+    from ptune.data.tasks.task_templates import TaskTemplate
     from ptune.data.template import Template
 
 _BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,5})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
@@ -118,7 +119,7 @@ def with_virtual_tokens(recipe: TrainRecipe, blocks: Sequence[Block]) -> TrainRe
     return replace(recipe, num_virtual_tokens=there or recipe.virtual_tokens)
 
 
-def check_template(template: Template, config: PromptConfig, prompt: str) -> None:
+def check_template(template: Template | TaskTemplate, config: PromptConfig, prompt: str) -> None:
     """Raise `ConfigError` unless a template has places for the virtual tokens of a prompt, as many as there are.
 
     Args:

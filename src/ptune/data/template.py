@@ -136,7 +136,8 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if not eos:
         raise ModelError(
             "the tokenizer has no end-of-sequence token, so an answer could not be ended.",
-            hint="Set tokenizer.eos_token to the token that ends an answer.",
+            hint="Set tokenizer.eos_token to the token that ends an answer; a model that writes none, such as BERT, is "
+            "for ptune train --task classify, tag, qa or fill.",
         )
     return str(eos)
 

@@ -73,13 +73,13 @@ def check_config(name: str, config: Any, task: TaskType, *, trust_remote_code: b
     """Raise `ModelError` unless there is a model for the task with such a configuration."""
     own_code = trust_remote_code and AUTO_CLASSES[task] in (getattr(config, "auto_map", None) or {})
     kind, choice = _KINDS[task]
-    if type(config) not in _MAPPINGS[task] and not own_code:
-        raise ModelError(f"{name} is not a {kind}: its type is {config.model_type!r}.", hint=f"Choose {choice}.")
     if task is TaskType.CAUSAL_LM and config.is_encoder_decoder:
         raise ModelError(
             f"{name} is an encoder-decoder ({config.model_type}), not a causal language model.",
             hint="Choose a decoder; or train it with --task seq2seq.",
         )
+    if type(config) not in _MAPPINGS[task] and not own_code:
+        raise ModelError(f"{name} is not a {kind}: its type is {config.model_type!r}.", hint=f"Choose {choice}.")
 
 
 def check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any], task: TaskType) -> None:

@@ -35,7 +35,15 @@ from ptune.errors import ConfigError, PromptError, one_line, shown
 from ptune.saved.card import model_card
 from ptune.saved.files import MAX_JSON_BYTES, MAX_WEIGHT_BYTES, holds, json_bytes, read_bytes, sha256, write_set
 from ptune.saved.opened_folder import FORMAT_VERSION, PTUNE_CONFIG, OpenedFolder, open_folder
-from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_HEAD, PEFT_KEY, own_layers, peft_config
+from ptune.saved.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_HEAD,
+    PEFT_KEY,
+    own_layers,
+    peft_config,
+    peft_obstacle,
+)
 
 ENCODER_WEIGHTS, CARD = "encoder.safetensors", "README.md"
 BOTH_WAYS = "both ways"
@@ -100,9 +108,14 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
         **prompt.details,
         "sha256": {name: sha256(content) for name, content in contents.items()},
     }
+    obstacle = peft_obstacle(prompt.config, both_ways=prompt.both_ways)
     write_set(
         folder,
-        {**contents, CARD: model_card(details).encode("utf-8", "backslashreplace"), PTUNE_CONFIG: json_bytes(details)},
+        {
+            **contents,
+            CARD: model_card(details, obstacle).encode("utf-8", "backslashreplace"),
+            PTUNE_CONFIG: json_bytes(details),
+        },
     )
     return folder
 

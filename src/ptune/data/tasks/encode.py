@@ -48,6 +48,8 @@ class TokenizedTask:
     """fill: the token of each label."""
     word_columns: tuple[tuple[int, ...], ...] = ()
     """tag: the column of each word's first token, -1 for a word that has none or was cut off; a row each."""
+    mask_columns: tuple[int, ...] = ()
+    """fill: the column of each row's gap; a mask token that the text itself has is another one."""
     windows: Windows | None = None
     """qa: what the rows are windows of; see `ptune.data.tasks.span_answers`."""
 
@@ -107,12 +109,13 @@ def encode_task(
     table = TaskTable(report)
     windows: Windows | None = None
     word_columns: tuple[tuple[int, ...], ...] = ()
+    mask_columns: tuple[int, ...] = ()
     if task == QA:
         windows = encode_spans(examples, settings, table)
     elif task == TAG:
         word_columns = encode_tags(examples, settings, table)
     elif task == FILL:
-        encode_fill(examples, settings, table, word_ids)
+        mask_columns = encode_fill(examples, settings, table, word_ids)
     else:
         encode_classify(examples, settings, table) if task == CLASSIFY else encode_seq2seq(examples, settings, table)
     return TokenizedTask(
@@ -124,6 +127,7 @@ def encode_task(
         template=settings.template,
         verbalizer_ids=word_ids,
         word_columns=word_columns,
+        mask_columns=mask_columns,
         windows=windows,
     )
 

@@ -47,8 +47,11 @@ def encode_classify(examples: Sequence[TaskExample], settings: EncodeSettings, t
 
 def encode_fill(
     examples: Sequence[TaskExample], settings: EncodeSettings, table: TaskTable, word_ids: Sequence[int]
-) -> None:
+) -> tuple[int, ...]:
     """Texts with a gap; at the gap the labels have the token of the label's word.
+
+    Returns:
+        The column of each row's gap.
 
     Raises:
         DataError: A label that is not known, or a gap that is not one token.
@@ -57,6 +60,7 @@ def encode_fill(
     assert settings.template is not None
     numbers = settings.numbers
     writer = RowWriter(settings.template, settings.tokenizer, settings.max_length)
+    columns: list[int] = []
     for which in batches(len(examples)):
         table.report.rows_read += len(which)
         batch = [examples[number] for number in which]
@@ -71,6 +75,8 @@ def encode_fill(
                 row["labels"] = [IGNORE_INDEX] * len(written.input_ids)
                 row["labels"][written.mask_at] = word_ids[numbers[str(example.label)]]
             table.add(number, row)
+            columns.append(written.mask_at)
+    return tuple(columns)
 
 
 def encode_seq2seq(examples: Sequence[TaskExample], settings: EncodeSettings, table: TaskTable) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from ptune.config import TaskType
 from ptune.errors import unknown
 
 CLASSIFY: Final = "classify"
@@ -19,6 +20,14 @@ FILL: Final = "fill"
 DATA_TASKS: Final = (CLASSIFY, TAG, QA, SEQ2SEQ, FILL)
 LABEL_TASKS: Final = (CLASSIFY, TAG, FILL)
 """Those with a set of labels."""
+TASK_TYPES: Final = {
+    CLASSIFY: TaskType.SEQ_CLS,
+    TAG: TaskType.TOKEN_CLS,
+    QA: TaskType.QUESTION_ANS,
+    SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
+    FILL: TaskType.MASKED_LM,
+}
+"""What the frozen model of each task is for."""
 
 
 def check_task(task: str) -> None:
