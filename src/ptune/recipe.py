@@ -89,7 +89,7 @@ class TrainRecipe:
         "{text2}, {mask}, by default the text as it is; {prompt:3} is a place for three virtual tokens",
     )
     verbalizer: Mapping[str, str] | None = _flag(
-        _DATA, None, "for fill: the word of each label, as positive=great negative=terrible", nargs="+"
+        _DATA, None, "for fill: the word of each label, as positive=great negative=terrible", metavar="LABEL=WORD"
     )
     train_on: str = _flag(
         _DATA,

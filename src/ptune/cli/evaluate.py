@@ -47,8 +47,6 @@ def run(argv: Sequence[str]) -> int:
     parser = build_parser()
     args = parser.parse(argv)
     values = {name: value for name, value in vars(args).items() if name in EvaluateSettings.__dataclass_fields__}
-    if "columns" in values:
-        values["columns"] = dict(values["columns"])
     values.setdefault("output", f"{Path(args.folder).absolute().name}-evaluation")
     settings = EvaluateSettings(**values)
     from ptune.cli.quiet import console, output, quiet_libraries
