@@ -191,3 +191,16 @@ def test_keys_and_values_where_an_encoder_takes_them(family: str) -> None:
         return
     with pytest.raises(ModelError, match=r"takes no cache of keys and values.*embedding"):
         PTunedTaskModel(base, PrefixTuningConfig(num_virtual_tokens=VIRTUAL))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+@torch.no_grad()
+def test_the_hidden_states_of_every_layer(family: str) -> None:
+    """The text's alone, whether the encoder has a pooler of its own or not."""
+    model, tokens = _wrapped(family, STATES)
+    row = texts()[0]
+    found = model(input_ids=row[None], output_hidden_states=True).hidden_states
+    wanted = model.base(torch.cat([tokens, row])[None], output_hidden_states=True).hidden_states
+    assert len(found) == len(wanted)
+    for mine, whole in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, whole[:, VIRTUAL:], **CLOSE)

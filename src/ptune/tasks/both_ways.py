@@ -115,7 +115,9 @@ def _text_alone(encoder: PreTrainedModel, taken: Taken, inputs: dict[str, Any]) 
     else:
         output = _with_layers(encoder, taken)(**inputs)
     if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(taken(states) for states in output["hidden_states"])
+        last = output["last_hidden_state"]  # the text's alone already; behind a pooler's layers it is among the others
+        every = output["hidden_states"]
+        output["hidden_states"] = tuple(states if states is last else taken(states) for states in every)
     return output
 
 
