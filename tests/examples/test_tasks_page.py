@@ -3,61 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from test_pages import BLOCK
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from commands import run
+from task_models import save_encoder, save_writer
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = "a film to see twice it was great bad not good the end of play said Ada Bern who lives in where does live"
 ENCODERS = ("FacebookAI/roberta-base", "google-bert/bert-base-uncased")
 READS_AND_WRITES = "google-t5/t5-small"
-
-
-def _tokenizer(folder: Path, single: str, special: dict[str, str]) -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.WordLevel(unk_token=special["unk_token"]))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = list(dict.fromkeys(special.values()))
-    core.train_from_iterator([WORDS, ". ?"], trainers.WordLevelTrainer(special_tokens=names))
-    core.post_processor = processors.TemplateProcessing(
-        single=single,
-        pair=single.replace("$A", f"$A {special['eos_token']} $B") if "$A" in single else single,
-        special_tokens=[(name, core.token_to_id(name)) for name in names],
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The files that the page names, and a small model for each that it names."""
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    encoder, writer = tmp_path / "encoder", tmp_path / "writer"
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = _tokenizer(encoder, "[CLS] $A [SEP]", {**special, "mask_token": "[MASK]", "eos_token": "[SEP]"})
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    BertForMaskedLM(
-        BertConfig(vocab_size=len(tokenizer), intermediate_size=32, max_position_embeddings=512, **sizes)
-    ).save_pretrained(encoder)
-    own = _tokenizer(writer, "$A </s>", {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"})
-    T5ForConditionalGeneration(
-        T5Config(vocab_size=len(own), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    ).save_pretrained(writer)
+    encoder, writer = save_encoder(tmp_path / "encoder"), save_writer(tmp_path / "writer")
     kinds = (("a good film", "positive"), ("not good", "negative"))
     _lines(
         "reviews.jsonl",

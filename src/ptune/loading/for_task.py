@@ -57,6 +57,18 @@ def label_options(labels: Sequence[str] | int | None) -> dict[str, Any]:
     return {"num_labels": len(names), "id2label": names, "label2id": {name: at for at, name in names.items()}}
 
 
+def key_options(config: Any, task: TaskType) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a class that keeps its layers under another name than a causal model's.
+
+    `LlamaForQuestionAnswering` and its kin do, and would begin with random layers.
+    """
+    causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    own: Any = _MAPPINGS[task].get(type(config), None)
+    if causal is None or own is None or causal.base_model_prefix == own.base_model_prefix:
+        return {}
+    return {"key_mapping": {rf"^{causal.base_model_prefix}\.": f"{own.base_model_prefix}."}}
+
+
 def check_config(name: str, config: Any, task: TaskType, *, trust_remote_code: bool) -> None:
     """Raise `ModelError` unless there is a model for the task with such a configuration."""
     own_code = trust_remote_code and AUTO_CLASSES[task] in (getattr(config, "auto_map", None) or {})
@@ -81,9 +93,16 @@ def check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any], tas
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise ModelError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}: {shown}.",
-            hint="Choose a checkpoint saved with its language-model head."
-            if task in (TaskType.CAUSAL_LM, TaskType.MASKED_LM)
-            else "Choose a whole checkpoint.",
+            hint=_way(task, missing),
         )
     if task is TaskType.CAUSAL_LM:
         check_causal(model)
+
+
+def _way(task: TaskType, missing: Sequence[str]) -> str:
+    """The way out where a checkpoint lacks weights."""
+    if task in (TaskType.CAUSAL_LM, TaskType.MASKED_LM):
+        return "Choose a checkpoint saved with its language-model head."
+    if all(".pooler." in f".{name}" for name in missing):
+        return "Its classifier reads [CLS] through them; choose a checkpoint saved with its pooler, or RoBERTa's kind."
+    return "Choose a whole checkpoint."

@@ -125,6 +125,8 @@ class RunsTasks(HoldsPrompts):
                 "forward takes no position_ids behind a soft prompt of a model for a task.",
                 hint="Leave them out; positions count on behind the prompt.",
             )
+        if attention_mask is None:
+            attention_mask = self._mask_of(input_ids)
         rows = LinedUp.of(input_ids, inputs_embeds, attention_mask, device_of(self.base))
         rows, prompts = self._prompts_of(rows, prompt_names, kwargs)
         if self.task is TaskType.SEQ_2_SEQ_LM:
@@ -141,6 +143,19 @@ class RunsTasks(HoldsPrompts):
             rows, output, {name: value for name, value in given.items() if value is not None}, num_items_in_batch
         )
         return _lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
+
+    def _mask_of(self, ids: torch.Tensor | None) -> torch.Tensor | None:
+        """The mask of a decoder's rows to classify where nobody gave one.
+
+        A row goes from its first token to its last that are not the padding token, as the model's class has it.
+        """
+        config = self.base.config.get_text_config()
+        padding = getattr(config, "pad_token_id", None)
+        if ids is None or padding is None or not self._layers or self.task is not TaskType.SEQ_CLS:
+            return None
+        real = (ids != padding).long()
+        mask: torch.Tensor = (real.cumsum(dim=1) > 0) & (real.flip(1).cumsum(dim=1).flip(1) > 0)
+        return mask.long()
 
     def _prompts_of(self, rows: LinedUp, names: RowNames, kwargs: dict[str, Any]) -> tuple[LinedUp, RowPrompts]:
         """The rows with the virtual tokens inside them, and the prompt of each; what cannot be run is refused."""
@@ -169,8 +184,8 @@ class RunsTasks(HoldsPrompts):
             rows = replace(rows, text=replace(text, inside=prompts.inside))
         if not self._layers and prompts.deep and len(prompts.deep) < len(prompts.encoders):
             raise ConfigError(
-                "rows behind keys and values cannot stand in one batch with rows behind vectors: both are concatenated "
-                "elsewhere in this model.",
+                f"rows behind keys and values cannot stand in one batch with rows behind vectors in a "
+                f"{type(self.base).__name__}, which attends both ways.",
                 hint="Put them into batches of their own.",
             )
         if not (prompts.deep and self.task is TaskType.SEQ_2_SEQ_LM):
@@ -355,6 +370,10 @@ def _lined_up(
     for name in ("last_hidden_state", "start_logits", "end_logits", *(() if whole else ("logits",))):
         if name in values:
             values[name] = rows.back(values[name])
+    for name in {"start_logits", "end_logits"} & set(values):
+        # What stands at padding is no answer, wherever the padding stands.
+        outside = rows.back(rows.mask) == 0
+        values[name] = values[name].masked_fill(outside, torch.finfo(values[name].dtype).min)
     if "hidden_states" in values:
         values["hidden_states"] = tuple(rows.back(one) for one in values["hidden_states"])
     return type(output)(**({} if loss is None else {"loss": loss}), **values)
