@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from ptune.config import TaskType
 from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
 from ptune.frozen.parameters import count_parameters
@@ -26,11 +27,12 @@ from ptune.loading.load import load_config
 from ptune.loading.place import DTYPES
 from ptune.loading.skeleton import skeleton
 from ptune.memory.measure import GIB
-from ptune.methods.apply import MethodSettings, apply_method
+from ptune.methods.apply import MethodSettings
 from ptune.methods.names import DEFAULT_METHODS, METHODS, check_checkpointing, find_method
 from ptune.packed.chunked_loss import positions_at_once
-from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, Shape, StepCost, body_of, encoder_cost, step_cost
-from ptune.planning.without_data import skeleton_for
+from ptune.planning.batch_without_data import Shape
+from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, StepCost, body_of, encoder_cost, step_cost
+from ptune.planning.without_data import adapted
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
 """What comes with the first step: threads, kernels, scratch space."""
@@ -69,6 +71,8 @@ class Forecast:
     device: str
     rows: int
     length: int
+    target_length: int | None
+    """Tokens of a text to write, where the task has one."""
     accumulation: int
     base_parameters: int
     trainable_parameters: int
@@ -89,7 +93,7 @@ class Forecast:
     @property
     def tokens(self) -> int:
         """Text tokens of an optimizer step."""
-        return self.rows * self.length * self.accumulation
+        return self.rows * (self.length + (self.target_length or 0)) * self.accumulation
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -108,10 +112,12 @@ class Forecaster:
         device: cpu or cuda.
         accumulation: Batches an optimizer step.
         checkpointing: Activations are computed again in the backward.
-        supervised_share: Of a row's tokens, those that have labels.
+        supervised_share: Of a row's tokens, those that have labels; of a causal language model.
+        task: What the model is for.
+        target_length: Tokens of a text to write, of a model from sequence to sequence.
 
     Raises:
-        ModelError: No model can be made of the configuration.
+        ModelError: No model for the task can be made of the configuration.
     """
 
     def __init__(
@@ -124,15 +130,18 @@ class Forecaster:
         accumulation: int = 1,
         checkpointing: bool = False,
         supervised_share: float = 0.6,
+        task: TaskType = TaskType.CAUSAL_LM,
+        target_length: int = 128,
     ) -> None:
         self.config, self.settings = config, settings or MethodSettings()
         self.dtype, self.device, self.accumulation, self.checkpointing = dtype, device, accumulation, checkpointing
-        self.supervised_share = supervised_share
-        base = skeleton(config, DTYPES[dtype])
+        self.supervised_share, self.task = supervised_share, task
+        self.target_length = target_length if task is TaskType.SEQ_2_SEQ_LM else None
+        base = skeleton(config, DTYPES[dtype], task=task)
         self.base_parameters = count_parameters(base)[1]
         self.context_length = context_length(base)
         self._step = lru_cache(maxsize=None)(self._simulated)
-        self._encoder = lru_cache(maxsize=None)(lambda method: encoder_cost(self.config, method, self.settings))
+        self._encoder = lru_cache(maxsize=None)(lambda method: encoder_cost(self.config, method, self.settings, task=task))
         self._adapted = lru_cache(maxsize=None)(self._counted)
 
     def forecast(self, method: str, rows: int, length: int) -> Forecast:
@@ -167,6 +176,7 @@ class Forecaster:
             device=self.device,
             rows=rows,
             length=length,
+            target_length=self.target_length,
             accumulation=self.accumulation,
             base_parameters=self.base_parameters,
             trainable_parameters=counts.trainable,
@@ -217,7 +227,8 @@ class Forecaster:
         return self.accumulation / min(self.accumulation, 2)
 
     def _simulated(self, method: str, rows: int, length: int) -> StepCost:
-        shape = Shape(rows, length, self.supervised_share)
+        learned = 1 if self.task is TaskType.MASKED_LM else self.target_length
+        shape = Shape(rows, length, self.supervised_share, learned)
         cost = step_cost(
             self.config,
             method,
@@ -227,8 +238,9 @@ class Forecaster:
             device=self.device,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
+            task=self.task,
         )
-        if not cost.packed:
+        if not cost.packed or self.task is not TaskType.CAUSAL_LM:
             return cost
         # It was simulated on the CPU, whose LM head takes fewer positions at once.
         vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
@@ -236,13 +248,16 @@ class Forecaster:
         return cost.with_logits(there / here)
 
     def _counted(self, method: str) -> _Counts:
-        with torch.device("meta"):
-            model: Any = apply_method(method, skeleton_for(method, self.config, DTYPES[self.dtype]), self.settings)
+        base = skeleton(self.config, DTYPES[self.dtype], task=self.task)
+        model = adapted(method, base, self.settings, self.task)
         trainable, total = count_parameters(model)
         return _Counts(trainable, total, _bytes(model))
 
     def _check_length(self, method: str, length: int) -> None:
-        virtual = self.settings.num_virtual_tokens if METHODS[method].encoder else 0
+        chosen = METHODS[method]
+        virtual = self.settings.num_virtual_tokens if chosen.encoder else 0
+        if self.task is TaskType.SEQ_2_SEQ_LM and chosen.is_deep:
+            virtual = 0  # before the answer, and not before the text that is read
         if self.context_length is not None and virtual + length > self.context_length:
             raise ConfigError(
                 f"{virtual} virtual tokens and rows of {length} tokens exceed the model's context of "
