@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import (
-    ForQuestionAnsweringLoss,
     ForSequenceClassificationLoss,
     ForTokenClassification,
 )
@@ -27,6 +26,8 @@ Count = torch.Tensor | int | None
 
 def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:
     """Cross-entropy of labels `(B,)`; squared error for one label, binary cross-entropy for `(B, labels)` floats."""
+    if (config.num_labels or 0) > 1 and not labels.is_floating_point() and not bool((labels != IGNORE_INDEX).any()):
+        return logits.sum() * 0.0
     return _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
 
 
@@ -42,13 +43,18 @@ def span_loss(
 ) -> torch.Tensor:
     """Mean of the cross-entropies of both places `(B,)`; logits `(B, T)` are the lowest number at padding.
 
-    A place that is not in the text has no part in it.
+    A place that is not in the text is -1, and has no part in it.
     """
-    longest = start.shape[1]
-    starts, ends = (torch.where((one < 0) | (one >= longest), longest, one) for one in (starts, ends))
-    if not bool(((starts < longest) | (ends < longest)).any()):
-        return (start[:, 0] + end[:, 0]).sum() * 0.0  # the first column is never padding
-    return _checked(ForQuestionAnsweringLoss(start, end, starts, ends, **_counted(count)))  # type: ignore[no-untyped-call]  # transformers' own
+    both = [_place_loss(logits, places, count) for logits, places in ((start, starts), (end, ends))]
+    return (both[0] + both[1]) / 2
+
+
+def _place_loss(logits: torch.Tensor, places: torch.Tensor, count: Count) -> torch.Tensor:
+    chosen = places >= 0
+    if not bool(chosen.any()):
+        return logits[:, 0].sum() * 0.0  # the first column is never padding, whose lowest numbers have no sum
+    total = F.cross_entropy(logits[chosen].float(), places[chosen], reduction="sum" if count is not None else "mean")
+    return total if count is None else total / count
 
 
 def vocabulary_loss(logits: torch.Tensor, labels: torch.Tensor, count: Count) -> torch.Tensor:
