@@ -29,6 +29,8 @@ from ptune.prefix.keys_values import RowPrefix
 from ptune.tasks.lined_up import LinedUp, read_inputs
 
 Taken = Callable[[torch.Tensor], torch.Tensor]
+_RECORDED = ("output_hidden_states", "output_attentions")
+"""What transformers records with hooks on the layers, asked for in the call or by the configuration."""
 
 
 def concatenated(
@@ -113,7 +115,7 @@ def _text_alone(encoder: PreTrainedModel, taken: Taken, inputs: dict[str, Any]) 
         output = encoder(**inputs)
         output["last_hidden_state"] = taken(output["last_hidden_state"])
     else:
-        if inputs.get("output_hidden_states") or inputs.get("output_attentions"):
+        if any(inputs.get(name, getattr(encoder.config, name, False)) for name in _RECORDED):
             record_outputs(encoder)
         output = _with_layers(encoder, taken)(**inputs)
     if output.get("hidden_states") is not None:
