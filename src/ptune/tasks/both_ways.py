@@ -109,13 +109,15 @@ def behind_keys(
 def _text_alone(encoder: PreTrainedModel, taken: Taken, inputs: dict[str, Any]) -> Any:
     """An encoder's output without the virtual tokens, which its own pooler does not see either."""
     children = children_of(encoder)
-    if children.get("pooler") is None or children.get("encoder") is None:
-        output = encoder(**inputs)
+    pools = children.get("pooler") is not None and children.get("encoder") is not None
+    output = (_with_layers(encoder, taken) if pools else encoder)(**inputs)
+    layers = output.get("hidden_states")
+    if not pools:
         output["last_hidden_state"] = taken(output["last_hidden_state"])
-    else:
-        output = _with_layers(encoder, taken)(**inputs)
-    if output.get("hidden_states") is not None:
-        output["hidden_states"] = tuple(taken(states) for states in output["hidden_states"])
+    if layers is not None:
+        # Before a pooler the last ones are `last_hidden_state`, and so the text's already.
+        last = output["last_hidden_state"] if pools else taken(layers[-1])
+        output["hidden_states"] = (*map(taken, layers[:-1]), last)
     return output
 
 
