@@ -243,7 +243,8 @@ class RunsTasks(HoldsPrompts):
             if "start_positions" not in given or "end_positions" not in given:
                 return None
             starts, ends = (rows.column(given[name]) for name in ("start_positions", "end_positions"))
-            return losses.span_loss(output["start_logits"], output["end_logits"], starts, ends, count)
+            logits, lengths = (output["start_logits"], output["end_logits"]), rows.mask.sum(dim=1)
+            return losses.span_loss(*logits, starts, ends, lengths=lengths, count=count)
         labels = given.get("labels")
         if labels is None:
             return None
@@ -338,7 +339,8 @@ def _lined_up(
     values = {name: value for name, value in output.items() if name != "loss" and value is not None}
     for name in ("last_hidden_state", "start_logits", "end_logits", *(() if whole else ("logits",))):
         if name in values:
-            values[name] = rows.back(values[name])
+            # No answer is to be found at padding.
+            values[name] = rows.back(values[name], lowest=name in ("start_logits", "end_logits"))
     if "hidden_states" in values:
         values["hidden_states"] = tuple(rows.back(one) for one in values["hidden_states"])
     return type(output)(**({} if loss is None else {"loss": loss}), **values)

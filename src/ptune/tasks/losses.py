@@ -1,7 +1,8 @@
-"""The loss of each task, from a model's logits: transformers' own functions, with what they leave out.
+"""The loss of each task, from a model's logits: those of transformers, with what they leave out.
 
-Where a row is padded, its padding takes no part: the places of an answer are chosen among the text's tokens alone, so
-that a row's loss is the one it has by itself.
+A step of several micro-batches is one sum over its labels for every kind of loss, and a batch without any label adds
+nothing to it. Where a row is padded, its padding takes no part: the places of an answer are chosen among the text's
+tokens alone, so that a row's loss is the one it has by itself.
 
 Shapes: `B` rows, `T` tokens of the longest row, `A` tokens of the longest answer, `V` vocabulary.
 """
@@ -13,11 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers.loss.loss_utils import (
-    ForQuestionAnsweringLoss,
-    ForSequenceClassificationLoss,
-    ForTokenClassification,
-)
+from transformers.loss.loss_utils import ForSequenceClassificationLoss, ForTokenClassification
 
 from ptune.data.labels import IGNORE_INDEX
 
@@ -27,7 +24,12 @@ Count = torch.Tensor | int | None
 
 def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:
     """Cross-entropy of labels `(B,)`; squared error for one label, binary cross-entropy for `(B, labels)` floats."""
-    return _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
+    if not labels.is_floating_point() and not bool((labels != IGNORE_INDEX).any()):
+        return logits.sum() * 0.0
+    loss = _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
+    if count is None or config.problem_type == "single_label_classification":
+        return loss
+    return loss * labels.numel() / count  # always a mean in transformers
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:
@@ -38,17 +40,28 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedCon
 
 
 def span_loss(
-    start: torch.Tensor, end: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, count: Count
+    start: torch.Tensor,
+    end: torch.Tensor,
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    *,
+    lengths: torch.Tensor,
+    count: Count,
 ) -> torch.Tensor:
-    """Mean of the cross-entropies of both places `(B,)`; logits `(B, T)` are the lowest number at padding.
+    """Mean of the cross-entropies of both places `(B,)`, in texts of so many tokens `(B,)`.
 
-    A place that is not in the text has no part in it.
+    Logits `(B, T)` are the lowest number at padding. A place that is not in the text has no part in it.
     """
-    longest = start.shape[1]
-    starts, ends = (torch.where((one < 0) | (one >= longest), longest, one) for one in (starts, ends))
-    if bool((starts == longest).all()) and bool((ends == longest).all()):
-        return (start.sum() + end.sum()) * 0.0
-    return _checked(ForQuestionAnsweringLoss(start, end, starts, ends, **_counted(count)))  # type: ignore[no-untyped-call]  # transformers' own
+    of_starts, of_ends = _place_loss(start, starts, lengths, count), _place_loss(end, ends, lengths, count)
+    return (of_starts + of_ends) / 2
+
+
+def _place_loss(logits: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, count: Count) -> torch.Tensor:
+    there = (places >= 0) & (places < lengths)
+    if not bool(there.any()):
+        return logits.amax() * 0.0  # the lowest numbers have no finite sum
+    total = F.cross_entropy(logits[there], places[there], reduction="sum" if count is not None else "mean")
+    return total if count is None else total / count
 
 
 def vocabulary_loss(logits: torch.Tensor, labels: torch.Tensor, count: Count) -> torch.Tensor:
