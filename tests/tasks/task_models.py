@@ -142,11 +142,13 @@ _TABLE: dict[str, tuple[type[Any], dict[str, Any]]] = {
             "d_model": HIDDEN,
             "d_kv": 8,
             "d_ff": 64,
-            "num_layers": 2,
-            "num_decoder_layers": 3,
+            # With fewer layers in the encoder, transformers' own generate has too small a cache.
+            "num_layers": 3,
+            "num_decoder_layers": 2,
             "num_heads": 4,
             "dropout_rate": 0.0,
             "decoder_start_token_id": PAD,
+            "initializer_factor": 2.0,
         },
     ),
     "bart": (
