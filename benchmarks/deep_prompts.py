@@ -21,8 +21,9 @@ from pathlib import Path
 from rich.console import Console
 
 from harness import RESULTS, heading, write
+from ptune.choices import LEARNING_RATES
 from ptune.cli.demo import HELD_OUT, TRAIN
-from ptune.recipe import LEARNING_RATES, TrainRecipe
+from ptune.recipe import TrainRecipe
 
 WHAT = (
     "Held-out loss of prompts of keys and values beside virtual-token embeddings, after a few steps, at several rates."

@@ -37,7 +37,8 @@ from ptune.loading.load import load_tokenizer
 from ptune.prompt.default_rate import default_learning_rate
 from ptune.training.batches import choose_collator
 from ptune.training.rows import load_rows
-from ptune.training.train import frozen_model, training_arguments
+from ptune.training.run_model import causal_model
+from ptune.training.train import training_arguments
 from ptune.training.trainer import PTuneTrainer
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -176,7 +177,7 @@ class Lab:
             )
             tokenizer = load_tokenizer(recipe.model)
             rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=False)
-            model = frozen_model(recipe, args, tokenizer)
+            model = causal_model(recipe, args, tokenizer)
             torch.manual_seed(seed)
             encoder = model.add_prompt("default", recipe.prompt_config(), tokenizer=tokenizer)
             start = build_encoder("mlp", num_virtual_tokens=length, token_dim=token_dim(model.base))

@@ -29,6 +29,7 @@ from transformers import Trainer
 from harness import OK, RESULTS, heading, write
 from learning import Lab, Pair, kept_runs, read_tasks
 from ptune.answering import Answerer
+from ptune.choices import NEW_TOKENS
 from ptune.data.collate import PaddingCollator
 from ptune.data.template import get_template
 from ptune.evaluation.asked_rows import AskedRows, read_asked
@@ -43,7 +44,6 @@ from ptune.evaluation.told_in_words import Telling, told_in_words
 from ptune.loading.load import load_base, load_model, load_tokenizer
 from ptune.methods.apply import apply_method
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import NEW_TOKENS
 from ptune.training.rows import load_rows
 from ptune.training.train import training_arguments
 

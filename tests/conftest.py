@@ -79,3 +79,23 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pre
     build("llama").save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def task_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a small random model for each task. Read only."""
+    from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, SEQ2SEQ
+    from small_tasks import base_folder
+
+    place = tmp_path_factory.mktemp("bases")
+    bert = base_folder(place / "bert", CLASSIFY)
+    return {task: base_folder(place / "t5", task) if task == SEQ2SEQ else bert for task in DATA_TASKS}
+
+
+@pytest.fixture(scope="session")
+def task_folders(tmp_path_factory: pytest.TempPathFactory, task_bases: dict[str, Path]) -> dict[str, Path]:
+    """A prompt folder for each task. Read only."""
+    from small_tasks import prompt_folder
+
+    place = tmp_path_factory.mktemp("task-prompts")
+    return {task: prompt_folder(place / task, base, task) for task, base in task_bases.items()}

@@ -77,7 +77,7 @@ def test_peft_accepts_the_same_spelling(name: str):
     peft = pytest.importorskip("peft")
     theirs, ours = getattr(peft, name), getattr(ptune, name)
     if name == "TaskType":
-        assert {item.name: item.value for item in theirs} .items() <= {item.name: item.value for item in ours}.items()
+        assert {item.name: item.value for item in theirs}.items() <= {item.name: item.value for item in ours}.items()
         return
     missing = set(theirs.__dataclass_fields__) - set(ours.__dataclass_fields__)
     assert missing == set()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import LEARNING_RATES
 from ptune.cli import compare, export, import_, inspect, plan, serve, train, tune
 from ptune.cli.main import COMMANDS
-from ptune.recipe import LEARNING_RATES
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh.md"]
@@ -233,12 +233,7 @@ def test_quoted_figures_of_keys_and_values_are_the_committed_ones() -> None:
         seconds = statistics.fmean(run["cpu_seconds"] for run in those)
         count = those[0]["trainable_parameters"]
         assert f"| `{encoder}` | {named} | {count:,} | {losses} | {seconds:.0f} s |" in concepts
-    beside = found["tasks"]["not_swept"]
-    for encoder, start in (("prefix", "seeds of `prefix` end at"), ("embedding", "`embedding` at its default at")):
-        losses = beside[encoder]["held_out_loss"]
-        assert f"{start} {', '.join(f'{loss:.3f}' for loss in losses)} ({statistics.fmean(losses):.3f}" in concepts
-    learned = json.loads((ROOT / "benchmarks/results/learning.json").read_text(encoding="utf-8"))["compared"]
-    assert beside["embedding"]["held_out_loss"] in [one["held_out_loss"]["ptune"] for one in learned]
+    assert {one["task"] for one in found["tasks"]["compared"]} == {"sst2", "e2e"}
     for one in found["tasks"]["compared"]:
         for encoder in ("embedding", "prefix"):
             its = one[encoder]
@@ -249,6 +244,8 @@ def test_quoted_figures_of_keys_and_values_are_the_committed_ones() -> None:
             assert f"| {' | '.join(cells)} | {statistics.fmean(its['held_out_loss']):.3f} |" in concepts, cells
     other = {name: run["held_out_loss"] for name, run in found["tasks"]["runs"].items()}
     assert f"a second seed at 0.06 ends at {other['sst2/prefix-n20-60-steps-rate-0.06-seed-1']:.3f})" in concepts
+    lower = [f"{other[f'e2e/prefix-n20-60-steps-rate-0.018-seed-{seed}']:.3f}" for seed in range(3)]
+    assert f"(E2E at 0.018: {', '.join(lower)})" in concepts
     cases = _cases("deep_speed").values()
     rows = [[f"{case[who]['peak_gib']['median']:.1f} GiB" for case in cases] for who in ("peft", "ptune-packed")]
     for whose in ("peft", "peft-grouped"):

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 from commands import SOURCES
+from ptune.choices import ENCODER_NAMES, LEARNING_RATES
 from ptune.config import PromptTuningInit
 from ptune.errors import ConfigError
 from ptune.prompt.build import encoder_kind
-from ptune.recipe import ENCODER_NAMES, LEARNING_RATES, TrainRecipe
+from ptune.recipe import TrainRecipe
 
 
 def recipe(**values: object) -> TrainRecipe:

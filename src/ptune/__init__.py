@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ptune.model.wrapper import PTunedModel
     from ptune.planning.forecast import plan
     from ptune.recipe import TrainRecipe
+    from ptune.task_answering import TaskAnswerer
     from ptune.training.checkpoints import last_checkpoint
     from ptune.training.train import train
     from ptune.training.trainer import PTuneTrainer
@@ -92,6 +93,7 @@ __all__ = [
     "PromptEncoderReparameterizationType",
     "PromptTuningConfig",
     "PromptTuningInit",
+    "TaskAnswerer",
     "TaskType",
     "TextTokens",
     "TrainRecipe",
@@ -114,6 +116,7 @@ __all__ = [
 
 _HOMES = {
     "Answerer": "ptune.answering",
+    "TaskAnswerer": "ptune.task_answering",
     "TrainRecipe": "ptune.recipe",
     "evaluate": "ptune.evaluation.evaluate",
     "embed_text": "ptune.loading.embedding_table",

@@ -15,15 +15,16 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import GREEDY, NEW_TOKENS
+from ptune.config import TaskType
 from ptune.data.template import History, Template
 from ptune.data.tokenize import encode_prompt
-from ptune.errors import ModelError
+from ptune.errors import ModelError, PromptError
 from ptune.frozen.parameters import device_of
-from ptune.loading.load import check_tokenizer, load_model, load_tokenizer
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import GREEDY, NEW_TOKENS
+from ptune.saved.frozen_of_prompt import frozen_of_prompt
 from ptune.saved.hub import prompt_folder
-from ptune.saved.opened_folder import open_folder
+from ptune.saved.opened_folder import OpenedFolder, open_folder
 from ptune.saved.prompt_template import template_of
 
 
@@ -38,7 +39,7 @@ class Answerer:
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        folder: str | Path | OpenedFolder,
         *,
         model: str | None = None,
         template: str | None = None,
@@ -55,7 +56,7 @@ class Answerer:
         """Load what a prompt needs.
 
         Args:
-            folder: The prompt folder, or its hub id.
+            folder: The prompt folder, or its hub id, or one that is open already.
             model: The frozen model; by default the one that the prompt was trained on.
             template: By default the one that the prompt was trained with.
             dtype: Of the frozen model's weights, as for `load_model`; so are the next four.
@@ -69,26 +70,24 @@ class Answerer:
             trust_remote_code: Run model code that comes from the hub.
 
         Raises:
-            PromptError: The folder is missing here and on the hub, damaged, or made for another model or tokenizer.
+            PromptError: The folder is missing here and on the hub, damaged, made for another model or tokenizer, or a
+                prompt for another task.
             ModelError: The model cannot be loaded.
             ConfigError: The template cannot be used.
         """
-        opened = open_folder(prompt_folder(folder, revision=revision))
-        name = model or opened.base_name()
-        base_at = None if model else opened.base_revision()
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, revision=base_at)
-        opened.check_tokenizer(tokenizer, force=force)
-        base = load_model(
-            name,
+        opened = folder if isinstance(folder, OpenedFolder) else open_folder(prompt_folder(folder, revision=revision))
+        check_answers_texts(opened)
+        base, tokenizer = frozen_of_prompt(
+            opened,
+            model=model,
+            force=force,
+            trust_remote_code=trust_remote_code,
             dtype=dtype,
             quantization=quantization,
             device=device,
             device_map=device_map,
             attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            revision=base_at,
         )
-        check_tokenizer(base, tokenizer)
         prompted = PTunedModel(base, self_check=self_check)
         prompted.load_prompt(opened, trainable=False, force=force)
         config = prompted.active_peft_config
@@ -168,3 +167,12 @@ class Answerer:
             **options,
         )
         return str(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def check_answers_texts(opened: OpenedFolder) -> None:
+    """Raise `PromptError` for a prompt for another task than answering texts."""
+    if opened.task is not TaskType.CAUSAL_LM:
+        raise PromptError(
+            f"{opened.path} holds a prompt for {opened.task.value}, and a causal language model's is needed here.",
+            hint="ptune generate and ptune evaluate take it; in Python, ptune.TaskAnswerer.open.",
+        )

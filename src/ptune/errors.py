@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _MOST_OF_MESSAGE, _MOST_OF_HINT = 1200, 600
 """Characters of an error that are shown on its line; what a file says may be long, and the way out must be seen."""
@@ -144,3 +144,12 @@ def listed(names: Iterable[object]) -> str:
     every = [_cut(str(name), _MOST_OF_NAME) for name in names]
     more = f", … ({len(every):,} in all)" if len(every) > _MOST_KNOWN else ""
     return ", ".join(every[:_MOST_KNOWN]) + more
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise `ConfigError` for settings that cannot be used, all of them at once; nothing where there are none."""
+    if len(faults) == 1:
+        raise ConfigError(f"{faults[0].rstrip('.')}.")
+    if faults:
+        numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
+        raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")

@@ -6,57 +6,19 @@ are quick.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
 from typing import Any
 
+from ptune import choices
 from ptune.config import PromptEncoderConfig, PromptTuningInit
 from ptune.deep_config import CartridgeConfig, PrefixTuningConfig, PromptConfig
-from ptune.errors import ConfigError, unknown
+from ptune.errors import ConfigError, refuse, unknown
 from ptune.field_types import type_faults
 
-EMBEDDING = "embedding"
-SOFT_ENCODERS = (EMBEDDING, "residual", "mlp", "lstm")
-"""Prompt encoders that give virtual-token embeddings."""
-DEEP_ENCODERS = PREFIX, PREFIX_MLP = ("prefix", "prefix-mlp")
-"""Those that give keys and values of every layer."""
-ENCODER_NAMES = (*SOFT_ENCODERS, *DEEP_ENCODERS)
-TEXT_TOKENS = ("first", "last", "even")
-INITS_FROM_ROWS = ("frequent", "data")
-INIT_NAMES = ("random", "vocab", *INITS_FROM_ROWS, "text")
-QUANTIZATION_NAMES = ("int8", "8bit", "4bit")
-DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
-DEVICE_MAP_NAMES = ("auto", "balanced", "balanced_low_0", "sequential")
-_DEVICE = re.compile(r"cpu|disk|mps|(cuda|xpu|npu|hpu)(:\d+)?")
-TRAIN_ON_NAMES = LAST_TURN, ALL_TURNS = ("last", "all-turns")
 MOST_WEIGHT = 1000
-METRIC_GROUPS = {
-    "tokens": ("loss", "perplexity", "token_accuracy"),
-    "texts": ("exact_match", "f1", "rouge1", "rouge2", "rougeL", "bleu", "chrf"),
-    "rouge": ("rouge1", "rouge2", "rougeL"),
-    "json": ("json_valid", "json_exact", "json_keys"),
-    "labels": ("accuracy", "accuracy_norm", "macro_f1", "macro_f1_norm"),
-}
-"""What answers are measured by, and names for several at once."""
-METRIC_NAMES = tuple(dict.fromkeys(name for group in METRIC_GROUPS.values() for name in group))
 VIRTUAL_TOKENS = 10
 """How many there are where neither the recipe nor its template says."""
-NEW_TOKENS = 128
-"""Tokens of the longest answer where no length is asked for."""
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-"""Options of `generate` that take the likeliest token, whatever the model's own defaults are."""
-_TRANSFORMERS = tuple(int(part) for part in version("transformers").split(".")[:2])
-CHECKPOINTING = f"{'activation' if _TRANSFORMERS >= (5, 23) else 'gradient'}_checkpointing"
-"""The training argument that computes activations again in the backward; 5.23 gave it another name."""
-LEARNING_RATES = {EMBEDDING: 0.3, "residual": 5e-3, "mlp": 1e-3, "lstm": 1e-3, PREFIX: 2e-2, PREFIX_MLP: 1e-3}
-"""Default rate for each encoder, from trials on SmolLM2-135M; that of `embedding` is a share of the standard deviation
-of the model's token embeddings. See `ptune.prompt.default_rate` and docs/concepts.md."""
-ADAM_BETAS = {"adam_beta1": 0.7, "adam_beta2": 0.98}
-"""Adam's decay rates for a soft prompt: it trains for a hundred steps rather than ten thousand, and 0.9 and 0.999
-average over ten and a thousand. See docs/concepts.md."""
-
 _INIT = {"random": PromptTuningInit.RANDOM, "text": PromptTuningInit.TEXT}
 """The others start from the vocabulary, however its tokens are chosen."""
 _AT_LEAST = {
@@ -67,6 +29,7 @@ _AT_LEAST = {
     "eval_rows": 0,
     "num_frozen_tokens": 0,
     "tokens_per_batch": 1,
+    "target_length": 1,
 }
 _DATA, _PROMPT, _BATCHES, _OUTPUT, _STOP = "model and data", "prompt", "batches", "output", "early stopping"
 
@@ -90,6 +53,13 @@ class TrainRecipe:
         "JSON, JSONL, CSV, Excel, text, Parquet, Arrow folder, folder of such files, or hub id; or several of them",
         required=True,
     )
+    task: str = _flag(
+        _DATA,
+        choices.LM,
+        "what the model is for: a causal language model (lm), texts or pairs and their classes (classify), tags of "
+        "words (tag), answers marked in a context (qa), texts for texts (seq2seq), or a word in a gap (fill)",
+        choices=choices.TASKS,
+    )
     data_weights: Sequence[float] | None = _flag(
         _DATA,
         None,
@@ -109,34 +79,38 @@ class TrainRecipe:
         _DATA,
         None,
         f"what else to measure the held-out rows by at each evaluation (docs/evaluate.md); metric_for_best_model may "
-        f"name one: {', '.join(METRIC_NAMES)}; {', '.join(METRIC_GROUPS)} stand for several",
+        f"name one: {', '.join(choices.METRIC_NAMES)}; {', '.join(choices.METRIC_GROUPS)} stand for several",
         metavar="NAME",
     )
     template: str = _flag(
         _DATA,
         "tutorial",
-        "tutorial, chat, a text with {instruction}, {input}, {output}, or @file; {prompt:3} is a place for three "
-        "virtual tokens",
+        "tutorial, chat, a text with {instruction}, {input}, {output}, or @file; for other tasks a text with {text}, "
+        "{text2}, {mask}, by default the text as it is; {prompt:3} is a place for three virtual tokens",
+    )
+    verbalizer: Mapping[str, str] | None = _flag(
+        _DATA, None, "for fill: the word of each label, as positive=great negative=terrible", metavar="LABEL=WORD"
     )
     train_on: str = _flag(
         _DATA,
-        LAST_TURN,
+        choices.LAST_TURN,
         "the answers of a conversation that are learned: the last one, or those of all turns",
-        choices=TRAIN_ON_NAMES,
+        choices=choices.TRAIN_ON_NAMES,
     )
     max_length: int = _flag(_DATA, 256, "longest row in tokens, template included, virtual tokens not")
+    target_length: int = _flag(_DATA, 128, "for seq2seq: longest text to write in tokens")
     num_proc: int | None = _flag(_DATA, None, "processes for tokenization")
     dtype: str = _flag(
         _DATA,
         "auto",
         "weights of the frozen model; auto is bfloat16 where GPU or CPU multiplies it, else float32",
-        choices=DTYPE_NAMES,
+        choices=choices.DTYPE_NAMES,
     )
     quantization: str | None = _flag(
         _DATA,
         None,
         "quantize the frozen model: int8 by torchao, 8bit and 4bit by bitsandbytes",
-        choices=QUANTIZATION_NAMES,
+        choices=choices.QUANTIZATION_NAMES,
     )
     device_map: str | Mapping[str, str | int] | None = _flag(
         _DATA,
@@ -156,9 +130,9 @@ class TrainRecipe:
     )
     encoder: str = _flag(
         _PROMPT,
-        EMBEDDING,
+        choices.EMBEDDING,
         "prompt encoder; embedding is prompt tuning; prefix and prefix-mlp give keys and values of every layer",
-        choices=ENCODER_NAMES,
+        choices=choices.ENCODER_NAMES,
     )
     num_virtual_tokens: int | None = _flag(
         _PROMPT, None, f"virtual tokens; by default those of the template, or {VIRTUAL_TOKENS}"
@@ -171,13 +145,21 @@ class TrainRecipe:
     num_frozen_tokens: int = _flag(
         _PROMPT, 0, "for prefix: the first virtual tokens, which do not train (Cartridges freeze 1)"
     )
+    head_learning_rate: float | None = _flag(
+        _PROMPT, None, "learning rate of a classifier's head, which trains with the prompt; by default its own"
+    )
+    pool_virtual_tokens: bool = _flag(
+        _PROMPT,
+        False,
+        "for classify: an encoder's classifier reads the virtual tokens too, as PEFT's does; export --to peft needs it",
+    )
     init: str | None = _flag(
         _PROMPT,
         None,
         "start of the prompt: tokens that the answers of the data have in common, then its most frequent ones (data); "
         "the most frequent ones alone; sampled vocabulary; random; or a text. By default text with --init-text, else "
         "data",
-        choices=INIT_NAMES,
+        choices=choices.INIT_NAMES,
     )
     init_text: str | None = _flag(
         _PROMPT, None, "start from the vectors of this text, for example a description of the task"
@@ -186,7 +168,7 @@ class TrainRecipe:
         _PROMPT,
         None,
         "for prefix and prefix-mlp: which tokens of a longer init text give keys and values; by default the first",
-        choices=TEXT_TOKENS,
+        choices=choices.TEXT_TOKENS,
     )
     init_from: str | None = _flag(
         _PROMPT,
@@ -252,10 +234,10 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 faults.append(f"{name} must be at least {least}, not {value}")
-        faults += self._data_faults()
+        faults += [*self._data_faults(), *self._task_faults()]
         if self.eval_data and self.eval_rows:
             faults.append("eval_data and eval_rows exclude each other")
-        if self.device_map is not None and (fault := device_map_fault(self.device_map)):
+        if self.device_map is not None and (fault := choices.device_map_fault(self.device_map)):
             faults.append(fault)
         if not (self.eval_data or self.eval_rows):
             faults += [
@@ -264,9 +246,9 @@ class TrainRecipe:
                 if getattr(self, name) is not None
             ]
         faults += [
-            str(unknown("metric in eval_metrics", name, (*METRIC_NAMES, *METRIC_GROUPS)))
+            str(unknown("metric in eval_metrics", name, (*choices.METRIC_NAMES, *choices.METRIC_GROUPS)))
             for name in self.eval_metrics or ()
-            if name not in METRIC_NAMES and name not in METRIC_GROUPS
+            if name not in choices.METRIC_NAMES and name not in choices.METRIC_GROUPS
         ]
         if self.init_from is not None and (self.init is not None or self.init_text is not None):
             faults.append("init_from excludes init and init_text")
@@ -294,6 +276,23 @@ class TrainRecipe:
                 faults.append(f"unknown encoding {self.encoding!r}; for example utf-16, gb18030, big5, cp1252")
         return faults
 
+    def _task_faults(self) -> list[str]:
+        """What does not go with the task."""
+        own = {
+            "verbalizer": (choices.FILL,),
+            "target_length": (choices.SEQ2SEQ,),
+            "pool_virtual_tokens": (choices.CLASSIFY,),
+            "head_learning_rate": (choices.CLASSIFY, choices.TAG, choices.QA),
+            "train_on": (choices.LM,),
+            "tokens_per_batch": (choices.LM,),
+            "eval_metrics": (choices.LM,),
+        }
+        return [
+            f"{name} is for the task {' or '.join(tasks)}, not {self.task}"
+            for name, tasks in own.items()
+            if self.task not in tasks and getattr(self, name) != type(self).__dataclass_fields__[name].default
+        ]
+
     @property
     def sources(self) -> tuple[str, ...]:
         """What `data` names, one by one."""
@@ -301,14 +300,14 @@ class TrainRecipe:
 
     def _prompt_faults(self) -> list[str]:
         """Values that no prompt can be built from."""
-        if self.encoder not in ENCODER_NAMES or self.init not in (None, *INIT_NAMES):
+        if self.encoder not in choices.ENCODER_NAMES or self.init not in (None, *choices.INIT_NAMES):
             return []
         if self.init_text is not None and self.init not in (None, "text"):
             return [f"init_text is given, but init is {self.init}"]
         faults = []
-        if self.num_frozen_tokens and self.encoder != PREFIX:
+        if self.num_frozen_tokens and self.encoder != choices.PREFIX:
             faults.append(f"num_frozen_tokens is for the encoder prefix, not {self.encoder}")
-        if self.init_text_tokens is not None and self.encoder not in DEEP_ENCODERS:
+        if self.init_text_tokens is not None and self.encoder not in choices.DEEP_ENCODERS:
             faults.append(f"init_text_tokens is for the encoders prefix and prefix-mlp, not {self.encoder}")
         try:
             self.prompt_config()
@@ -334,13 +333,16 @@ class TrainRecipe:
             "init_text": self.init_text,
             "base_model_name_or_path": self.model,
             "revision": self.revision,
+            "pool_virtual_tokens": self.pool_virtual_tokens,
         }
-        if self.encoder in DEEP_ENCODERS:
+        if self.encoder in choices.DEEP_ENCODERS:
             common |= {"init_text_tokens": self.init_text_tokens}
             if self.num_frozen_tokens:
                 return CartridgeConfig(**common, num_frozen_tokens=self.num_frozen_tokens)
-            width = self.encoder_hidden_size if self.encoder == PREFIX_MLP else None
-            return PrefixTuningConfig(**common, prefix_projection=self.encoder == PREFIX_MLP, encoder_hidden_size=width)
+            width = self.encoder_hidden_size if self.encoder == choices.PREFIX_MLP else None
+            return PrefixTuningConfig(
+                **common, prefix_projection=self.encoder == choices.PREFIX_MLP, encoder_hidden_size=width
+            )
         return PromptEncoderConfig(
             **common,
             encoder_reparameterization_type=self.encoder.upper(),
@@ -354,11 +356,12 @@ class TrainRecipe:
 
         The learning rate depends on the model: `ptune.prompt.default_rate`.
         """
+        is_table = self.encoder in (choices.EMBEDDING, choices.PREFIX)
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
-            "warmup_steps": 0.0 if self.encoder in (EMBEDDING, PREFIX) else 0.05,  # for the weights of a network
-            **ADAM_BETAS,
+            "warmup_steps": 0.0 if is_table else 0.05,  # for the weights of a network
+            **choices.ADAM_BETAS,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,
             "logging_steps": 10,
@@ -374,25 +377,6 @@ class TrainRecipe:
             # transformers would take its quiet log level for a wish to see no progress.
             "disable_tqdm": False,
         }
-
-
-def refuse(faults: Sequence[str]) -> None:
-    """Raise `ConfigError` for settings that cannot be used, all of them at once; nothing where there are none."""
-    if len(faults) == 1:
-        raise ConfigError(f"{faults[0].rstrip('.')}.")
-    if faults:
-        numbered = "; ".join(f"({number}) {fault.rstrip('.')}" for number, fault in enumerate(faults, start=1))
-        raise ConfigError(f"{len(faults)} settings cannot be used: {numbered}.")
-
-
-def device_map_fault(device_map: str | Mapping[str, str | int]) -> str | None:
-    """What is wrong with the form of a device map; whether its devices are there is not known here."""
-    for place in device_map.values() if isinstance(device_map, Mapping) else (device_map,):
-        named = isinstance(place, str) and (_DEVICE.fullmatch(place) or place == device_map in DEVICE_MAP_NAMES)
-        if not named and (type(place) is not int or place < 0):
-            names = "" if isinstance(device_map, Mapping) else f"{', '.join(DEVICE_MAP_NAMES)} or "
-            return f"device_map: {place!r} is not {names}a device, such as cpu or cuda:1"
-    return "device_map is empty" if not device_map else None
 
 
 def _listed(names: list[str]) -> str:

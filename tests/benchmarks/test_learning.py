@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import learning
-from ptune.recipe import LEARNING_RATES
+from ptune.choices import LEARNING_RATES
 
 
 def test_both_sides_are_measured_and_kept(

@@ -63,3 +63,31 @@ def test_other_columns_labels_and_unrelated_rows(prompt_dir: Path, data_file: Pa
         assert part in ran.out + ran.err
     assert "accuracy, by length" in ran.out
     assert "“Choose a or b.”" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_prompt_for_a_task_is_measured_by_its_task(task_folders: dict[str, Path], tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text(
+        "satz,klasse\n" + "".join(f"it was {at},{'good' * (at % 2) or 'bad'}\n" for at in range(6))
+    )
+    words = ("--data", "rows.csv", "--columns", "text=satz", "label=klasse", "--bootstrap", 20, "--metrics", "accuracy")
+    ran = run("evaluate", task_folders["classify"], *words)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "classify-evaluation" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    for part in (
+        "6 rows",
+        "the commonest label",
+        "with the prompt",
+        "accuracy",
+        "Labels, with the prompt",
+        "seconds a row",
+    ):
+        assert part in ran.out
+    assert "macro" not in ran.out
+    assert "with the prompt: 6 of 6 to do" in ran.err
+    again = run("evaluate", task_folders["classify"], *words, "--json")
+    assert "with the prompt: 0 of 6 to do" in again.err
+    found = json.loads(again.out)
+    assert found["task"] == "classify"
+    assert sum(map(sum, found["confusion"])) == 6
+    assert found["by_label"]["news"]["rows"] == 0

@@ -11,12 +11,13 @@ import pytest
 from transformers import TrainingArguments
 
 from commands import Ran
+from ptune.choices import CHECKPOINTING
 from ptune.cli.flags import dashed, flags_of
 from ptune.cli.recipe_file import own_names
 from ptune.cli.train import build_parser, check_keys
 from ptune.cli.trainer_flags import check_flags, given_names, given_values, make_arguments, trainer_parser
 from ptune.errors import ConfigError
-from ptune.recipe import CHECKPOINTING, TrainRecipe
+from ptune.recipe import TrainRecipe
 
 NAME = "per_device_train_batch_size"
 NAMES = [item.name for item in fields(TrainingArguments) if item.init]

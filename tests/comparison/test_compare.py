@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from commands import Ran, run
+from ptune.choices import CHECKPOINTING, LEARNING_RATES
 from ptune.comparison.compare import _carry_out, _kept
 from ptune.comparison.job import BASE, OUT_OF_MEMORY, Job, JobResult
 from ptune.comparison.plots import smoothed
@@ -24,7 +25,6 @@ from ptune.comparison.result_tables import memory_ratio, spread, tables
 from ptune.comparison.settings import CompareSettings
 from ptune.comparison.summary import Comparison, Spread, summarize_method
 from ptune.comparison.worker import _is_out_of_memory
-from ptune.recipe import CHECKPOINTING, LEARNING_RATES
 from ptune.saved.format import read_prompt
 
 METHODS = ("full", "mlp", "lora", "peft-mlp")

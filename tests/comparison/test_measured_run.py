@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptune.choices import ADAM_BETAS
 from ptune.comparison import measured_run
 from ptune.comparison.job import Job
 from ptune.loading import place
-from ptune.recipe import ADAM_BETAS
 
 
 @pytest.mark.parametrize(

@@ -69,17 +69,17 @@ def test_a_block_without_a_number_is_the_runs(tokenizer):
     assert template.text == "{prompt:7}{input}{output}", "what is stored says the number"
     assert template.blocks == (Block(0, 7, leads=True),)
     recipe = TrainRecipe(model="m", data="d", output="o", num_virtual_tokens=7)
-    assert with_virtual_tokens(recipe, template).num_virtual_tokens == 7
+    assert with_virtual_tokens(recipe, template.blocks).num_virtual_tokens == 7
 
 
 def test_the_number_of_virtual_tokens(tokenizer):
     recipe = TrainRecipe(model="m", data="d", output="o")
     template = get_template(PAPER, tokenizer)
-    assert with_virtual_tokens(recipe, template).num_virtual_tokens == 5
-    assert with_virtual_tokens(replace(recipe, num_virtual_tokens=5), template).num_virtual_tokens == 5
-    assert with_virtual_tokens(recipe, get_template("tutorial", tokenizer)).num_virtual_tokens == 10
+    assert with_virtual_tokens(recipe, template.blocks).num_virtual_tokens == 5
+    assert with_virtual_tokens(replace(recipe, num_virtual_tokens=5), template.blocks).num_virtual_tokens == 5
+    assert with_virtual_tokens(recipe, get_template("tutorial", tokenizer).blocks).num_virtual_tokens == 10
     with pytest.raises(ConfigError, match=r"num_virtual_tokens=4, but the template has 5: \{prompt:3\}, \{prompt:2\}"):
-        with_virtual_tokens(replace(recipe, num_virtual_tokens=4), template)
+        with_virtual_tokens(replace(recipe, num_virtual_tokens=4), template.blocks)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ptune.choices import METRIC_NAMES
 from ptune.data.example import Example
 from ptune.evaluation.items import Item
 from ptune.evaluation.metrics import METRICS, with_keys
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.text_metrics import exact_match, normalized, token_f1
-from ptune.recipe import METRIC_NAMES
 
 ROWS = 80
 WORDS = (

@@ -9,6 +9,7 @@ from robustness.cases_flags import FLAGS
 from robustness.cases_model import MODEL
 from robustness.cases_prompt import PROMPT
 from robustness.cases_serving import SERVING
+from robustness.cases_tasks import TASKS
 from robustness.cases_training import CHECKPOINT, TROUBLE
 from robustness.cases_tuning import SEARCH
 from robustness.workshop import Case
@@ -23,5 +24,6 @@ CASES: tuple[Case, ...] = (
     *TROUBLE,
     *SEARCH,
     *COMPRESSION,
+    *TASKS,
     *SERVING,
 )

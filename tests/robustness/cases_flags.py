@@ -7,7 +7,7 @@ from pathlib import Path
 
 from architectures import CONTEXT
 from commands import run
-from ptune.recipe import CHECKPOINTING
+from ptune.choices import CHECKPOINTING
 from robustness.workshop import Case, Place, Words
 
 _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -110,7 +110,7 @@ MODEL = (
         _G,
         "an encoder-decoder",
         _broken(_config(model_type="t5", architectures=["T5ForConditionalGeneration"])),
-        ("its type is 't5'", "Choose a decoder"),
+        ("is an encoder-decoder (t5), not a causal language model", "train it with --task seq2seq"),
     ),
     Case(_G, "code of its own", _broken(_own_code), ("model needs code of its own", "--trust-remote-code")),
     Case(

@@ -11,7 +11,7 @@ import torch
 import ptune
 from ptune.config import TaskType
 from ptune.model.task_model import PTunedTaskModel
-from tasks.task_models import build
+from tasks.wide_models import build
 
 P = 4
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

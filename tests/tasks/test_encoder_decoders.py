@@ -13,7 +13,7 @@ from ptune.errors import ConfigError, ModelError
 from ptune.model.task_model import PTunedTaskModel
 from ptune.saved.peft import own_layers
 from tasks.peft_pairs import P, pair, pefts, run
-from tasks.task_models import ENCODER_DECODERS, HIDDEN, behind_tokens, build, close, padded, put_tokens, texts, tokens
+from tasks.wide_models import ENCODER_DECODERS, HIDDEN, behind_tokens, build, close, padded, put_tokens, texts, tokens
 
 TASK = TaskType.SEQ_2_SEQ_LM
 PROMPT = tokens(4, seed=7)

@@ -12,7 +12,7 @@ from ptune import PrefixTuningConfig, PromptTuningConfig
 from ptune.config import TaskType
 from ptune.deep_config import PromptConfig
 from ptune.model.task_model import PTunedTaskModel
-from tasks.task_models import LABELS, build, close, pad_of, padded, texts
+from tasks.wide_models import LABELS, build, close, pad_of, padded, texts
 
 LENGTHS = (7, 2, 9, 4, 6, 3, 8, 5)
 SIDES = ("right", "left")

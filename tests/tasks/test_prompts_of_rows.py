@@ -12,7 +12,7 @@ from ptune.config import TaskType
 from ptune.deep_config import PromptConfig
 from ptune.errors import ConfigError
 from ptune.model.task_model import PTunedTaskModel
-from tasks.task_models import HIDDEN, LABELS, WITH_HEADS, build, close, pad_of, padded, texts
+from tasks.wide_models import HIDDEN, LABELS, WITH_HEADS, build, close, pad_of, padded, texts
 
 CONFIGS: dict[str, PromptConfig] = {
     "vectors": PromptTuningConfig(num_virtual_tokens=4),

@@ -18,8 +18,9 @@ from commands import run as command
 from commands import train_words
 from prompting import draw, relative_error
 from ptune import PTunedModel
+from ptune.choices import CHECKPOINTING, DEEP_ENCODERS
 from ptune.errors import ConfigError
-from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.progress import read_metrics
 from ptune.training.train import TrainResult, train
 

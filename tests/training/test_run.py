@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from transformers.integrations import neftune
 
 from ptune import PTunedModel
+from ptune.choices import ENCODER_NAMES
 from ptune.errors import ConfigError
-from ptune.recipe import ENCODER_NAMES, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.progress import read_metrics
 from ptune.training.rows import read_rows
 from ptune.training.train import TrainResult, train

@@ -16,10 +16,10 @@ from transformers import Trainer, TrainingArguments
 
 from architectures import PAD, build
 from ptune import PromptEncoderConfig, PTunedModel, PTuneTrainer
+from ptune.choices import CHECKPOINTING
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.errors import ConfigError
 from ptune.evaluation.held_out_loss import held_out_loss
-from ptune.recipe import CHECKPOINTING
 
 COLLATE = PaddingCollator(pad_token_id=PAD)
 PACK = PackingCollator()

@@ -18,9 +18,9 @@ import ptune.training.train as training
 import ptune.tuning.prepared
 from commands import run
 from ptune import Answerer, TrainRecipe, TuneSettings, tune
+from ptune.choices import LEARNING_RATES
 from ptune.errors import ConfigError, TrainingError
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import LEARNING_RATES
 from ptune.saved.format import read_prompt
 from ptune.tuning.choice import given_choice
 from ptune.tuning.study import pruner_called
@@ -194,8 +194,8 @@ def test_a_search_in_which_nothing_trains_says_why(recipe: TrainRecipe):
 
 def test_mixed_precision_is_not_put_on_again_and_again(recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch):
     found: list[Any] = []
-    load = ptune.tuning.prepared.frozen_model
-    monkeypatch.setattr(ptune.tuning.prepared, "frozen_model", lambda *args: found.append(load(*args)) or found[0])
+    load = ptune.tuning.prepared.causal_model
+    monkeypatch.setattr(ptune.tuning.prepared, "causal_model", lambda *args: found.append(load(*args)) or found[0])
     tune(recipe, TuneSettings(num_virtual_tokens=2, trials=2), {"max_steps": 2, "use_cpu": True, "bf16": True}, QUIET)
     assert vars(found[0])["forward"] == type(found[0]).forward.__get__(found[0])
     assert found[0].prompt_names == []

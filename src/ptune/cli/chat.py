@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ptune.choices import NEW_TOKENS
 from ptune.cli.flags import Parser
 from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer, start_sampling
 from ptune.cli.streams import check_decoded
 from ptune.errors import PTuneError, one_line
-from ptune.recipe import NEW_TOKENS
 
 _HELP = "/base  show or hide the frozen model's answer too    /reset  forget the conversation    /exit  leave"
 

@@ -84,7 +84,7 @@ def _settings(values: dict[str, Any]) -> CompareSettings:
     names = CompareSettings.__dataclass_fields__
     own = {name: values.pop(name) for name in list(values) if name in names}
     if "learning_rates" in own:
-        own["learning_rates"] = {name: _rate(name, text) for name, text in own["learning_rates"]}
+        own["learning_rates"] = {name: _rate(name, text) for name, text in own["learning_rates"].items()}
     return CompareSettings(**own)
 
 
@@ -97,8 +97,6 @@ def _rate(name: str, text: str) -> float:
 
 def _recipe(values: dict[str, Any]) -> TrainRecipe:
     """Model, data and sizes."""
-    if "columns" in values:
-        values["columns"] = dict(values["columns"])
     try:
         return TrainRecipe(**values)
     except ConfigError as error:

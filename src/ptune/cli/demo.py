@@ -117,11 +117,10 @@ def demo_recipe(output: Path, *, overwrite: bool) -> TrainRecipe:
 
 def measure(result: TrainResult, rows: int, say: Console) -> Evaluation:
     """Answer held-out messages alone, told in words, and with the prompt; score the answers, and report."""
-    from ptune.answering import Answerer
     from ptune.evaluation.evaluate import evaluate
 
     return evaluate(
-        Answerer(result.model, result.tokenizer, result.template),
+        result.answerer(),
         console=say,
         data=HELD_OUT,
         limit=rows,

@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse(argv)
     _check_flags(args)
     from ptune.cli.quiet import json_line
-    from ptune.saved.export import check_embeddings, export_embeds, export_peft, export_vllm
+    from ptune.saved.export import check_answering, check_embeddings, export_embeds, export_peft, export_vllm
     from ptune.saved.format import read_prompt
     from ptune.saved.hub import prompt_folder
     from ptune.saved.opened_folder import open_folder
@@ -93,6 +93,7 @@ def run(argv: Sequence[str]) -> int:
     opened = folders[0]
     prompt = read_prompt(opened)
     if args.to == "vllm":
+        check_answering(prompt, "vllm")
         check_embeddings(prompt, "vllm")
         question = _question(args, opened, prompt)
         files = export_vllm(prompt, args.output, question, dtype=args.dtype or "float32", overwrite=args.overwrite)

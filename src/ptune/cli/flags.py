@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from ptune.cli.names_elsewhere import meant
 from ptune.errors import ConfigError
 from ptune.field_types import allowed_types, item_type
@@ -166,6 +168,16 @@ def add_fields(
     return groups
 
 
+class _IntoTable(argparse.Action):
+    """Collects pairs in a table; the flag may come several times."""
+
+    @override
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest, {}), **dict(values)})
+
+
 def _add_field(group: Any, item: Field[Any], hint: Any, text: str) -> None:
     name = flag(item.name)
     options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": text}
@@ -174,7 +186,12 @@ def _add_field(group: Any, item: Field[Any], hint: Any, text: str) -> None:
         group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
     elif plain is Mapping:
         group.add_argument(
-            name, action="extend", nargs="+", type=pair, metavar=item.metadata.get("metavar", "FIELD=COLUMN"), **options
+            name,
+            action=_IntoTable,
+            nargs="+",
+            type=pair,
+            metavar=item.metadata.get("metavar", "FIELD=COLUMN"),
+            **options,
         )
     else:
         listed = item_type(hint)

@@ -6,10 +6,21 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ptune.cli.flags import Parser
-from ptune.cli.session_flags import add_session_flags, generation_options, open_answerer, start_sampling
+from ptune.cli.flags import Parser, number
+from ptune.cli.session_flags import (
+    add_session_flags,
+    generation_options,
+    is_for_texts,
+    open_answerer,
+    opened_folder,
+    start_sampling,
+)
 from ptune.cli.streams import check_decoded
 from ptune.errors import ConfigError
+
+_MORE = """\
+With a prompt for another task (ptune train --task) TEXT is the text to classify, the words to tag, the question of qa,
+or what seq2seq writes a text for; --input is the second text of a pair, or the context that qa finds the answer in."""
 
 
 def build_parser() -> Parser:
@@ -18,12 +29,19 @@ def build_parser() -> Parser:
         "generate",
         "Answer one text with a trained prompt. The answer goes to standard output.",
         usage="DIR [TEXT] [flags]",
+        more=_MORE,
     )
     add_session_flags(parser)
     parser.add_argument(
         "text", nargs="?", metavar="TEXT", help="the instruction; without it, or with -, standard input"
     )
     parser.add_argument("--input", default="", metavar="TEXT", help="the instruction's input, as in Alpaca data")
+    parser.add_argument(
+        "--null-threshold",
+        type=number(float, least=float("-inf")),
+        metavar="X",
+        help="for qa: no answer where that scores above the best one by more than this (default: always answer)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object with text and answers")
     return parser
 
@@ -41,7 +59,17 @@ def run(argv: Sequence[str]) -> int:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries()
-    answerer = open_answerer(args)
+    opened = opened_folder(args)
+    if not is_for_texts(opened):
+        from ptune.cli.generate_task import answer_task
+
+        return answer_task(args, opened, text)
+    if args.null_threshold is not None:
+        raise ConfigError(
+            "--null-threshold is for prompts that mark answers in a context, and this one writes them.",
+            hint="Leave it out.",
+        )
+    answerer = open_answerer(args, opened)
     options = {**generation_options(args), "max_new_tokens": args.max_new_tokens, "system": args.system}
     answers = {}
     for name in ["base"] if args.no_prompt else ["tuned", "base"] if args.compare else ["tuned"]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptune.cli.flags import Parser
-from ptune.errors import ConfigError, PromptError, printable
+from ptune.cli.session_flags import is_for_texts
+from ptune.errors import ConfigError, PromptError, printable, shown
 
 if TYPE_CHECKING:
     from ptune.deep_config import PromptConfig
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 _MORE = """\
 PEFT keeps the baked virtual tokens alone, whatever encoder made them: the prompt's encoder is `embedding`, that of
 prefix tuning and of a Cartridge `prefix`, and training goes on from them. Nor does it say which template the texts
-had: ptune takes `tutorial` unless --template names another."""
+had: ptune takes `tutorial` unless --template names another. Adapters for other tasks come with their heads, and have
+the text as it is. PEFT does not name a classifier's labels: they are LABEL_0, LABEL_1, … unless --labels names them."""
 
 
 def build_parser() -> Parser:
     """The command's flags."""
     parser = Parser(
         "import",
-        "Make a prompt folder of a PEFT adapter: prompt tuning, P-tuning, prefix tuning or a Cartridge. Its model is "
-        "not loaded unless named.",
+        "Make a prompt folder of a PEFT adapter: prompt tuning, P-tuning, prefix tuning or a Cartridge, for any task. "
+        "Its model is not loaded unless named.",
         usage="PEFT_DIR --output DIR [flags]",
         more=_MORE,
     )
@@ -39,6 +41,7 @@ def build_parser() -> Parser:
     parser.add_argument("--revision", help="revision of the model on the hub")
     parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
     parser.add_argument("--template", help="template that the prompt was trained with; needs --model")
+    parser.add_argument("--labels", metavar="A,B", help="labels of a classifier, in the order of its head's outputs")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier prompt in the folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -63,14 +66,16 @@ def run(argv: Sequence[str]) -> int:
         raise PromptError(
             f"{args.folder} is a prompt folder of ptune's already.", hint="Use it as it is, or copy the folder."
         )
-    origin = _origin(opened.path)
+    origin, labels = _origin(opened.path), _labels(args, opened)
     with OutputFolder(args.output, overwrite=args.overwrite) as output:
         if args.model is None:
-            prompt = _alone(saved, origin)
+            prompt = _alone(saved, origin, _noted(opened, labels))
             output.claim()
             write_prompt(args.output, prompt)
-        else:
+        elif is_for_texts(opened):
             _write_checked(args, opened, saved.config, origin, output)
+        else:
+            _write_task(args, opened, {"imported_from": origin, **_noted(opened, labels)}, output)
     facts = {
         "output": str(args.output),
         "virtual_tokens": saved.vectors.shape[0],
@@ -80,6 +85,8 @@ def run(argv: Sequence[str]) -> int:
         "template": args.template,
         "encoder": _kind(saved),
         "imported_from": origin,
+        **({} if is_for_texts(opened) else {"task_type": opened.task.value, **_noted(opened, labels)}),
+        **({"head_parameters": sum(one.numel() for one in saved.head.values())} if saved.head else {}),
     }
     if args.json:
         print(json_line(facts))
@@ -98,7 +105,38 @@ def _origin(folder: Path) -> dict[str, str]:
     return {name: str(adapter[name]) for name in names if adapter.get(name) is not None}
 
 
-def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
+def _labels(args: argparse.Namespace, opened: OpenedFolder) -> list[str] | None:
+    """The labels of a classifier's head, named as transformers names them where nobody does; None without any.
+
+    Raises:
+        ConfigError: Others than the head has, or for a prompt without.
+    """
+    count = opened.labels()
+    if args.labels is None:
+        return [f"LABEL_{number}" for number in range(count)] if isinstance(count, int) else None
+    given = [one.strip() for one in args.labels.split(",")]
+    if not isinstance(count, int):
+        raise ConfigError(
+            f"--labels is for classifiers, and {args.folder} is an adapter for {opened.task.value}.",
+            hint="Leave it out.",
+        )
+    if len(given) != count or len(set(given)) != count or not all(given):
+        raise ConfigError(
+            f"--labels names {shown(given)}, and the adapter's head has {count} outputs.",
+            hint="Name each once, in the order of the outputs, as A,B.",
+        )
+    return given
+
+
+def _noted(opened: OpenedFolder, labels: list[str] | None) -> dict[str, Any]:
+    """What `ptune.json` says of the task; nothing for a prompt that answers texts."""
+    from ptune.data.tasks.task_kinds import TASK_TYPES
+
+    task = next((name for name, kind in TASK_TYPES.items() if kind is opened.task), None)
+    return {name: value for name, value in (("task", task), ("labels", labels)) if value is not None}
+
+
+def _alone(saved: SavedPrompt, origin: dict[str, str], noted: dict[str, Any]) -> SavedPrompt:
     """The prompt as ptune keeps one, without a look at its model."""
     from ptune import __version__
     from ptune.saved.format import SavedPrompt
@@ -109,11 +147,12 @@ def _alone(saved: SavedPrompt, origin: dict[str, str]) -> SavedPrompt:
     details = {
         "base_model": config.base_model_name_or_path,
         "encoder": _kind(saved),
-        "trainable_parameters": tensors["embedding.weight"].numel(),
+        "trainable_parameters": sum(one.numel() for one in (tensors["embedding.weight"], *saved.head.values())),
         "versions": {"ptune": __version__},
         "imported_from": origin,
+        **noted,
     }
-    return SavedPrompt(config=config, vectors=saved.vectors, encoder=tensors, details=details)
+    return SavedPrompt(config=config, vectors=saved.vectors, encoder=tensors, head=saved.head, details=details)
 
 
 def _kind(saved: SavedPrompt) -> str:
@@ -147,6 +186,29 @@ def _write_checked(
     )
 
 
+def _write_task(args: argparse.Namespace, opened: OpenedFolder, noted: dict[str, Any], output: OutputFolder) -> None:
+    """Write a prompt for a task with its model: prompt and head are compared, the fingerprint is noted."""
+    from ptune.data.blocks import check_template
+    from ptune.data.tasks.task_templates import task_template
+    from ptune.frozen.fingerprint import tokenizer_fingerprint
+    from ptune.loading.load import load_model, load_tokenizer
+    from ptune.model.task_model import PTunedTaskModel
+
+    options: dict[str, Any] = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
+    base = load_model(args.model, device="cpu", task=opened.task, labels=noted.get("labels"), **options)
+    model = PTunedTaskModel(base, task=opened.task)
+    name = model.load_prompt(opened)
+    config = replace(model.prompt_configs[name], base_model_name_or_path=args.model, revision=args.revision)
+    model.prompt_configs[name] = config
+    if args.template is not None:
+        template = task_template(args.template, noted.get("task", opened.task.value), config.num_virtual_tokens)
+        check_template(template, config, "the adapter")
+        noted = {**noted, "template": template.text, "template_fingerprint": template.fingerprint}
+        noted["tokenizer_fingerprint"] = tokenizer_fingerprint(load_tokenizer(args.model, **options))
+    output.claim()
+    model.save_pretrained(args.output, **noted)
+
+
 def _show(facts: dict[str, Any]) -> None:
     """What was done, for people."""
     origin = facts["imported_from"]
@@ -156,5 +218,9 @@ def _show(facts: dict[str, Any]) -> None:
     print(f"PEFT keeps the baked virtual tokens alone: the prompt's encoder is `{facts['encoder']}`.")
     checked = "its sizes fit, its fingerprint is noted" if facts["checked"] else "not loaded; --model M checks it"
     print(f"frozen model: {printable(facts['base_model'] or 'unknown')} ({checked})")
+    if "head_parameters" in facts:
+        labels = f", labels {', '.join(map(printable, facts['labels']))}" if "labels" in facts else ""
+        print(f"for {facts['task_type']}: a head of {facts['head_parameters']:,} numbers{labels}")
     if facts["template"] is None:
-        print("template: PEFT does not say; ptune takes `tutorial` unless --template names another")
+        otherwise = "takes `tutorial`" if "task_type" not in facts else "writes the text as it is"
+        print(f"template: PEFT does not say; ptune {otherwise} unless --template names another")

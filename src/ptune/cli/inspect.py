@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
 
     opened = open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
     saved = read_prompt(opened)
-    shape, facts = geometry(saved.vectors), describe(opened.path, saved)
+    shape, facts = geometry(saved.vectors), describe(opened, saved)
     places = _places(saved)
     vocabulary, missing = _look_up(args, opened, saved)
     if args.plot is not None:
@@ -99,12 +99,12 @@ def _places(saved: SavedPrompt) -> list[str] | None:
     return [str(block) for block in blocks for _ in block.ids]
 
 
-def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
+def describe(opened: OpenedFolder, saved: SavedPrompt) -> dict[str, Any]:
     """The facts of a prompt folder, as plain values. Losses are nats per answer token."""
     from ptune.saved.format import ENCODER_WEIGHTS
     from ptune.saved.peft import ADAPTER_WEIGHTS
 
-    details = saved.details
+    folder, details = opened.path, saved.details
     recipe: Mapping[str, Any] = details.get("recipe") or {}
     norms = saved.vectors.norm(dim=1)
     files = [folder / name for name in (ADAPTER_WEIGHTS, ENCODER_WEIGHTS)]
@@ -112,13 +112,14 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
     facts = {
         "base_model": saved.config.base_model_name_or_path,
         "base_fingerprint": details.get("base_fingerprint"),
+        **_of_task(opened, saved),
         "encoder": details.get("encoder", str(PeftType(saved.config.peft_type).value)),
         "virtual_tokens": saved.vectors.shape[0],
         "tokens_in_text": saved.config.tokens_in_text or None,
         "token_dim": saved.vectors.shape[1],
         "keys_and_values": _keys_and_values(saved),
         "trainable_parameters": details.get("trainable_parameters"),
-        "template": details.get("template"),
+        "template": details.get("template") or None,
         "trained_on": details.get("data"),
         "rows": (details.get("tokens_report") or {}).get("kept"),
         "max_length": recipe.get("max_length"),
@@ -132,6 +133,29 @@ def describe(folder: Path, saved: SavedPrompt) -> dict[str, Any]:
         "bytes": sizes,
         "versions": details.get("versions"),
         "written_by": "ptune" if "format_version" in details else "PEFT",
+    }
+
+
+def _of_task(opened: OpenedFolder, saved: SavedPrompt) -> dict[str, Any]:
+    """What a prompt for another task is for, and what trains beside it; nothing for one that answers texts."""
+    from ptune.config import TaskType
+    from ptune.data.tasks.task_kinds import TASK_TYPES
+
+    if opened.task is TaskType.CAUSAL_LM:
+        return {}
+    labels = opened.labels()
+    heads: dict[str, int] = {}
+    for name, tensor in saved.head.items():
+        module = name.partition(".")[0]
+        heads[module] = heads.get(module, 0) + tensor.numel()
+    return {
+        "task": next((name for name, kind in TASK_TYPES.items() if kind is opened.task), None),
+        "task_type": opened.task.value,
+        "base_class": saved.details.get("base_class"),
+        "labels": list(labels) if isinstance(labels, tuple) else None,
+        "label_count": len(labels) if isinstance(labels, tuple) else labels,
+        "verbalizer": saved.details.get("verbalizer") or None,
+        "head": heads or None,
     }
 
 
@@ -159,14 +183,14 @@ def _look_up(
     if not args.model and not saved.config.base_model_name_or_path:
         return None, "the folder does not name its base model; name it with --model"
     try:
-        return _vocabulary(args, saved.vectors, args.model or opened.base_name()), None
+        return _vocabulary(args, saved.vectors, args.model or opened.base_name(), opened), None
     except PTuneError as error:
         if args.model:
             raise
         return None, f"{error.message.rstrip('.')}; name the base model with --model"
 
 
-def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str) -> _Vocabulary:
+def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str, opened: OpenedFolder) -> _Vocabulary:
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries(data=False)
@@ -177,7 +201,7 @@ def _vocabulary(args: argparse.Namespace, vectors: torch.Tensor, model: str) -> 
     options = {"trust_remote_code": args.trust_remote_code, "revision": args.revision}
     options["local_files_only"] = not args.model
     tokenizer = load_tokenizer(model, **options)
-    table = load_embedding_table(model, **options)
+    table = load_embedding_table(model, task=opened.task, **options)
     if table.dim != vectors.shape[1]:
         raise ModelError(
             f"the embeddings of {model} have {table.dim} numbers, and the virtual tokens {vectors.shape[1]}.",

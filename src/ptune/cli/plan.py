@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import CHECKPOINTING, DTYPE_NAMES
 from ptune.cli.flags import Parser, flag, number
 from ptune.errors import ConfigError
 from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
-from ptune.recipe import CHECKPOINTING, DTYPE_NAMES
 
 if TYPE_CHECKING:
     from ptune.planning.clock import MachineRates

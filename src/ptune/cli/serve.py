@@ -212,6 +212,8 @@ def _opened(args: argparse.Namespace, named: dict[str, str]) -> tuple[PTunedMode
     from ptune.serving.prompt_registry import PromptRegistry
 
     folders = {name: prompt_folder(folder) for name, folder in named.items()}
+    for prompt_name, folder in folders.items():
+        _check_answers(named[prompt_name], folder)
     revision, name = None, args.model
     if name is None:
         opened = open_folder(next(iter(folders.values())))
@@ -233,6 +235,17 @@ def _opened(args: argparse.Namespace, named: dict[str, str]) -> tuple[PTunedMode
         except PTuneError as error:
             raise type(error)(f"--prompts {shown(named[prompt_name])}: {error.message}", hint=error.hint) from error
     return model, tokenizer, registry
+
+
+def _check_answers(called: str, folder: Path) -> None:
+    """Raise `PromptError` for a prompt of no causal language model, before one is loaded."""
+    from ptune.answering import check_answers_texts
+    from ptune.saved.opened_folder import open_folder
+
+    try:
+        check_answers_texts(open_folder(folder))
+    except PTuneError as error:
+        raise type(error)(f"--prompts {shown(called)}: {error.message}", hint=error.hint) from error
 
 
 def _loaded(args: argparse.Namespace, name: str, revision: str | None) -> tuple[PTunedModel, Any]:

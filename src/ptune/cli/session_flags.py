@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import DTYPE_NAMES, GREEDY, NEW_TOKENS, QUANTIZATION_NAMES
 from ptune.cli.flags import Parser, number
-from ptune.recipe import DTYPE_NAMES, GREEDY, NEW_TOKENS, QUANTIZATION_NAMES
 
 if TYPE_CHECKING:
     from ptune.answering import Answerer
+    from ptune.saved.opened_folder import OpenedFolder
+    from ptune.task_answering import TaskAnswerer
 
 
 def add_prompt_flags(parser: Parser, *, several: bool = False) -> None:
@@ -97,21 +99,50 @@ def start_sampling(args: argparse.Namespace) -> None:
         set_seed(args.seed)
 
 
-def open_answerer(args: argparse.Namespace) -> Answerer:
+def opened_folder(args: argparse.Namespace) -> OpenedFolder:
+    """The folder that the flags name, opened; nothing is loaded.
+
+    Raises:
+        PromptError: It is missing here and on the hub, or damaged.
+    """
+    from ptune.saved.hub import prompt_folder
+    from ptune.saved.opened_folder import open_folder
+
+    return open_folder(prompt_folder(args.folder, revision=args.prompt_revision))
+
+
+def is_for_texts(opened: OpenedFolder) -> bool:
+    """Whether a prompt is a causal language model's, which answers texts; else it is for another task."""
+    from ptune.config import TaskType
+
+    return opened.task is TaskType.CAUSAL_LM
+
+
+def open_answerer(args: argparse.Namespace, opened: OpenedFolder | None = None) -> Answerer:
     """What the flags name, loaded; errors as for `Answerer.open`."""
     from ptune.answering import Answerer
 
-    return Answerer.open(
-        args.folder,
-        model=args.model,
-        template=args.template,
-        dtype=args.dtype,
-        quantization=args.quantization,
-        device=args.device,
-        device_map=args.device_map,
-        attn_implementation=args.attn_implementation,
-        revision=args.prompt_revision,
-        force=args.force,
-        self_check=not args.no_self_check,
-        trust_remote_code=args.trust_remote_code,
-    )
+    return Answerer.open(opened or args.folder, **_open_options(args))
+
+
+def open_task_answerer(args: argparse.Namespace, opened: OpenedFolder) -> TaskAnswerer:
+    """What the flags name, loaded; errors as for `TaskAnswerer.open`."""
+    from ptune.task_answering import TaskAnswerer
+
+    return TaskAnswerer.open(opened, **_open_options(args))
+
+
+def _open_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": args.model,
+        "template": args.template,
+        "dtype": args.dtype,
+        "quantization": args.quantization,
+        "device": args.device,
+        "device_map": args.device_map,
+        "attn_implementation": args.attn_implementation,
+        "revision": args.prompt_revision,
+        "force": args.force,
+        "self_check": not args.no_self_check,
+        "trust_remote_code": args.trust_remote_code,
+    }

@@ -46,8 +46,6 @@ def run(argv: Sequence[str]) -> int:
     values = vars(own)
     as_json = values.pop("json")
     recipe_file = values.pop("config", None)
-    if "columns" in values:
-        values["columns"] = dict(values["columns"])
     from_file = {} if recipe_file is None else read_recipe(recipe_file)
     if resume := values.get("resume", from_file.get("resume")):
         place, from_file = with_recorded(resume, values, from_file)

@@ -9,10 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ptune.choices import CHECKPOINTING, EMBEDDING, LEARNING_RATES
 from ptune.cli.flags import Parser, argparse_message, dashed, flag, flags_of, unknown_flags
 from ptune.errors import ConfigError, one_line
 from ptune.field_types import allowed_types
-from ptune.recipe import CHECKPOINTING, EMBEDDING, LEARNING_RATES, TrainRecipe
+from ptune.recipe import TrainRecipe
 
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items() if name != EMBEDDING)
 COMMON: tuple[tuple[str, str], ...] = (

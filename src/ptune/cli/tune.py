@@ -57,8 +57,6 @@ def run(argv: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(dashed(argv))
     values = vars(own)
     as_json, file = values.pop("json"), values.pop("config", None)
-    if "columns" in values:
-        values["columns"] = dict(values["columns"])
     from_file = {} if file is None else read_recipe(file)
     if values.get("resume", from_file.get("resume")):
         file, from_file = with_begun(values, from_file, file)

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ptune.choices import CHECKPOINTING, LM
 from ptune.comparison.job import BASE, FAILED, OK, OUT_OF_MEMORY, Job, JobResult
 from ptune.comparison.job_progress import CompareProgress
 from ptune.comparison.report import write_reports
@@ -26,7 +27,7 @@ from ptune.comparison.settings import CompareSettings
 from ptune.comparison.summary import Comparison, summarize
 from ptune.errors import ConfigError, ModelError, OutputError
 from ptune.methods.names import METHODS, check_checkpointing
-from ptune.recipe import CHECKPOINTING, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.files import make_folder, write_json
 
 SETTINGS_FILE, RESULTS_FILE, RUNS = "settings.json", "results.json", "runs"
@@ -65,6 +66,8 @@ def compare(
         ModelError: The model alone cannot be loaded or measured, so that no method can.
     """
     chosen, given = settings or CompareSettings(), dict(arguments or {})
+    if recipe.task != LM:
+        raise ConfigError(f"task={recipe.task} has no comparison yet.", hint="Train with it: ptune train --task.")
     check_arguments(recipe, given)
     if given.get(CHECKPOINTING):
         check_checkpointing(chosen.names())

@@ -32,27 +32,32 @@ from transformers import (
 )
 from typing_extensions import override
 
+from ptune.choices import ADAM_BETAS
 from ptune.comparison.job import BASE, OK, Job, JobResult
+from ptune.comparison.job_batches import job_collator
 from ptune.data.blocks import listed_blocks
 from ptune.data.collate import PackingCollator, PaddingCollator
-from ptune.data.labels import IGNORE_INDEX
-from ptune.data.template import get_template
+from ptune.data.labels import IGNORE_INDEX, supervised
 from ptune.errors import ConfigError
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
-from ptune.loading.load import load_base, load_tokenizer
+from ptune.loading.load import load_tokenizer
 from ptune.loading.place import chosen_dtype
 from ptune.memory.measure import GIB, PeakMemory
 from ptune.methods.apply import MethodSettings, apply_method
 from ptune.methods.names import METHODS
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import ADAM_BETAS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
+from ptune.training.batches import Collator
+from ptune.training.head_rate import default_head_rate
 from ptune.training.result import prompt_details
-from ptune.training.rows import Rows, check_context, load_rows
+from ptune.training.rows import Rows, check_context
+from ptune.training.run_model import TASK_TYPES, loaded, wrapped
 from ptune.training.start import add_new_prompt
+from ptune.training.train import prepare_rows
 from ptune.training.trainer import PTuneTrainer
 
 Tell = Callable[[dict[str, Any]], None]
@@ -69,13 +74,13 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     args = training_arguments(job, recipe)
     tell({"phase": "reading"})
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-    template = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
-    if template.blocks:
+    recipe, rows = prepare_rows(recipe, tokenizer, args, progress=False)
+    if rows.template.blocks:
         raise ConfigError(
-            f"the template has {listed_blocks(template.blocks)}; not every method of a comparison has virtual tokens.",
+            f"the template has {listed_blocks(rows.template.blocks)}; not every method of a comparison has virtual "
+            "tokens.",
             hint="Leave them out: num_virtual_tokens says how many stand before the text.",
         )
-    rows = load_rows(recipe, template, tokenizer, args, progress=False)
     start_gib = _held_gib(args.device)
     tell({"phase": "loading"})
     model = _load(job, recipe, args, tokenizer, rows)
@@ -85,10 +90,10 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     answer |= {"trainable_parameters": trainable, "all_parameters": total, "loaded_gib": loaded_gib}
     if job.method != BASE:
         answer |= _train(job, model, rows, args, tokenizer, tell=tell, start_gib=start_gib)
-        if isinstance(model, PTunedModel):
+        if isinstance(model, PromptedModel):
             model.save_pretrained(job.folder, **prompt_details(recipe, args, tokenizer, rows))
         answer |= _sizes(job, model)
-    found = _measure(model, rows, args, tokenizer, tell)
+    found = _measure(job, model, rows, args, tokenizer=tokenizer, tell=tell)
     if found is not None:
         answer |= {"held_out_loss": found.loss, "held_out_tokens": found.tokens}
     return JobResult(**answer)
@@ -128,12 +133,11 @@ def _load(
     job: Job, recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
 ) -> nn.Module:
     """The model as the method makes it, every weight in memory."""
-    base = load_base(recipe, args.device, tokenizer)
+    base = loaded(recipe, args, tokenizer, rows.labels)
     args.learning_rate = job.learning_rate or _own_rate(job.method, base)
     model: nn.Module = base
     if job.method != BASE and METHODS[job.method].is_ptune:
-        model = PTunedModel(base, self_check=recipe.self_check).train()
-        model.pack_batches = recipe.packing
+        model = wrapped(base, recipe).train()
         add_new_prompt(model, recipe, args, tokenizer, rows)
     elif job.method != BASE:
         set_seed(job.seed)
@@ -145,7 +149,7 @@ def _load(
             lora_r=job.lora_r,
             lora_alpha=job.lora_alpha,
         )
-        model = apply_method(job.method, base, sizes)
+        model = apply_method(job.method, base, sizes, task=TASK_TYPES[recipe.task])
     if job.method != BASE:
         model.to(args.device)
     with torch.no_grad():
@@ -157,7 +161,7 @@ def _load(
 class _Recorded:
     """A collator that remembers the rows it was given."""
 
-    def __init__(self, collate: PackingCollator | PaddingCollator) -> None:
+    def __init__(self, collate: Collator) -> None:
         self.collate = collate
         self.rows: list[tuple[int, bytes]] = []
         """Of each batch: its text tokens, and a digest of its rows."""
@@ -220,14 +224,19 @@ def _train(
     """Train, and what it took."""
     recipe = job.train_recipe()
     virtual = recipe.virtual_tokens if METHODS[job.method].encoder else 0
-    base: Any = model.base if isinstance(model, PTunedModel) else model
-    context = model.context_length if isinstance(model, PTunedModel) else _context(base)
+    base: Any = model.base if isinstance(model, PromptedModel) else model
+    context = model.context_length if isinstance(model, PromptedModel) else _context(base)
     check_context(rows, virtual, context, recipe.max_length)
-    packed = isinstance(model, PTunedModel) and recipe.packing and model.packs
-    collate = _Recorded(PackingCollator() if packed else PaddingCollator(pad_token_id=int(tokenizer.pad_token_id)))
+    plain = job_collator(job, model, tokenizer)
+    packed = recipe.packing and (isinstance(plain, PackingCollator) or getattr(model, "packs_rows", False))
+    collate = _Recorded(plain)
     clock = _Clock(tell)
-    kind: type[Trainer] = PTuneTrainer if isinstance(model, PTunedModel) else Trainer
-    trainer = kind(model=model, args=args, train_dataset=rows.tokens.dataset, data_collator=collate, callbacks=[clock])
+    given: dict[str, Any] = {"train_dataset": rows.tokens.dataset, "data_collator": collate, "callbacks": [clock]}
+    if isinstance(model, PromptedModel):
+        rate = recipe.head_learning_rate or default_head_rate(model, rows.tokens.dataset, plain)
+        trainer: Trainer = PTuneTrainer(model=model, args=args, head_learning_rate=rate, **given)
+    else:
+        trainer = Trainer(model=model, args=args, **given)
     trainer.remove_callback(PrinterCallback)
     gc.collect()
     set_seed(job.seed)  # the order of the rows must not depend on what was drawn while the method was set up
@@ -272,17 +281,17 @@ def _context(model: Any) -> int | None:
 
 
 def _measure(
-    model: nn.Module, rows: Rows, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, tell: Tell
+    job: Job, model: nn.Module, rows: Rows, args: TrainingArguments, *, tokenizer: PreTrainedTokenizerBase, tell: Tell
 ) -> HeldOutLoss | None:
-    """The held-out loss, every answer token weighing the same; None without held-out rows."""
+    """The held-out loss, every label weighing the same; None without held-out rows."""
     if rows.held_out_tokens is None:
         return None
     tell({"phase": "measuring"})
     dataset, size = rows.held_out_tokens.dataset, args.per_device_eval_batch_size
-    padded = PaddingCollator(pad_token_id=int(tokenizer.pad_token_id))
-    if isinstance(model, PTunedModel):
-        return held_out_loss(model, dataset, PackingCollator() if model.packs else padded, batch_size=size)
-    return plain_held_out_loss(model, dataset, padded, batch_size=size, device=args.device, bf16=args.bf16)
+    collate = job_collator(job, model, tokenizer, measuring=True)
+    if isinstance(model, PromptedModel):
+        return held_out_loss(model, dataset, collate, batch_size=size)
+    return plain_held_out_loss(model, dataset, collate, batch_size=size, device=args.device, bf16=args.bf16)
 
 
 @torch.no_grad()
@@ -297,7 +306,7 @@ def plain_held_out_loss(
 ) -> HeldOutLoss:
     """The held-out loss of a model that is not ptune's, from the mean loss it gives for each batch.
 
-    The first token of a row is left out: without a prompt nothing predicts it.
+    The first token of a causal model's row is left out: without a prompt nothing predicts it.
     """
     model.eval()
     summed = LossSum(of_means=True)
@@ -305,10 +314,11 @@ def plain_held_out_loss(
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         batch = collate([dataset[row] for row in order[start:][:batch_size]])
-        batch["labels"][:, 0] = IGNORE_INDEX
+        if isinstance(collate, PaddingCollator):
+            batch["labels"][:, 0] = IGNORE_INDEX
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16):
             loss = model(**{name: value.to(device) for name, value in batch.items()}).loss
-        summed.add(loss, (batch["labels"] != IGNORE_INDEX).sum())
+        summed.add(loss, supervised(batch))
     return summed.mean(device=device)
 
 
@@ -317,13 +327,13 @@ def _sizes(job: Job, model: Any) -> dict[str, Any]:
     import shutil
 
     folder = Path(job.folder)
-    if not isinstance(model, PTunedModel):
+    if not isinstance(model, PromptedModel):
         model.save_pretrained(folder)
     sizes = {path.name: path.stat().st_size for path in folder.rglob("*.safetensors")}
     if job.method == "full":
         shutil.rmtree(folder)
-    encoder = sizes.get(ENCODER_WEIGHTS, 0) if isinstance(model, PTunedModel) else 0
-    kept = sizes[ADAPTER_WEIGHTS] if isinstance(model, PTunedModel) else sum(sizes.values())
+    encoder = sizes.get(ENCODER_WEIGHTS, 0) if isinstance(model, PromptedModel) else 0
+    kept = sizes[ADAPTER_WEIGHTS] if isinstance(model, PromptedModel) else sum(sizes.values())
     return {"bytes_on_disk": kept, "bytes_to_train_on": encoder}
 
 

@@ -51,7 +51,7 @@ def draw_losses(comparison: Comparison, theme: Theme) -> Figure:
         if one.ok:
             _curve(axes, one)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="optimizer step", ylabel="nats per answer token, running mean")
+    axes.set(xlabel="optimizer step", ylabel=f"nats per {comparison.unit}, running mean")
     handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=theme.ink)
     return figure
@@ -106,7 +106,7 @@ def draw_held_out(comparison: Comparison, theme: Theme) -> Figure:
     axes.set_yticks(places, [one.title for one in shown])
     axes.set_ylim(len(shown) - 0.5, -0.7)
     axes.margins(x=0.12)
-    axes.set_xlabel("nats per answer token")
+    axes.set_xlabel(f"nats per {comparison.unit}")
     return figure
 
 

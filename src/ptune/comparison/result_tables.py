@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ptune.choices import LM
 from ptune.comparison.summary import Comparison, MethodSummary, Spread
 from ptune.evaluation.page import TextTable
 
@@ -14,6 +15,10 @@ _NONE = "–"
 _HOW = (
     "ptune's prompts train on packed rows with the head on answer tokens; full fine-tuning, LoRA and PEFT's prompts "
     "train through transformers.Trainer, with padded batches."
+)
+_HOW_FOR_TASKS = (
+    "ptune's prompts of a decoder train on packed rows; those of other models, full fine-tuning, LoRA and PEFT's "
+    "prompts on padded batches. A head that is not in the checkpoint trains with every method."
 )
 _SHARES = ("full", "mlp", "lstm")
 """The conditions of the tutorial's table."""
@@ -84,7 +89,7 @@ def speed_and_loss(comparison: Comparison) -> TextTable:
                 size(one),
             )
         )
-    note = "Step: median. Losses: nats per answer token. On disk: what is needed to use it, beside the model."
+    note = f"Step: median. Losses: nats per {comparison.unit}. On disk: what is needed to use it, beside the model."
     return TextTable("Speed, loss and size", columns, tuple(rows), note)
 
 
@@ -156,7 +161,7 @@ def facts(comparison: Comparison) -> Sequence[str]:
         + (", means with the least and the greatest in brackets." if seeds > 1 else "."),
         "Rows and their order: "
         + ("the same for all methods (checked)." if comparison.same_rows else "NOT the same for all methods."),
-        _HOW,
+        _HOW if comparison.settings["recipe"].get("task", LM) == LM else _HOW_FOR_TASKS,
         f"Machine: {place}, {comparison.machine['cores']} cores, {comparison.machine['memory_gib']} GiB; "
         + ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
         + ".",

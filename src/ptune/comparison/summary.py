@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ptune.choices import LM, SEQ2SEQ
 from ptune.comparison.job import BASE, Job, JobResult
 from ptune.comparison.settings import CompareSettings
 from ptune.memory.machine import machine, versions
@@ -85,6 +86,11 @@ class Comparison:
     same_rows: bool
     """Whether all runs of a seed saw the same rows in the same order."""
     on_cuda: bool
+
+    @property
+    def unit(self) -> str:
+        """What losses are given for."""
+        return "answer token" if self.settings["recipe"].get("task", LM) in (LM, SEQ2SEQ) else "label"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `results.json`."""

@@ -55,8 +55,9 @@ from ptune.training.deep_run import check_deep_run
 from ptune.training.output import OutputFolder
 from ptune.training.processes import take_over_sharding
 from ptune.training.result import TrainResult, show_line
+from ptune.training.run_model import causal_model
 from ptune.training.teaching import Teaching
-from ptune.training.train import frozen_model, train, training_arguments
+from ptune.training.train import train, training_arguments
 
 __all__ = ["CompressResult", "compress", "run_compression"]
 
@@ -122,7 +123,7 @@ def run_compression(
     asked = None if recipe.eval_data is None else list(load_examples(recipe.eval_data, encoding=recipe.encoding))
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
     template = template_of_rows(settings, tokenizer)
-    model = frozen_model(recipe, args, tokenizer).eval()
+    model = causal_model(recipe, args, tokenizer).eval()
     check_room(recipe.prompt_config(), model.context_length)
     check_deep_run(recipe, args, 0, model.base)
     answerer = Answerer(model, tokenizer, template)
@@ -156,7 +157,7 @@ def run_compression(
     report = None
     if settings.report_rows:
         report = make_report(
-            Answerer(trained.model.eval(), tokenizer, template), studied, _report_rows(trained, asked, settings),
+            trained.answerer(), studied, _report_rows(trained, asked, settings),
             scored=asked is not None, new_tokens=settings.answer_tokens, top_k=settings.top_k, say=say,
         )  # fmt: skip
         write_report(report, folder)
@@ -244,8 +245,8 @@ def _checkpoint(folder: Path, say: Console) -> str | None:
 
 def _report_rows(trained: TrainResult, asked: Sequence[Example] | None, settings: CompressSettings) -> list[Example]:
     """The questions of the report: those of eval_data, or held-out ones of the study."""
-    rows = list(asked if asked is not None else trained.held_out or trained.examples)
-    return rows[: settings.report_rows]
+    rows: Any = asked if asked is not None else trained.held_out or trained.examples
+    return list(rows)[: settings.report_rows]
 
 
 def _details(settings: CompressSettings, text: StudiedText) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ptune.errors import unknown
+from ptune.choices import PREFIX, TEXT_TOKENS
+from ptune.errors import refuse, unknown
 from ptune.field_types import type_faults
-from ptune.recipe import PREFIX, TEXT_TOKENS, TrainRecipe, refuse
+from ptune.recipe import TrainRecipe
 
 KINDS = ("question", "detail", "use", "summary", "structure", "passage")
 """What the model asks itself; see `ptune.compression.seed_questions`."""

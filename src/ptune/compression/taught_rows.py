@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from ptune.answering import Answerer
+from ptune.choices import DEEP_ENCODERS
 from ptune.compression.compress_settings import CompressSettings
 from ptune.compression.excerpts import StudiedText
 from ptune.compression.reading import reading
@@ -28,7 +29,7 @@ from ptune.frozen.parts import embedding_table
 from ptune.prefix.deep_prompts import key_value_shape, prefix_of
 from ptune.prefix.keys_values import Prefix
 from ptune.prompt.build_deep import text_rows
-from ptune.recipe import DEEP_ENCODERS, TrainRecipe
+from ptune.recipe import TrainRecipe
 
 
 class TaughtRows:

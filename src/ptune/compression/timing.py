@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from ptune.answering import Answerer
+from ptune.choices import GREEDY
 from ptune.compression.reading import Reading
 from ptune.data.labels import IGNORE_INDEX
 from ptune.evaluation.columns import Row
 from ptune.frozen.parameters import device_of
-from ptune.recipe import GREEDY
 
 _REPEATS, _TOKENS = 3, 16
 

@@ -25,6 +25,7 @@ from ptune.errors import ConfigError, shown
 from ptune.recipe import TrainRecipe
 
 if TYPE_CHECKING:
+    from ptune.data.tasks.task_templates import TaskTemplate
     from ptune.data.template import Template
 
 _BLOCK = re.compile(r"prompt(?::([1-9][0-9]{0,5})(?::([A-Za-z_][A-Za-z0-9_-]{0,63}))?)?")
@@ -103,22 +104,22 @@ def tokens_in_text(blocks: Sequence[Block]) -> int:
     return sum(block.count for block in blocks if not block.leads)
 
 
-def with_virtual_tokens(recipe: TrainRecipe, template: Template) -> TrainRecipe:
-    """The recipe with its number of virtual tokens: the template's, where that has any.
+def with_virtual_tokens(recipe: TrainRecipe, blocks: Sequence[Block]) -> TrainRecipe:
+    """The recipe with its number of virtual tokens: that of the template's blocks, where it has any.
 
     Raises:
         ConfigError: The recipe asks for another number.
     """
-    asked, there = recipe.num_virtual_tokens, tokens_of(template.blocks)
+    asked, there = recipe.num_virtual_tokens, tokens_of(blocks)
     if there and asked not in (None, there):
         raise ConfigError(
-            f"num_virtual_tokens={asked}, but the template has {there}: {listed_blocks(template.blocks)}.",
+            f"num_virtual_tokens={asked}, but the template has {there}: {listed_blocks(blocks)}.",
             hint="Leave num_virtual_tokens out.",
         )
     return replace(recipe, num_virtual_tokens=there or recipe.virtual_tokens)
 
 
-def check_template(template: Template, config: PromptConfig, prompt: str) -> None:
+def check_template(template: Template | TaskTemplate, config: PromptConfig, prompt: str) -> None:
     """Raise `ConfigError` unless a template has places for the virtual tokens of a prompt, as many as there are.
 
     Args:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import LAST_TURN
 from ptune.data.blocks import Block
 from ptune.data.example import Example, learned_turns
 from ptune.data.segments import History, Segments, as_segments, digest
 from ptune.errors import ConfigError, DataError, one_line, shown
-from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

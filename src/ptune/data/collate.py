@@ -24,7 +24,7 @@ from ptune.errors import ConfigError, DataError, unknown
 
 @dataclass(frozen=True)
 class PaddingCollator:
-    """Pads rows of `input_ids`, `attention_mask` and `labels` to the longest of the batch.
+    """Pads rows of `input_ids`, `attention_mask`, `token_type_ids` and `labels` to the longest of the batch.
 
     Args:
         pad_token_id: Fills `input_ids`; it is masked and never learned.
@@ -51,16 +51,16 @@ class PaddingCollator:
         """One batch.
 
         Args:
-            features: Rows with `input_ids`; `attention_mask` (ones when absent) and `labels` (left out when absent) of
-                the same length.
+            features: Rows with `input_ids`; `attention_mask` (ones when absent), `token_type_ids` and `labels` (left
+                out when absent) of the same length.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels`, each (B, T), int64.
+            `input_ids`, `attention_mask`, `token_type_ids` and `labels`, each (B, T), int64.
 
         Raises:
-            DataError: No rows, a row whose columns differ in length, or labels in some rows only.
+            DataError: No rows, a row whose columns differ in length, or a column that only some rows have.
         """
-        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "labels": IGNORE_INDEX}
         rows = _columns(features)
         lengths = [len(row["input_ids"]) for row in rows]
         step = self.pad_to_multiple_of or 1
@@ -107,18 +107,20 @@ def unpacked(packed: torch.Tensor, row_lengths: Sequence[int], fill: float) -> t
 
 
 def _columns(features: Sequence[Mapping[str, Any]]) -> list[dict[str, torch.Tensor]]:
-    """The rows' `input_ids`, `attention_mask` (ones where absent) and `labels` (where they have them) as tensors."""
+    """The rows' `input_ids`, `attention_mask` (ones where absent), and others where they have them, as tensors."""
     if not features:
         raise DataError("a batch needs at least one row.")
-    with_labels = sum("labels" in row for row in features)
-    if with_labels not in (0, len(features)):
-        raise DataError(f"only {with_labels} of the {len(features)} rows of a batch have labels.")
+    further = []
+    for name in ("token_type_ids", "labels"):
+        having = sum(name in row for row in features)
+        if having not in (0, len(features)):
+            raise DataError(f"only {having} of the {len(features)} rows of a batch have {name}.")
+        further += [name] * bool(having)
     rows = []
     for index, row in enumerate(features):
         length = len(row["input_ids"])
         columns = {"input_ids": row["input_ids"], "attention_mask": row.get("attention_mask", [1] * length)}
-        if with_labels:
-            columns["labels"] = row["labels"]
+        columns |= {name: row[name] for name in further}
         for name, values in columns.items():
             if len(values) != length:
                 raise DataError(f"row {index} of a batch has {length} input_ids, but {len(values)} {name}.")

@@ -12,8 +12,13 @@ from ptune.errors import listed, printable
 _FACTS = (
     ("empty_answers", "dropped {:,} rows without an answer"),
     ("empty_questions", "dropped {:,} rows without a question"),
+    ("empty_texts", "dropped {:,} rows without any text"),
+    ("unlabelled", "dropped {:,} rows without a label"),
+    ("hidden_labels", "dropped {:,} rows with the label -1, which stands for none (a class needs another name)"),
     ("duplicates", "dropped {:,} rows that repeat an earlier one"),
     ("further_answers", "{:,} rows have several answers: the first of each is learned"),
+    ("moved_answers", "{:,} answers do not stand where answer_start says, and were found elsewhere in their context"),
+    ("untagged_words", "{:,} words have no tag, and are not learned"),
     ("cut_conversations", "left out what stands after the last answer of {:,} conversations"),
 )
 """Counts, and the line that tells of each."""
@@ -52,6 +57,16 @@ class DataReport:
     """Rows dropped because the same question with the same answer came before."""
     further_answers: int = 0
     """Rows with several answers, of which the first is taken."""
+    empty_texts: int = 0
+    """Rows of a task dropped because there is no text to classify, to tag, to ask or to ask about."""
+    unlabelled: int = 0
+    """Rows of a task dropped because nothing says what is right."""
+    hidden_labels: int = 0
+    """Rows of a task dropped because their label is -1."""
+    moved_answers: int = 0
+    """Answers that do not stand where the data say, and were found elsewhere."""
+    untagged_words: int = 0
+    """Words of kept rows without a tag."""
     cut_conversations: int = 0
     """Conversations that go on after their last answer, and were cut there."""
     weight: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from ptune.recipe import ALL_TURNS
+from ptune.choices import ALL_TURNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

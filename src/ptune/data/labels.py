@@ -1,7 +1,18 @@
-"""The label of a token that is not supervised, as PyTorch's cross-entropy and all of transformers have it."""
+"""The label of what is not supervised, as PyTorch's cross-entropy and all of transformers have it."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
 
 IGNORE_INDEX: Final = -100
+
+
+def supervised(batch: Mapping[str, Any]) -> torch.Tensor:
+    """How many labels a batch has: of tokens, of rows, or answers that are marked in a text."""
+    if "start_positions" in batch:
+        return torch.tensor(len(batch["start_positions"]))
+    count: torch.Tensor = (batch["labels"] != IGNORE_INDEX).sum()
+    return count

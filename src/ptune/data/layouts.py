@@ -111,9 +111,14 @@ def check_columns(columns: Mapping[str, str]) -> dict[str, str]:
     return dict(columns)
 
 
+def own_columns(found: Sequence[str]) -> dict[str, str]:
+    """Names by which columns are found: their own, and in lower case without blanks around → the column."""
+    return {name.strip().lower(): name for name in reversed(found)} | {name: name for name in found}
+
+
 def available_fields(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
     """The fields that a row with these columns has, and the column of each. The mapping comes first."""
-    loose = {name.strip().lower(): name for name in reversed(found)} | {name: name for name in found}
+    loose = own_columns(found)
     given = {field: loose.get(column, loose.get(column.strip().lower())) for field, column in mapping.items()}
     mapped = {field: column for field, column in given.items() if column is not None}
     taken = set(mapped.values())

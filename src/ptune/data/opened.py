@@ -57,6 +57,14 @@ class ReadOptions:
     """Of Excel files; the first one when None."""
     notes: list[str] = field(default_factory=list)
     """Takes a line where a file was read otherwise than its name says."""
+    readers: dict[str, Reader] = field(default_factory=dict)
+    """Kinds of text files that are read otherwise than always, or that nothing reads otherwise."""
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Takes the names of a column's classes in their order, where a table has them."""
+
+
+Reader = Callable[[Path, ReadOptions], Iterator[tuple[str, dict[str, Any]]]]
+"""Reads the rows of a file, each with its place."""
 
 
 def kind_of(path: Path) -> str:

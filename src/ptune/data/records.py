@@ -83,11 +83,7 @@ def load_examples(
         ConfigError: `columns` names an unknown field, no source is named, or `limit` is below 1.
     """
     mapping = check_columns(columns or {})
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, not {limit}.", hint="Leave it out to read everything.")
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    if not sources:
-        raise ConfigError("no data are named.", hint="Give at least one file, folder or hub id.")
+    sources = sources_in(source, limit)
     rows: list[Example] = []
     reports: list[DataReport] = []
     seen: set[tuple[object, ...]] | None = set() if drop_duplicates else None
@@ -106,6 +102,20 @@ def load_examples(
         there = dict.fromkeys([*(column for column, _ in whole.columns), *whole.unused_columns])
         raise no_such_column(whole.source, there, *next(iter(unmet.items())))
     return Examples(rows, whole)
+
+
+def sources_in(source: str | Path | Sequence[str | Path], limit: int | None) -> list[str | Path]:
+    """The sources that a caller names, one or several.
+
+    Raises:
+        ConfigError: There is none, or `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, not {limit}.", hint="Leave it out to read everything.")
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    if not sources:
+        raise ConfigError("no data are named.", hint="Give at least one file, folder or hub id.")
+    return sources
 
 
 def _kept(

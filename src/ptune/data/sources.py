@@ -11,7 +11,7 @@ from pathlib import Path
 from ptune.data.csv_files import csv_rows
 from ptune.data.excel import excel_rows
 from ptune.data.json_files import Row, json_rows, jsonl_rows
-from ptune.data.opened import COMPRESSIONS, ReadOptions, kind_of, read_text
+from ptune.data.opened import COMPRESSIONS, Reader, ReadOptions, kind_of, read_text
 from ptune.data.splits import is_split, split_in
 from ptune.data.tables import arrow_file_rows, arrow_folder_files, arrow_rows, dataset_rows, load_hub, parquet_rows
 from ptune.errors import DataError, listed, nearest, shown
@@ -22,7 +22,7 @@ def document_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
     yield f"{path}:1", {"text": read_text(path, options.encoding)}
 
 
-TEXT_READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+TEXT_READERS: dict[str, Reader] = {
     ".json": json_rows,
     ".jsonl": jsonl_rows,
     ".ndjson": jsonl_rows,
@@ -31,13 +31,12 @@ TEXT_READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
     ".txt": document_rows,
 }
 """Kinds of text files, which may be compressed."""
-READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Row]]] = {
+READERS: dict[str, Reader] = {
     **TEXT_READERS,
     ".xlsx": excel_rows,
     ".parquet": parquet_rows,
     ".arrow": arrow_file_rows,
 }
-_SUFFIXES = f"{', '.join(READERS)}; text files also with {', '.join(COMPRESSIONS)}"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 
 
@@ -71,23 +70,23 @@ def find_rows(source: str | Path, options: ReadOptions) -> Found:
         exists = path.exists()
     except (OSError, ValueError, RuntimeError):  # a name too long, with a null byte, or of nobody's home
         exists = False
-    if not name.strip() or (not exists and (isinstance(source, Path) or _is_path(name))):
+    if not name.strip() or (not exists and (isinstance(source, Path) or _is_path(name, options))):
         raise _missing(path, name)
     if not exists:
         data = load_hub(name, options.split)
         table = f"{name} ({options.split})"
-        return Found((Table(table, partial(dataset_rows, data, table)),))
+        return Found((Table(table, partial(dataset_rows, data, table, options)),))
     if not path.is_dir():
         return Found((_file(path, options),))
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         files = arrow_folder_files(path, options.split)
-        return Found((Table(name, partial(arrow_rows, files, name)),))
+        return Found((Table(name, partial(arrow_rows, files, name, options)),))
     return _folder(path, options)
 
 
-def _is_path(name: str) -> bool:
+def _is_path(name: str, options: ReadOptions) -> bool:
     """Whether a name that does not exist was meant as a path rather than a hub id."""
-    return kind_of(Path(name)) in READERS or not _HUB_ID.fullmatch(name)
+    return kind_of(Path(name)) in (READERS | options.readers) or not _HUB_ID.fullmatch(name)
 
 
 def _missing(path: Path, name: str) -> DataError:
@@ -105,16 +104,21 @@ def _missing(path: Path, name: str) -> DataError:
     return DataError(f"there is no file or folder {shown(name, 200)}.", hint=hint)
 
 
-def _reader(path: Path) -> Callable[[Path, ReadOptions], Iterator[Row]] | None:
+def _reader(path: Path, options: ReadOptions) -> Reader | None:
     """What reads files of this name; None when nothing does."""
     readers = TEXT_READERS if path.suffix.lower() in COMPRESSIONS else READERS
-    return readers.get(kind_of(path))
+    return (readers | options.readers).get(kind_of(path))
+
+
+def _kinds(options: ReadOptions) -> str:
+    """The kinds of files that are read, for an error."""
+    return f"{', '.join(READERS | options.readers)}; text files also with {', '.join(COMPRESSIONS)}"
 
 
 def _file(path: Path, options: ReadOptions) -> Table:
-    reader = _reader(path)
+    reader = _reader(path, options)
     if reader is None:
-        raise DataError(f"{path} is of no kind that can be read.", hint=f"Known kinds: {_SUFFIXES}.")
+        raise DataError(f"{path} is of no kind that can be read.", hint=f"Known kinds: {_kinds(options)}.")
     if not path.is_file():
         raise DataError(f"{path} is not a regular file.", hint="Write the rows into a file, and give that.")
     if path.stat().st_size == 0:
@@ -133,13 +137,13 @@ def _folder(path: Path, options: ReadOptions) -> Found:
         raise DataError(
             f"cannot look into the folder {path}: {error.strerror}.", hint="Check who may read it."
         ) from error
-    files = [item for item in files if _reader(item)]
+    files = [item for item in files if _reader(item, options)]
     texts = [item for item in files if kind_of(item) == ".txt"]
     if texts and len(texts) < len(files):
         files = [item for item in files if item not in texts]
         options.notes.append(f"text files beside other data, not read: {listed(item.name for item in texts)}")
     if not files:
-        raise DataError(f"the folder {path} holds no data file.", hint=f"Known kinds: {_SUFFIXES}.")
+        raise DataError(f"the folder {path} holds no data file.", hint=f"Known kinds: {_kinds(options)}.")
     wanted = files
     if any(split_in(item.stem) for item in files):
         wanted = [item for item in files if is_split(split_in(item.stem) or "", options.split)]

@@ -2,8 +2,8 @@
 
 Files are read as untrusted input: every Arrow batch is validated before it is looked into, sizes that a
 file claims are not allocated, and an Arrow folder's JSON can name no file outside it. `datasets` itself is asked for
-hub ids alone; what it writes into a schema is taken for one thing only, the names of class labels. An unlabelled row
-(-1) has no answer.
+hub ids alone; what it writes into a schema is taken for one thing only, the names of class labels, of values and of
+lists of them. An unlabelled row (-1) has no answer.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ ROWS_PER_BATCH = 1000
 _FILE_MAGIC = b"ARROW1"
 """What Arrow's file format begins with; `datasets` writes the stream format, which has no mark."""
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
+_LISTS = ("List", "LargeList", "Sequence")
+"""What `datasets` calls a column of lists, today and in its older versions."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _MAX_JSON_BYTES = 16 * 2**20
 _FAULTS = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError, RecursionError)
 """What pyarrow raises on a damaged file, beside its own exceptions (`NotImplementedError` is a `RuntimeError`)."""
 
 Labels = Mapping[str, Sequence[str]]
-"""Columns of class labels → the names of the classes."""
+"""Columns of class labels, or of lists of them → the names of the classes."""
 
 
-def parquet_rows(path: Path, options: ReadOptions) -> Iterator[Row]:  # noqa: ARG001 (as every reader is called)
+def parquet_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Rows of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -44,19 +46,19 @@ def parquet_rows(path: Path, options: ReadOptions) -> Iterator[Row]:  # noqa: AR
         # Mapped, so that a size that the file claims is not allocated.
         with pq.ParquetFile(path, memory_map=True) as file:
             batches = file.iter_batches(batch_size=ROWS_PER_BATCH)
-            yield from _rows(batches, _labels(file.schema_arrow), str(path))
+            yield from _rows(batches, _labels(file.schema_arrow, options), str(path))
     except PTuneError:
         raise
     except (pa.ArrowException, RuntimeError, *_FAULTS) as error:
         raise _unreadable(path, "a Parquet file", error) from error
 
 
-def arrow_file_rows(path: Path, options: ReadOptions) -> Iterator[Row]:  # noqa: ARG001 (as every reader is called)
+def arrow_file_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
     """Rows of one Arrow file, in the stream format that `datasets` writes or in the file format."""
-    return arrow_rows([path], str(path))
+    return arrow_rows([path], str(path), options)
 
 
-def arrow_rows(paths: Sequence[Path], name: str) -> Iterator[Row]:
+def arrow_rows(paths: Sequence[Path], name: str, options: ReadOptions) -> Iterator[Row]:
     """Rows of the Arrow files of one table; `name` stands in their places."""
     import pyarrow as pa
 
@@ -68,7 +70,7 @@ def arrow_rows(paths: Sequence[Path], name: str) -> Iterator[Row]:
                 source.seek(0)
                 reader = pa.ipc.open_file(source) if as_file else pa.ipc.open_stream(source)
                 batches = map(reader.get_batch, range(reader.num_record_batches)) if as_file else reader
-                for place, row in _rows(batches, _labels(reader.schema), name, start=number):
+                for place, row in _rows(batches, _labels(reader.schema, options), name, start=number):
                     yield place, row
                     number += 1
         except PTuneError:
@@ -156,30 +158,53 @@ def load_hub(name: str, split: str) -> datasets.Dataset:
         ) from error
 
 
-def dataset_rows(data: datasets.Dataset, name: str) -> Iterator[Row]:
+def dataset_rows(data: datasets.Dataset, name: str, options: ReadOptions) -> Iterator[Row]:
     """Rows of a `datasets.Dataset`; `name` stands in their places."""
     import datasets
 
     batches: Any = data.with_format("arrow").iter(batch_size=ROWS_PER_BATCH)
-    labels = {column: kind.names for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+    kinds = {column: _element(kind) for column, kind in data.features.items()}
+    labels = {column: kind.names for column, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
+    _note(labels, options)
     yield from _rows(batches, labels, name)
 
 
-def _labels(schema: pa.Schema) -> Labels:
-    """The class labels that `datasets` noted in a schema."""
-    import pyarrow as pa
+def _element(kind: Any) -> Any:
+    """What a column's lists are of, as `datasets` says it; the kind itself where it is no list."""
+    import datasets
 
+    return kind.feature if isinstance(kind, (datasets.List, datasets.LargeList)) else kind
+
+
+def _note(labels: Labels, options: ReadOptions) -> None:
+    """Tell the caller the names of classes in their order."""
+    options.class_names.update({column: tuple(names) for column, names in labels.items()})
+
+
+def _labels(schema: pa.Schema, options: ReadOptions) -> Labels:
+    """The class labels that `datasets` noted in a schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        kinds = {field.name: features.get(field.name) for field in schema if pa.types.is_integer(field.type)}
+        kinds = {field.name: features.get(field.name) for field in schema if _holds_codes(field.type)}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
     found = {}
     for column, kind in kinds.items():
+        if isinstance(kind, dict) and kind.get("_type") in _LISTS:
+            kind = kind.get("feature")
         names = kind.get("names") if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" else None
         if isinstance(names, list) and all(isinstance(one, str) for one in names):
             found[column] = names
+    _note(found, options)
     return found
+
+
+def _holds_codes(kind: pa.DataType) -> bool:
+    """Whether a column has whole numbers, or lists of them."""
+    import pyarrow as pa
+
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_integer(kind.value_type if lists else kind))
 
 
 def _rows(batches: Iterable[pa.RecordBatch | pa.Table], labels: Labels, name: str, *, start: int = 0) -> Iterator[Row]:
@@ -191,9 +216,16 @@ def _rows(batches: Iterable[pa.RecordBatch | pa.Table], labels: Labels, name: st
             for row in batch.slice(first, ROWS_PER_BATCH).to_pylist():
                 place = f"{name}[{number}]"
                 for column, names in labels.items():
-                    row[column] = _class_name(row[column], names, f"{place}: {column!r}")
+                    row[column] = _class_names(row[column], names, f"{place}: {column!r}")
                 yield place, row
                 number += 1
+
+
+def _class_names(codes: Any, names: Sequence[str], place: str) -> Any:
+    """The name of a class, or of each of a list of classes."""
+    if isinstance(codes, list):
+        return [_class_name(code, names, place) for code in codes]
+    return _class_name(codes, names, place)
 
 
 def _class_name(code: int | None, names: Sequence[str], place: str) -> str | None:

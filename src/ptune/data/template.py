@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ptune.choices import LAST_TURN
 from ptune.data.blocks import Block, is_block, read_blocks
 from ptune.data.chat_template import chat_template
 from ptune.data.example import Example, learned_turns
 from ptune.data.opened import read_text
 from ptune.data.segments import History, Insertion, Segments, as_segments, digest, refuse_extras
 from ptune.errors import ConfigError, ModelError, shown, unknown
-from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +29,8 @@ __all__ = ["History", "Segments", "Template", "TutorialTemplate", "end_token", "
 
 NAMES = ("tutorial", "chat")
 _FIELDS = ("instruction", "input", "system", "output", "eos_token")
-_PLACEHOLDER = re.compile(r"\{\{(\w+|prompt:[^{}]*)\}\}|\{([A-Za-z_]\w*|prompt:[^{}]*)\}")
+PLACEHOLDER = re.compile(r"\{\{(\w+|prompt:[^{}]*)\}\}|\{([A-Za-z_]\w*|prompt:[^{}]*)\}")
+"""A placeholder of a template: a place for something, or in doubled braces the text itself."""
 
 
 class Template(Protocol):
@@ -97,21 +98,32 @@ def get_template(
     if name_or_text == "tutorial":
         return TutorialTemplate(end_token(tokenizer))
     if files and name_or_text.startswith("@"):
-        path = Path(name_or_text[1:])
-        with suppress(RuntimeError):  # ~name of nobody's
-            path = path.expanduser()
-        if not path.is_file():
-            raise ConfigError(
-                f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
-            )
-        name_or_text = read_text(path).removesuffix("\n").removesuffix("\r")
-        return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
+        return _custom(template_text(name_or_text), end_token(tokenizer), virtual_tokens)
     if "{" in name_or_text:
         return _custom(name_or_text, end_token(tokenizer), virtual_tokens)
     error = unknown("template" if files else "template in the prompt folder:", name_or_text, NAMES)
     way = "Or give a text with {instruction} and {output}, or @file." if files else "Give another one with --template."
     error.hint = f"{error.hint} {way}"
     raise error
+
+
+def template_text(text: str) -> str:
+    """A template's text, read from a file where it is `@file`.
+
+    Raises:
+        ConfigError: There is no such file.
+        DataError: It cannot be read.
+    """
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
+    with suppress(RuntimeError):  # ~name of nobody's
+        path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"the template file {shown(str(path), 200)} does not exist.", hint="Check the path after '@'."
+        )
+    return read_text(path).removesuffix("\n").removesuffix("\r")
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,7 +136,8 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if not eos:
         raise ModelError(
             "the tokenizer has no end-of-sequence token, so an answer could not be ended.",
-            hint="Set tokenizer.eos_token to the token that ends an answer.",
+            hint="Set tokenizer.eos_token to the token that ends an answer; a model that writes none, such as BERT, is "
+            "for ptune train --task classify, tag, qa or fill.",
         )
     return str(eos)
 
@@ -188,7 +201,7 @@ def _opening(role: str, content: str) -> str:
 
 def _custom(text: str, eos: str, virtual_tokens: int | None) -> CustomTemplate:
     """A template of the user's, checked."""
-    names = [match[2] for match in _PLACEHOLDER.finditer(text) if match[2]]
+    names = [match[2] for match in PLACEHOLDER.finditer(text) if match[2]]
     short = shown(text, 60)
     for name in names:
         if name not in _FIELDS and not is_block(name):
@@ -220,7 +233,7 @@ def _custom(text: str, eos: str, virtual_tokens: int | None) -> CustomTemplate:
         )
     blocks = template_blocks(text, virtual_tokens)
     # The text that is stored says the number.
-    numbered = _PLACEHOLDER.sub(lambda match: str(blocks[0]) if match[2] == "prompt" else match[0], text)
+    numbered = PLACEHOLDER.sub(lambda match: str(blocks[0]) if match[2] == "prompt" else match[0], text)
     return CustomTemplate(numbered, eos, blocks)
 
 
@@ -235,7 +248,7 @@ def template_blocks(text: str, virtual_tokens: int | None = None) -> tuple[Block
         ConfigError: One of them cannot be used.
     """
     found, start = [], 0
-    for match in _PLACEHOLDER.finditer(text):
+    for match in PLACEHOLDER.finditer(text):
         if match[2] and is_block(match[2]):
             leads = match.start() == start
             found.append((match[2], leads))
@@ -291,7 +304,7 @@ class CustomTemplate:
 
     def _halves(self) -> tuple[str, str]:
         """The template before and after `{output}`."""
-        match = next(match for match in _PLACEHOLDER.finditer(self.text) if match[2] == "output")
+        match = next(match for match in PLACEHOLDER.finditer(self.text) if match[2] == "output")
         return self.text[: match.start()], self.text[match.end() :]
 
     def _question(
@@ -325,7 +338,7 @@ class CustomTemplate:
         """A half of the template, cut at its placeholders."""
         parts: list[str | Field | Block] = []
         end, blocks = 0, iter(self.blocks)
-        for match in _PLACEHOLDER.finditer(text):
+        for match in PLACEHOLDER.finditer(text):
             parts.append(text[end : match.start()])
             end = match.end()
             if match[1]:

@@ -1,4 +1,4 @@
-"""Texts to token ids, and the special tokens that a tokenizer puts first."""
+"""Texts to token ids, and the special tokens that a tokenizer puts around them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,14 @@ def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     Those it puts behind a text are left out: an end token between prompt and answer would end the text there.
     """
+    return special_frame(tokenizer)[0]
+
+
+def special_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before a text and behind it, e.g. `[CLS]` and `[SEP]`."""
     bare = ids_of(["a"], tokenizer)[0]
     whole: list[int] = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
-            return whole[:start]
-    return []
+            return whole[:start], whole[start + len(bare) :]
+    return [], []

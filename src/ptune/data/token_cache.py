@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import LAST_TURN
 from ptune.data.example import Example
 from ptune.data.template import Template
 from ptune.data.text_ids import leading_special_ids
 from ptune.data.token_report import TokenizeReport
 from ptune.errors import OutputError
-from ptune.recipe import LAST_TURN
 
 if TYPE_CHECKING:
     import datasets

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ptune.choices import ALL_TURNS
 from ptune.errors import printable
-from ptune.recipe import ALL_TURNS
 
 
 @dataclass(frozen=True, kw_only=True)

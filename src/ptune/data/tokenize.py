@@ -18,6 +18,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptune.choices import ALL_TURNS, LAST_TURN, TRAIN_ON_NAMES
 from ptune.data.blocks import listed_blocks, tokens_in_text
 from ptune.data.example import Example, learned_turns
 from ptune.data.labels import IGNORE_INDEX
@@ -27,7 +28,6 @@ from ptune.data.text_ids import ids_of, leading_special_ids
 from ptune.data.token_cache import Tokenized, fingerprint, from_cache, in_memory, to_cache
 from ptune.data.token_report import TokenizeReport
 from ptune.errors import ConfigError, DataError, unknown
-from ptune.recipe import ALL_TURNS, LAST_TURN, TRAIN_ON_NAMES
 
 if TYPE_CHECKING:
     import pyarrow as pa

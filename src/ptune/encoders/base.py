@@ -42,8 +42,6 @@ class PromptEncoder(nn.Module):
             head: By their names in the frozen model; None where its own are used.
         """
         self.head = None if head is None else head.to(self.embedding.weight.device, torch.float32)
-        for module in () if head is None else head.values():
-            module.register_forward_pre_hook(_in_its_precision)
 
     def forward(self) -> torch.Tensor:
         """The virtual-token embeddings, `(P, D)`."""
@@ -68,9 +66,3 @@ class PromptEncoder(nn.Module):
     def output_layer(self) -> nn.Linear | None:
         """The last linear layer, which sets where the output starts; None where the output starts at the table."""
         return None
-
-
-def _in_its_precision(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a head is given, in its own precision: the frozen model may be in half of it."""
-    own = next(module.parameters()).dtype
-    return tuple(one.to(own) if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in given)

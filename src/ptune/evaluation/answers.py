@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import GREEDY
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import GREEDY
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.choices import METRIC_GROUPS
 from ptune.data.example import Example
 from ptune.data.records import Examples, load_examples
 from ptune.errors import ConfigError, DataError
@@ -14,8 +15,8 @@ from ptune.evaluation.evaluate_settings import EvaluateSettings
 from ptune.evaluation.items import Item, Kind, check_json, check_labels, default_metrics, kind_of, make_items
 from ptune.evaluation.metrics import needs_of
 from ptune.evaluation.outcomes import Needs
+from ptune.evaluation.tasks.task_metric_names import ENTITY_METRICS
 from ptune.evaluation.text_metrics import check_packages, missing_package
-from ptune.recipe import METRIC_GROUPS
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def read_asked(settings: EvaluateSettings) -> AskedRows:
         DataError: Data that cannot be read, or do not go with a metric or with the labels.
         ConfigError: A metric whose package is not installed.
     """
+    _check_settings(settings)
     examples = _read(settings, settings.data, limit=settings.limit)
     lines = examples.report.lines()
     kind = kind_of(examples) if settings.labels is None else Kind.LABELS
@@ -72,6 +74,18 @@ def read_asked(settings: EvaluateSettings) -> AskedRows:
     _check(items, metrics, settings)
     unrelated = make_items(_read(settings, settings.unrelated, alike=False), group=False) if settings.unrelated else []
     return AskedRows(items, metrics, labels, _pool(settings, examples), unrelated, tuple(lines))
+
+
+def _check_settings(settings: EvaluateSettings) -> None:
+    """Raise `ConfigError` for what belongs to prompts for other tasks."""
+    for metric in settings.metrics or ():
+        if metric in ENTITY_METRICS:
+            raise ConfigError(f"the metric {metric} is for prompts that tag words, and this one answers texts.")
+    if settings.null_threshold is not None:
+        raise ConfigError(
+            "null_threshold is for prompts that mark answers in a context, and this one writes them.",
+            hint="Leave --null-threshold out.",
+        )
 
 
 def _read(

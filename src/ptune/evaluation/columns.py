@@ -21,7 +21,11 @@ from ptune.evaluation.items import Item
 from ptune.evaluation.row_losses import LearnedRow
 
 ALONE, WRITTEN, PROMPT = "alone", "written", "prompt"
+COMMONEST, NO_ANSWER = "commonest", "no_answer"
+"""What a classifier's prompt is beside, whose head is untrained without it: one answer to every row."""
 TITLES = {ALONE: "frozen model alone", WRITTEN: "told in words", PROMPT: "with the prompt"}
+CONSTANT_TITLES = {COMMONEST: "the commonest label", NO_ANSWER: "no answer"}
+ALL_TITLES = {**TITLES, **CONSTANT_TITLES}
 ANY_LENGTH = 2**31
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]

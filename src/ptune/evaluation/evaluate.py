@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
 
 from ptune.answering import Answerer
+from ptune.choices import NEW_TOKENS
+from ptune.config import TaskType
 from ptune.errors import ModelError
 from ptune.evaluation.asked_rows import AskedRows, read_asked
+from ptune.evaluation.asking_progress import progress_bar, say_line
 from ptune.evaluation.columns import ALONE, PROMPT, TITLES, Column, ItemTexts, item_texts, plain_column
 from ptune.evaluation.evaluate_settings import EvaluateSettings
 from ptune.evaluation.evaluation_facts import facts_of, title_of, what_is_asked
@@ -28,15 +30,24 @@ from ptune.evaluation.measured import outcomes
 from ptune.evaluation.metrics import with_keys
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.predictions import Predictions
+from ptune.evaluation.tasks.evaluate_task import run_task_evaluation
 from ptune.evaluation.told_in_words import Telling, told_in_words
 from ptune.evaluation.unrelated import UNRELATED, compared, unrelated_scores
-from ptune.recipe import NEW_TOKENS
+from ptune.saved.hub import prompt_folder
+from ptune.saved.opened_folder import open_folder
+from ptune.saved.task_of_folder import task_notes
+from ptune.task_answering import TaskAnswerer
 
 __all__ = ["Evaluation", "evaluate"]
 
 
-def evaluate(prompt: str | Path | Answerer, *, console: Console | None = None, **settings: Any) -> Evaluation:
+def evaluate(
+    prompt: str | Path | Answerer | TaskAnswerer, *, console: Console | None = None, **settings: Any
+) -> Evaluation:
     """Measure a prompt beside the frozen model alone and the frozen model told in words.
+
+    A prompt for another task is measured by what suits the task, beside the frozen model alone where that can answer
+    without a trained head.
 
     Args:
         prompt: The prompt folder, its hub id, or one that is open.
@@ -50,16 +61,19 @@ def evaluate(prompt: str | Path | Answerer, *, console: Console | None = None, *
     Raises:
         PTuneError: Anything the user can fix.
     """
-    open_prompt = partial(_opened, prompt)
-    return run_evaluation(open_prompt, EvaluateSettings(**settings), console or Console(quiet=True))
-
-
-def _opened(prompt: str | Path | Answerer) -> Answerer:
-    return prompt if isinstance(prompt, Answerer) else Answerer.open(prompt)
+    chosen, say = EvaluateSettings(**settings), console or Console(quiet=True)
+    if isinstance(prompt, Answerer):
+        return run_evaluation(lambda: prompt, chosen, say)
+    if isinstance(prompt, TaskAnswerer):
+        return run_task_evaluation(lambda: prompt, chosen, say, task=prompt.task)
+    opened = open_folder(prompt_folder(prompt))
+    if opened.task is TaskType.CAUSAL_LM:
+        return run_evaluation(partial(Answerer.open, opened), chosen, say)
+    return run_task_evaluation(partial(TaskAnswerer.open, opened), chosen, say, task=task_notes(opened).task)
 
 
 def run_evaluation(open_prompt: Callable[[], Answerer], settings: EvaluateSettings, say: Console) -> Evaluation:
-    """`evaluate`, with the prompt opened when the rows have been read."""
+    """`evaluate` for answers to texts, with the prompt opened when the rows have been read."""
     asked = read_asked(settings)
     answerer = open_prompt()
     was_training = answerer.model.training
@@ -111,18 +125,18 @@ def _measured(run: _Run) -> Evaluation:
         predictions = Predictions(folder, noted, overwrite=settings.overwrite)
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         for line in asked.lines:
-            _say(run.say, line)
+            say_line(run.say, line)
         if cut := sum(one.cut for one in texts):
-            _say(run.say, f"cut {cut:,} answers at {room:,} tokens")
+            say_line(run.say, f"cut {cut:,} answers at {room:,} tokens")
         if len(predictions):
-            _say(run.say, f"going on behind the {len(predictions):,} lines of {settings.output}")
+            say_line(run.say, f"going on behind the {len(predictions):,} lines of {settings.output}")
         work = partial(outcomes, model, answerer.tokenizer, needs=asked.needs, max_new_tokens=new_tokens)
         found = {column.name: _ask(run, column, work, predictions) for column in columns}
         lines = _compare(run, others, predictions)
         predictions.finish()
     sampling: dict[str, int] = {"times": settings.bootstrap, "seed": settings.seed}
     return Evaluation(
-        title=title_of(answerer, settings),
+        title=title_of(model, settings),
         columns=tuple(found),
         items=asked.items,
         labels=asked.labels,
@@ -141,7 +155,7 @@ def _ask(run: _Run, column: Column, work: Callable[..., list[Outcome]], predicti
     """What a column makes of every item; what `predictions` hold is not asked again."""
     items = run.asked.items
     todo = [at for at in range(len(items)) if _outcome(predictions, column.name, at, run.asked) is None]
-    with _progress(TITLES[column.name], len(items), len(items) - len(todo), run.say) as advance:
+    with progress_bar(TITLES[column.name], len(items), len(items) - len(todo), run.say) as advance:
         for numbers in column.batches(todo, run.settings.batch_size):
             made = zip(numbers, work(column, numbers), strict=True)
             predictions.add({**_line_of(items[at], at, column.name), **one.to_dict()} for at, one in made)
@@ -152,8 +166,8 @@ def _ask(run: _Run, column: Column, work: Callable[..., list[Outcome]], predicti
 
 def _line_of(item: Item, number: int, column: str) -> dict[str, Any]:
     """What a line says of an item."""
-    said = {"question": item.example.question, "references": list(item.references)}
-    return {"row": number, "column": column, "source": item.example.source, **said}
+    said = {"question": item.question, "references": list(item.references)}
+    return {"row": number, "column": column, "source": item.source, **said}
 
 
 def _outcome(predictions: Predictions, column: str, number: int, asked: AskedRows) -> Outcome | None:
@@ -174,27 +188,13 @@ def _compare(run: _Run, texts: Sequence[ItemTexts], predictions: Predictions) ->
         return []
     model, items, size = run.answerer.model, run.asked.unrelated, run.settings.batch_size
     todo = [number for number in range(len(texts)) if (UNRELATED, number) not in predictions]
-    with _progress("unrelated rows", len(texts), len(texts) - len(todo), run.say) as advance:
+    with progress_bar("unrelated rows", len(texts), len(texts) - len(todo), run.say) as advance:
         for start in range(0, len(todo), size):
             numbers = todo[start : start + size]
             made = zip(numbers, compared(model, [texts[at] for at in numbers], model.active_prompt), strict=True)
             predictions.add({**_line_of(items[at], at, UNRELATED), **one} for at, one in made)
             advance(len(numbers))
     return [predictions[UNRELATED, number] for number in range(len(texts))]
-
-
-@contextmanager
-def _progress(what: str, total: int, done: int, say: Console) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line elsewhere."""
-    if not say.is_terminal:
-        _say(say, f"{what}: {total - done:,} of {total:,} to do")
-    with Progress(console=say, disable=not say.is_terminal or say.quiet) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda count: bar.update(task, advance=count)
-
-
-def _say(say: Console, line: str) -> None:
-    say.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

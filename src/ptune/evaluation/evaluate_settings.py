@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptune.choices import METRIC_GROUPS, METRIC_NAMES
 from ptune.errors import ConfigError, unknown
-from ptune.recipe import METRIC_GROUPS, METRIC_NAMES
+from ptune.evaluation.tasks.task_metric_names import ENTITY_METRICS
 
 _DATA, _METRICS, _WORDS, _ANSWERS, _OUTPUT = "data", "metrics", "the model told in words", "answers", "output"
 _AT_LEAST = {"limit": 1, "shots": 0, "max_new_tokens": 1, "max_length": 2, "batch_size": 1, "bootstrap": 1, "seed": 0}
@@ -47,7 +49,8 @@ class EvaluateSettings:
     metrics: Sequence[str] | None = _flag(
         _METRICS,
         None,
-        f"of {', '.join(METRIC_NAMES)}; {', '.join(METRIC_GROUPS)} stand for several; by default what suits the data",
+        f"of {', '.join(METRIC_NAMES)}, and for tags of words {', '.join(ENTITY_METRICS)}; "
+        f"{', '.join(METRIC_GROUPS)} stand for several; by default what suits the data",
         metavar="NAME",
     )
     labels: Sequence[str] | None = _flag(
@@ -57,6 +60,12 @@ class EvaluateSettings:
         metavar="A,B",
     )
     bootstrap: int = _flag(_METRICS, 1000, "resamples for the confidence intervals")
+    null_threshold: float | None = _flag(
+        _METRICS,
+        None,
+        "for answers in a context: how far no answer must score above the best one to be given; by default 0 where the "
+        "data have questions without an answer, else an answer is always given",
+    )
     unrelated: str | None = _flag(
         _METRICS,
         None,
@@ -93,14 +102,13 @@ class EvaluateSettings:
                 faults.append(f"{name} must be a whole number of at least {least}, not {value!r}")
         if not faults and self.bootstrap > MOST_BOOTSTRAP:
             faults.append(f"bootstrap must be at most {MOST_BOOTSTRAP:,}, not {self.bootstrap:,}")
-        faults += [
-            str(unknown("metric", name, (*METRIC_NAMES, *METRIC_GROUPS))).rstrip(".")
-            for name in self.metrics or ()
-            if name not in METRIC_NAMES and name not in METRIC_GROUPS
-        ]
+        known = (*METRIC_NAMES, *ENTITY_METRICS, *METRIC_GROUPS)
+        faults += [str(unknown("metric", name, known)).rstrip(".") for name in self.metrics or () if name not in known]
         labels = self.labels or ()
         if self.labels is not None and (len(set(labels)) < 2 or not all(labels)):
             faults.append(f"labels must be at least two different texts, not {', '.join(labels) or 'none'}")
+        if self.null_threshold is not None and not _is_number(self.null_threshold):
+            faults.append(f"null_threshold must be a number, not {self.null_threshold!r}")
         if self.metrics is not None and not self.metrics:
             faults.append("metrics names none")
         if faults:
@@ -115,6 +123,10 @@ def spelled_out(names: Iterable[str]) -> tuple[str, ...]:
     """Names of metrics, groups taken apart, each once and in the order of the tables."""
     asked = {one for name in names for one in METRIC_GROUPS.get(name, (name,))}
     return tuple(name for name in METRIC_NAMES if name in asked)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _words(value: str | Sequence[str]) -> tuple[str, ...]:

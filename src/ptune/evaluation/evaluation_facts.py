@@ -14,6 +14,7 @@ from ptune.evaluation.evaluate_settings import EvaluateSettings
 from ptune.evaluation.told_in_words import Telling
 from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
 from ptune.memory.machine import machine, versions
+from ptune.model.holds_prompts import HoldsPrompts
 
 _FORMAT = 1
 
@@ -35,7 +36,7 @@ def what_is_asked(
         "frozen model": fingerprint(model.base),
         "dtype": str(model.base.dtype),
         "tokenizer": tokenizer_fingerprint(answerer.tokenizer),
-        "prompt": _prompt_digest(answerer),
+        "prompt": prompt_digest(model),
         "template": answerer.template.fingerprint,
         "data": items_digest(asked.items),
         "metrics": asdict(asked.needs),
@@ -49,25 +50,25 @@ def what_is_asked(
     }
 
 
-def _prompt_digest(answerer: Answerer) -> str | None:
-    """A name for the prompt's numbers."""
-    name = answerer.model.active_prompt
+def prompt_digest(model: HoldsPrompts) -> str | None:
+    """A name for the numbers of the active prompt, those of its head among them."""
+    name = model.active_prompt
     if name is None:
         return None
     digest = hashlib.sha256()
-    for key, value in sorted(answerer.model.prompts[name].state_dict().items()):
+    for key, value in sorted(model.prompts[name].state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
 
-def title_of(answerer: Answerer, settings: EvaluateSettings) -> str:
+def title_of(model: HoldsPrompts, settings: EvaluateSettings) -> str:
     """The heading of the report."""
-    return f"{_model_name(answerer)} on {_source(settings.data)}"
+    return f"{_model_name(model)} on {_source(settings.data)}"
 
 
-def _model_name(answerer: Answerer) -> str:
-    return str(getattr(answerer.model.base.config, "_name_or_path", "") or type(answerer.model.base).__name__)
+def _model_name(model: HoldsPrompts) -> str:
+    return str(getattr(model.base.config, "_name_or_path", "") or type(model.base).__name__)
 
 
 def _source(data: str | Sequence[str]) -> str:
@@ -103,8 +104,13 @@ def facts_of(
     if asked.needs.tokens:
         yield "Loss, perplexity and token accuracy: over the tokens of all right answers, end tokens included."
     yield f"Intervals: {settings.bootstrap:,} resamples of the questions, seed {settings.seed}."
+    yield machine_fact(model)
+
+
+def machine_fact(model: HoldsPrompts) -> str:
+    """What it ran on."""
     place = machine()
-    yield (
+    return (
         f"Machine: {model.base.device.type}, {place['cpu']}, {place['cores']} cores; "
         f"{str(model.base.dtype).removeprefix('torch.')}; "
         + ", ".join(f"{name} {version}" for name, version in versions().items())

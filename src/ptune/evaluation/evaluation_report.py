@@ -7,17 +7,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ptune.data.tasks.task_kinds import QA
 from ptune.errors import printable
 from ptune.evaluation.bootstrap import Score
-from ptune.evaluation.columns import ALONE, PROMPT, TITLES
-from ptune.evaluation.evaluation_result import COMPARED, Evaluation, MetricScores
+from ptune.evaluation.columns import ALL_TITLES, ALONE, COMMONEST, CONSTANT_TITLES, NO_ANSWER, PROMPT, TITLES
+from ptune.evaluation.confusion_picture import MOST_DRAWN, draw_confusion
+from ptune.evaluation.evaluation_result import COMPARED, LM, Breakdown, Evaluation, MetricScores
 from ptune.evaluation.metrics import LOWER_IS_BETTER, NATS, NUMBER, POINTS, SHARE
 from ptune.evaluation.page import Picture, Sample, TextTable, html_page, markdown, show_tables
 from ptune.evaluation.picture import DARK, LIGHT, save_figure
 from ptune.evaluation.score_picture import draw_scores, drawn
 from ptune.saved.files import write_atomic
 
-MARKDOWN, PAGE, PLOT = "report.md", "report.html", "scores.png"
+MARKDOWN, PAGE, PLOT, CONFUSION = "report.md", "report.html", "scores.png", "confusion.png"
 SAMPLES = 5
 _LONGEST = 600
 _DIGITS = {NATS: 3, NUMBER: 2, POINTS: 1}
@@ -33,6 +35,8 @@ def write_reports(evaluation: Evaluation, folder: Path) -> None:
     """
     if drawn(evaluation.metrics):
         save_figure(draw_scores(evaluation.metrics, LIGHT), folder / PLOT)
+    if (found := _confusion(evaluation)) is not None:
+        save_figure(draw_confusion(found, LIGHT), folder / CONFUSION)
     write_atomic(folder / MARKDOWN, markdown_report(evaluation).encode("utf-8", "replace"))
     write_atomic(folder / PAGE, html_report(evaluation).encode("utf-8", "replace"))
 
@@ -40,13 +44,31 @@ def write_reports(evaluation: Evaluation, folder: Path) -> None:
 def tables(evaluation: Evaluation) -> list[TextTable]:
     """All tables of an evaluation."""
     found = [scores_table(evaluation), costs_table(evaluation)]
+    if evaluation.by_label is not None:
+        found.insert(1, labels_table(evaluation.by_label))
     return found if evaluation.unrelated is None else [*found, unrelated_table(evaluation)]
+
+
+def _confusion(evaluation: Evaluation) -> Breakdown | None:
+    """What a picture of which label was taken for which shows; None where there is nothing to show, or too much."""
+    found = evaluation.by_label
+    return found if found is not None and 2 <= len(found.labels) <= MOST_DRAWN else None
+
+
+def labels_table(found: Breakdown) -> TextTable:
+    """Precision, recall and F1 of each label, with the prompt."""
+    rows = [
+        (_cut(label), *(_NONE if math.isnan(one) else f"{100 * one:.1f}%" for one in scores), f"{count:,.0f}")
+        for label, scores, count in zip(found.labels, found.scores().tolist(), found.support.tolist(), strict=True)
+    ]
+    note = "Precision: of those given the label, the share that has it; recall: of those that have it, the share found."
+    return TextTable(f"Labels, {TITLES[PROMPT]}", ("", "precision", "recall", "F1", "there"), tuple(rows), note)
 
 
 def scores_table(evaluation: Evaluation) -> TextTable:
     """Every metric in every column, and the differences."""
     others = [other for _, other in COMPARED if other in evaluation.columns]
-    columns = ("", *(TITLES[name] for name in evaluation.columns), *(f"prompt − {_SHORT[one]}" for one in others))
+    columns = ("", *(ALL_TITLES[name] for name in evaluation.columns), *(f"prompt − {_SHORT[one]}" for one in others))
     rows = [
         (
             one.metric.title,
@@ -58,21 +80,25 @@ def scores_table(evaluation: Evaluation) -> TextTable:
     lower = [one.metric.title.partition(" (")[0] for one in evaluation.metrics if one.metric.name in LOWER_IS_BETTER]
     note = "In brackets: 95% intervals over resamples of the rows."
     note += f" Lower is better for {' and '.join(lower)}." if lower else ""
-    return TextTable(f"{len(evaluation.items):,} questions", columns, tuple(rows), note)
+    what = "questions" if evaluation.task in (LM, QA) else "rows"
+    return TextTable(f"{len(evaluation.items):,} {what}", columns, tuple(rows), note)
 
 
-_SHORT = {ALONE: "alone", "written": "words", PROMPT: "prompt"}
+_SHORT = {ALONE: "alone", "written": "words", PROMPT: "prompt", COMMONEST: "commonest", NO_ANSWER: "none"}
 
 
 def costs_table(evaluation: Evaluation) -> TextTable:
     """What each column costs."""
-    costs = [evaluation.costs[name] for name in evaluation.columns]
-    answered = any(one.answer is not None for one in evaluation.outcomes[ALONE])
+    names = [name for name in evaluation.columns if name not in CONSTANT_TITLES]
+    costs = [evaluation.costs[name] for name in names]
+    answered = any(one.answer is not None for one in evaluation.outcomes[names[0]])
+    what = "an answer" if answered else "a question" if evaluation.task == LM else "a row"
+    digits = 2 if evaluation.task == LM else 4
     rows = (
         ("tokens of prompt", *(f"{one.prompt_tokens:,}" for one in costs)),
-        (f"seconds {'an answer' if answered else 'a question'}", *(f"{one.seconds_a_question:.2f}" for one in costs)),
+        (f"seconds {what}", *(f"{one.seconds_a_question:.{digits}f}" for one in costs)),
     )
-    return TextTable("Cost", ("", *(TITLES[name] for name in evaluation.columns)), rows)
+    return TextTable("Cost", ("", *(TITLES[name] for name in names)), rows)
 
 
 def scores_and_costs_table(evaluation: Evaluation) -> TextTable:
@@ -120,18 +146,18 @@ def _number(value: float, digits: int, plus: str) -> str:
 def samples(evaluation: Evaluation, count: int = SAMPLES) -> list[Sample]:
     """The first questions with what each column answered or chose; none where there is nothing to read."""
     first = next(iter(evaluation.outcomes.values()))[0]
-    if first.answer is None and first.labels is None:
+    if first.answer is None and first.labels is None and first.tags is None:
         return []
     found = []
     for number, item in enumerate(evaluation.items[:count]):
-        answers = [("expected", " | ".join(item.references[:3]))]
+        answers = [("expected", " | ".join(item.references[:3]) or "(nothing)")]
         for name in evaluation.columns:
             one = evaluation.outcomes[name][number]
-            said = one.answer
+            said = one.answer if one.tags is None else " ".join(tag or _NONE for tag in one.tags)
             if said is None and one.labels is not None:
                 said = evaluation.labels[one.labels.index(max(one.labels))]
-            answers.append((TITLES[name], said or "(nothing)"))
-        found.append(Sample(_cut(item.example.question), tuple((who, _cut(what)) for who, what in answers)))
+            answers.append((ALL_TITLES[name], said or "(nothing)"))
+        found.append(Sample(_cut(item.question), tuple((who, _cut(what)) for who, what in answers)))
     return found
 
 
@@ -147,6 +173,8 @@ def markdown_report(evaluation: Evaluation) -> str:
         lines += [table.note, ""] if table.note else []
     if drawn(evaluation.metrics):
         lines += [f"![Scores of each column]({PLOT})", ""]
+    if _confusion(evaluation) is not None:
+        lines += [f"![Which label was taken for which]({CONFUSION})", ""]
     if shown_rows := samples(evaluation):
         lines += ["## Examples", ""]
         for sample in shown_rows:
@@ -166,6 +194,9 @@ def html_report(evaluation: Evaluation) -> str:
     if drawn(evaluation.metrics):
         light, dark = (draw_scores(evaluation.metrics, theme) for theme in (LIGHT, DARK))
         pictures.append(Picture("Scores", light, dark, "Scores of each column"))
+    if (found := _confusion(evaluation)) is not None:
+        light, dark = (draw_confusion(found, theme) for theme in (LIGHT, DARK))
+        pictures.append(Picture("Labels", light, dark, "Which label was taken for which"))
     return html_page(
         title=evaluation.title,
         tables=tables(evaluation),

@@ -1,4 +1,7 @@
-"""What an evaluation gave: the scores of each column with their intervals, differences, costs, and examples."""
+"""What an evaluation gave: the scores of each column with their intervals, differences, costs, and examples.
+
+Shapes: `C` labels.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ptune.evaluation.bootstrap import Score, difference, interval, resampled
-from ptune.evaluation.columns import ALONE, PROMPT, WRITTEN
-from ptune.evaluation.items import Item
+from ptune.evaluation.columns import ALONE, COMMONEST, NO_ANSWER, PROMPT, WRITTEN
+from ptune.evaluation.items import Asked
 from ptune.evaluation.metrics import Counts, Metric
 from ptune.evaluation.outcomes import Outcome
 
-COMPARED = ((PROMPT, ALONE), (PROMPT, WRITTEN))
+LM = "lm"
+COMPARED = ((PROMPT, ALONE), (PROMPT, WRITTEN), (PROMPT, COMMONEST), (PROMPT, NO_ANSWER))
 """Which columns are subtracted."""
 
 
@@ -50,13 +54,47 @@ class Unrelated:
     """The share of answer tokens at which greedy decoding writes with the prompt what it writes without."""
 
 
+@dataclass(frozen=True)
+class Breakdown:
+    """What became of each label, with the prompt."""
+
+    labels: tuple[str, ...]
+    counts: np.ndarray
+    """`(C, C)`: rows that have a label (row), and were given one (column)."""
+
+    @property
+    def support(self) -> np.ndarray:
+        """`(C,)`: rows that have each label."""
+        rows: np.ndarray = self.counts.sum(axis=1)
+        return rows
+
+    def scores(self) -> np.ndarray:
+        """`(C, 3)`: precision, recall and F1 of each label; NaN where there is nothing to divide by."""
+        right, given, there = self.counts.diagonal(), self.counts.sum(axis=0), self.support
+        with np.errstate(invalid="ignore"):
+            found: np.ndarray = np.stack([right / given, right / there, 2 * right / (given + there)], axis=1)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; null where there is nothing to divide by."""
+        names = ("precision", "recall", "f1")
+        by_label = {
+            label: {
+                **{name: float(one) if math.isfinite(one) else None for name, one in zip(names, row, strict=True)},
+                "rows": int(count),
+            }
+            for label, row, count in zip(self.labels, self.scores(), self.support, strict=True)
+        }
+        return {"by_label": by_label, "confusion": self.counts.astype(int).tolist()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The outcome of `ptune evaluate`."""
 
     title: str
     columns: tuple[str, ...]
-    items: Sequence[Item]
+    items: Sequence[Asked]
     labels: tuple[str, ...]
     outcomes: Mapping[str, Sequence[Outcome]]
     """By column, one for each item."""
@@ -65,6 +103,10 @@ class Evaluation:
     unrelated: Unrelated | None
     facts: tuple[str, ...]
     """Sentences on what was measured and how."""
+    by_label: Breakdown | None = None
+    """Of a prompt that gives rows one of some labels."""
+    task: str = LM
+    """What the prompt is for."""
 
     def score(self, metric: str, column: str = PROMPT) -> float:
         """One score, by the names of metric and column (`alone`, `written`, `prompt`); KeyError for others."""
@@ -84,6 +126,8 @@ class Evaluation:
             },
             "unrelated": None if self.unrelated is None else _unrelated_dict(self.unrelated),
             "facts": list(self.facts),
+            **({} if self.task == LM else {"task": self.task}),
+            **({} if self.by_label is None else self.by_label.to_dict()),
         }
 
 
@@ -106,7 +150,7 @@ def scored(counts: Mapping[str, Counts], metric: Metric, samples: Mapping[str, n
 
 def score_all(
     metrics: Sequence[Metric],
-    items: Sequence[Item],
+    items: Sequence[Asked],
     outcomes: Mapping[str, Sequence[Outcome]],
     labels: Sequence[str],
     *,

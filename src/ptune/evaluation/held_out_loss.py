@@ -15,19 +15,21 @@ import torch
 from datasets import Dataset
 
 from ptune.data.first_labels import without_first_labels
-from ptune.data.labels import IGNORE_INDEX
+from ptune.data.labels import supervised
 from ptune.data.soft_labels import TEACHER_IDS
 from ptune.frozen.parameters import device_of
+from ptune.model.prompted import PromptedModel
 from ptune.model.taught import divergence
 from ptune.model.wrapper import PTunedModel
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean cross-entropy over supervised tokens, or mean divergence from the teacher, in nats."""
+    """Mean cross-entropy over labels (of tokens, or of rows), or mean divergence from the teacher, in nats."""
 
     loss: float
     tokens: int
+    """Labels: tokens that are learned, or rows."""
 
 
 class LossSum:
@@ -64,7 +66,7 @@ class LossSum:
 
 @torch.no_grad()
 def held_out_loss(
-    model: PTunedModel,
+    model: PromptedModel,
     dataset: Dataset,
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
     *,
@@ -93,14 +95,14 @@ def held_out_loss(
         rows = [dataset[row] for row in order[start : start + batch_size]]
         batch = collate(rows)
         names = None if with_prompt else [None] * len(rows)
-        if not (with_prompt and model.predicts_first_tokens):
+        if isinstance(model, PTunedModel) and not (with_prompt and model.predicts_first_tokens):
             batch = without_first_labels(batch)
         # It goes to the model's device by itself; labels and lengths are the host's to look at.
-        if TEACHER_IDS in batch:
+        if TEACHER_IDS in batch and isinstance(model, PTunedModel):
             loss = divergence(model, batch, prompt_names=names, num_items=1)
         else:
             loss = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False).loss
-        summed.add(loss, (batch["labels"] != IGNORE_INDEX).sum())
+        summed.add(loss, supervised(batch))
         done += len(rows)
         if progress is not None:
             progress(done)

@@ -9,13 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Protocol
 
+from ptune.choices import METRIC_GROUPS
 from ptune.data.example import Example
 from ptune.errors import DataError, shown
 from ptune.evaluation.json_metrics import parse_object
-from ptune.recipe import METRIC_GROUPS
 
 _MOST_LABELS, _LONGEST_LABEL, _ROWS_A_LABEL = 50, 40, 4
+
+
+class Asked(Protocol):
+    """What a metric and a report know of a row."""
+
+    @property
+    def question(self) -> str:
+        """What is asked."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The right answers."""
+
+    @property
+    def source(self) -> str:
+        """Where the row stands."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,16 @@ class Item:
     def references(self) -> tuple[str, ...]:
         """The right answers."""
         return tuple(row.output.strip() for row in self.rows)
+
+    @property
+    def question(self) -> str:
+        """What is asked."""
+        return self.example.question
+
+    @property
+    def source(self) -> str:
+        """Where the first of its rows stands."""
+        return self.example.source
 
 
 class Kind(Enum):

@@ -14,11 +14,11 @@ from functools import partial
 
 import numpy as np
 
-from ptune.evaluation.items import Item
+from ptune.choices import METRIC_GROUPS
+from ptune.evaluation.items import Asked
 from ptune.evaluation.json_metrics import JsonMatch, match_json
 from ptune.evaluation.outcomes import Needs, Outcome, chosen_label
 from ptune.evaluation.text_metrics import corpus_metric, exact_match, rouge, token_f1
-from ptune.recipe import METRIC_GROUPS
 
 NATS, NUMBER, SHARE, POINTS = "nats", "number", "share", "points"
 """Units: nats a token, a plain number, a share in [0, 1], points from 0 to 100."""
@@ -47,7 +47,7 @@ class Metric:
     name: str
     title: str
     unit: str
-    count: Callable[[Sequence[Item], Sequence[Outcome], Sequence[str]], Counts]
+    count: Callable[[Sequence[Asked], Sequence[Outcome], Sequence[str]], Counts]
     """Items, what a column made of them, labels → counts."""
 
 
@@ -68,57 +68,57 @@ def _exp(sums: np.ndarray) -> float:
     return float(np.exp(_quotient(sums)))
 
 
-def _loss(_items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _loss(_items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return ratio([one.loss for one in outcomes], [one.tokens for one in outcomes])
 
 
-def _perplexity(items: Sequence[Item], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
+def _perplexity(items: Sequence[Asked], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
     return Counts(_loss(items, outcomes, labels).rows, _exp)
 
 
-def _token_accuracy(_items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _token_accuracy(_items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return ratio([one.right for one in outcomes], [one.tokens for one in outcomes])
 
 
-def _pairs(items: Sequence[Item], outcomes: Sequence[Outcome]) -> list[tuple[str, tuple[str, ...]]]:
+def _pairs(items: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[tuple[str, tuple[str, ...]]]:
     return [(one.answer or "", item.references) for item, one in zip(items, outcomes, strict=True)]
 
 
 def _row_by_row(
     function: Callable[[str, Sequence[str]], float],
-    items: Sequence[Item],
+    items: Sequence[Asked],
     outcomes: Sequence[Outcome],
     _labels: Sequence[str],
 ) -> Counts:
     return _mean([function(*pair) for pair in _pairs(items, outcomes)])
 
 
-def _rouge(kind: str, items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _rouge(kind: str, items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return _mean(rouge(_pairs(items, outcomes), kind))
 
 
-def _corpus(name: str, items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _corpus(name: str, items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return Counts(*corpus_metric(name, _pairs(items, outcomes)))
 
 
-def _matches(items: Sequence[Item], outcomes: Sequence[Outcome]) -> list[JsonMatch]:
+def _matches(items: Sequence[Asked], outcomes: Sequence[Outcome]) -> list[JsonMatch]:
     return [match_json(*pair) for pair in _pairs(items, outcomes)]
 
 
-def _json_valid(items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _json_valid(items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return _mean([one.valid for one in _matches(items, outcomes)])
 
 
-def _json_exact(items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _json_exact(items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     return _mean([one.exact for one in _matches(items, outcomes)])
 
 
-def _json_keys(items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _json_keys(items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     keys = [one.keys for one in _matches(items, outcomes)]
     return ratio([sum(one.values()) for one in keys], [len(one) for one in keys])
 
 
-def _json_key(key: str, items: Sequence[Item], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
+def _json_key(key: str, items: Sequence[Asked], outcomes: Sequence[Outcome], _labels: Sequence[str]) -> Counts:
     keys = [one.keys for one in _matches(items, outcomes)]
     return ratio([one.get(key, False) for one in keys], [key in one for one in keys])
 
@@ -127,12 +127,12 @@ def _choices(outcomes: Sequence[Outcome], labels: Sequence[str], normalized: boo
     return [labels[chosen_label(one, labels, normalized=normalized)] for one in outcomes]
 
 
-def _accuracy(normalized: bool, items: Sequence[Item], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
+def _accuracy(normalized: bool, items: Sequence[Asked], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
     chosen = _choices(outcomes, labels, normalized)
     return _mean([one in item.references for one, item in zip(chosen, items, strict=True)])
 
 
-def _macro_f1(normalized: bool, items: Sequence[Item], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
+def _macro_f1(normalized: bool, items: Sequence[Asked], outcomes: Sequence[Outcome], labels: Sequence[str]) -> Counts:
     """Counts `(N, 2C)`: for each label whether it was chosen rightly, and how often it was chosen or was right."""
     rows = np.zeros((len(items), 2, len(labels)))
     for at, (item, chosen) in enumerate(zip(items, _choices(outcomes, labels, normalized), strict=True)):
@@ -175,7 +175,7 @@ METRICS = {
 }
 
 
-def with_keys(names: Sequence[str], items: Sequence[Item]) -> list[Metric]:
+def with_keys(names: Sequence[str], items: Sequence[Asked]) -> list[Metric]:
     """The metrics of these names, with one more for each key of the expected objects behind `json_keys`."""
     found = []
     for name in names:

@@ -26,15 +26,20 @@ class Outcome:
     """Wall time that the answer took, or without one loss and choice: its share of a batch."""
     labels: tuple[float, ...] | None = None
     """Log-likelihood of each label."""
+    tags: tuple[str, ...] | None = None
+    """Of each word; empty for a word that was cut off."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        found = asdict(self)
+        if self.tags is None:
+            found.pop("tags")
+        return found
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Outcome:
         """From `to_dict`, by way of JSON; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        labels = values["labels"]
+        labels, tags = values["labels"], values.get("tags")
         return cls(
             loss=float(values["loss"]),
             tokens=int(values["tokens"]),
@@ -42,6 +47,7 @@ class Outcome:
             answer=None if values["answer"] is None else str(values["answer"]),
             seconds=float(values["seconds"]),
             labels=None if labels is None else tuple(map(float, labels)),
+            tags=None if tags is None else tuple(map(str, tags)),
         )
 
 

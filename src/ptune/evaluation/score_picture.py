@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptune.evaluation.columns import ALONE, PROMPT, TITLES, WRITTEN
+from ptune.evaluation.columns import ALL_TITLES, ALONE, COMMONEST, NO_ANSWER, PROMPT, WRITTEN
 from ptune.evaluation.evaluation_result import Cost, MetricScores
 from ptune.evaluation.metrics import POINTS, SHARE
 from ptune.evaluation.picture import LIGHT, Theme, paint, save_figure, themed
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {ALONE: "#7f7f7f", WRITTEN: "#e69f00", PROMPT: "#009e73"}
+COLORS = {ALONE: "#7f7f7f", COMMONEST: "#7f7f7f", NO_ANSWER: "#7f7f7f", WRITTEN: "#e69f00", PROMPT: "#009e73"}
 _TO_100 = {SHARE: 100.0, POINTS: 1.0}
 _BAR = 0.27
 
@@ -72,7 +72,7 @@ def _bars(axes: Axes, metrics: Sequence[MetricScores], theme: Theme, costs: Mapp
         scales = [_TO_100[one.metric.unit] for one in metrics]
         places = [place + shift for place in range(len(metrics))]
         values = [score.value * scale for score, scale in zip(scores, scales, strict=True)]
-        label = TITLES[column] if costs is None else f"{TITLES[column]}\n{_cost(costs[column])}"
+        label = ALL_TITLES[column] if costs is None else f"{ALL_TITLES[column]}\n{_cost(costs[column])}"
         axes.barh(places, values, _BAR * 0.92, color=COLORS[column], label=label)
         lows = [max(value - one.low * scale, 0) for value, one, scale in zip(values, scores, scales, strict=True)]
         highs = [max(one.high * scale - value, 0) for value, one, scale in zip(values, scores, scales, strict=True)]

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
+from ptune.choices import QUANTIZATION_NAMES
 from ptune.errors import ModelError, unknown
-from ptune.recipe import QUANTIZATION_NAMES
 
 _REPACKS = "support_avx512bf16_for_cpu"
 """bitsandbytes' name, on its 4-bit layers, for the right to lay weights out anew for answering."""

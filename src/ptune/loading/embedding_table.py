@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from ptune.config import TaskType
 from ptune.data.blocks import listed_blocks, tokens_in_text
 from ptune.data.template import get_template
 from ptune.data.tokenize import encode_prompt
@@ -44,7 +45,12 @@ class EmbeddingTable:
 
 
 def load_embedding_table(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None, local_files_only: bool = False
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> EmbeddingTable:
     """The input embeddings of a model.
 
@@ -53,14 +59,15 @@ def load_embedding_table(
         trust_remote_code: True runs code from the model's repository.
         revision: Branch, tag or commit on the hub.
         local_files_only: Take what lies on this machine, and download nothing.
+        task: What the model is for.
 
     Raises:
-        ModelError: The model is not there, or is no causal language model.
+        ModelError: The model is not there, or is not for the task.
         OutputError: A GGUF file's converted copy cannot be written.
     """
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
-    config = load_config(name, local_files_only=local_files_only, **options)
-    base = skeleton(config)
+    config = load_config(name, local_files_only=local_files_only, task=task, **options)
+    base = skeleton(config, task=task)
     layer: Any = base.get_input_embeddings()
     scale = embedding_scale(layer)
     names = [key for key, weight in base.named_parameters(remove_duplicate=False) if weight is layer.weight]
@@ -69,7 +76,7 @@ def load_embedding_table(
     if found is None or scale is None:
         if local_files_only and not Path(origin).is_dir():
             raise ModelError(f"the weights of {name} are not on this machine.", hint="Name it with --model.")
-        return _of_loaded(load_model(name, device="cpu", **options))
+        return _of_loaded(load_model(name, device="cpu", task=task, **options))
     path, key = found
     tokens, dim = layer.weight.shape
 

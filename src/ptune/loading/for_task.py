@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ptune.config import TaskType
 from ptune.errors import ConfigError, ModelError
 from ptune.frozen.capability import check_causal
-from ptune.tasks.parts import AUTO_CLASSES, head_names
+from ptune.tasks.task_parts import AUTO_CLASSES, head_names
 
 _MAPPINGS = {
     TaskType.CAUSAL_LM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -57,17 +57,29 @@ def label_options(labels: Sequence[str] | int | None) -> dict[str, Any]:
     return {"num_labels": len(names), "id2label": names, "label2id": {name: at for at, name in names.items()}}
 
 
+def key_options(config: Any, task: TaskType) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a class that keeps its layers under another name than a causal model's.
+
+    `LlamaForQuestionAnswering` and its kin do, and would begin with random layers.
+    """
+    causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    own: Any = _MAPPINGS[task].get(type(config), None)
+    if causal is None or own is None or causal.base_model_prefix == own.base_model_prefix:
+        return {}
+    return {"key_mapping": {rf"^{causal.base_model_prefix}\.": f"{own.base_model_prefix}."}}
+
+
 def check_config(name: str, config: Any, task: TaskType, *, trust_remote_code: bool) -> None:
     """Raise `ModelError` unless there is a model for the task with such a configuration."""
     own_code = trust_remote_code and AUTO_CLASSES[task] in (getattr(config, "auto_map", None) or {})
     kind, choice = _KINDS[task]
-    if type(config) not in _MAPPINGS[task] and not own_code:
-        raise ModelError(f"{name} is not a {kind}: its type is {config.model_type!r}.", hint=f"Choose {choice}.")
     if task is TaskType.CAUSAL_LM and config.is_encoder_decoder:
         raise ModelError(
             f"{name} is an encoder-decoder ({config.model_type}), not a causal language model.",
             hint="Choose a decoder; or train it with --task seq2seq.",
         )
+    if type(config) not in _MAPPINGS[task] and not own_code:
+        raise ModelError(f"{name} is not a {kind}: its type is {config.model_type!r}.", hint=f"Choose {choice}.")
 
 
 def check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any], task: TaskType) -> None:
@@ -81,9 +93,16 @@ def check_loaded(name: str, model: PreTrainedModel, info: Mapping[str, Any], tas
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise ModelError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}: {shown}.",
-            hint="Choose a checkpoint saved with its language-model head."
-            if task in (TaskType.CAUSAL_LM, TaskType.MASKED_LM)
-            else "Choose a whole checkpoint.",
+            hint=_way(task, missing),
         )
     if task is TaskType.CAUSAL_LM:
         check_causal(model)
+
+
+def _way(task: TaskType, missing: Sequence[str]) -> str:
+    """The way out where a checkpoint lacks weights."""
+    if task in (TaskType.CAUSAL_LM, TaskType.MASKED_LM):
+        return "Choose a checkpoint saved with its language-model head."
+    if all(".pooler." in f".{name}" for name in missing):
+        return "Its classifier reads [CLS] through them; choose a checkpoint saved with its pooler, or RoBERTa's kind."
+    return "Choose a whole checkpoint."

@@ -29,7 +29,7 @@ from ptune.frozen.product import is_plain
 from ptune.frozen.quantized import check_quantized, quantization_options
 from ptune.internals import set_model_name
 from ptune.loading.builtin import BUILTINS, PREFIX, builtin_path
-from ptune.loading.for_task import auto_class, check_config, check_loaded, label_options
+from ptune.loading.for_task import auto_class, check_config, check_loaded, key_options, label_options
 from ptune.loading.gguf import LOAD_FAULTS, converted_model, converted_tokenizer
 from ptune.loading.place import check_attention, check_device_map, check_mapped, chosen_dtype, device_of_name
 from ptune.reach import no_connection
@@ -108,7 +108,8 @@ def load_model(
         options |= {key: value for key, value in given.items() if value is not None}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of a head that is not in the checkpoint: it begins the same in every process
-            found: Any = auto_class(task).from_pretrained(origin, **options, **label_options(labels))
+            options |= {**label_options(labels), **key_options(config, task)}
+            found: Any = auto_class(task).from_pretrained(origin, **options)
         model: PreTrainedModel = found[0]
         check_loaded(name, model, found[1], task)
         check_mapped(device_map, model)

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ptune.choices import device_map_fault
 from ptune.errors import ConfigError, shown, unknown
 from ptune.internals import multiplies_bfloat16
-from ptune.recipe import device_map_fault
 
 AUTO_DTYPE = "PTUNE_AUTO_DTYPE"
 """The environment variable that says what "auto" is on this machine."""

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ptune.config import PromptEncoderConfig
+from ptune.choices import PREFIX_MLP
+from ptune.config import PromptEncoderConfig, TaskType
 from ptune.deep_config import PrefixTuningConfig, PromptConfig
-from ptune.errors import ModelError, one_line
+from ptune.errors import ConfigError, ModelError, one_line
 from ptune.methods.names import METHODS, Method, find_method
+from ptune.model.task_model import PTunedTaskModel
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import PREFIX_MLP
 
 __all__ = ["METHODS", "MethodSettings", "apply_method"]
 
@@ -36,16 +37,19 @@ class MethodSettings:
     """The same: the model is tried on a short text first."""
 
 
-def apply_method(name: str, base: PreTrainedModel, settings: MethodSettings | None = None) -> nn.Module:
+def apply_method(
+    name: str, base: PreTrainedModel, settings: MethodSettings | None = None, *, task: TaskType = TaskType.CAUSAL_LM
+) -> nn.Module:
     """`base` with what the method trains, in train mode; the same weights, not a copy.
 
     Args:
         name: A key of `METHODS`.
         base: As `load_model` gives it, or on the meta device.
         settings: Sizes.
+        task: What the model is for.
 
     Raises:
-        ConfigError: An unknown method, or sizes that do not fit.
+        ConfigError: An unknown method, one that there is not for the task, or sizes that do not fit.
         ModelError: The architecture cannot be adapted in this way.
     """
     chosen, sizes = find_method(name), settings or MethodSettings()
@@ -57,20 +61,23 @@ def apply_method(name: str, base: PreTrainedModel, settings: MethodSettings | No
         base.train()
         return base
     if chosen.is_ptune:
-        model = PTunedModel(base, prompt_config(chosen, sizes), self_check=sizes.self_check)
+        config = prompt_config(chosen, sizes)
+        if task is not TaskType.CAUSAL_LM:
+            return PTunedTaskModel(base, config, task=task, self_check=sizes.self_check).train()
+        model = PTunedModel(base, config, self_check=sizes.self_check)
         model.pack_batches = sizes.packing
         return model.train()
     import peft
 
-    config = _peft_config(chosen, sizes)
+    its_config = _peft_config(chosen, sizes, task)
     try:
         try:
-            adapted: nn.Module = peft.get_peft_model(base, config)
+            adapted: nn.Module = peft.get_peft_model(base, its_config)
         except ValueError:  # PEFT knows which layers LoRA belongs to for some architectures
             if chosen.encoder is not None:
                 raise
-            config.target_modules = "all-linear"
-            adapted = peft.get_peft_model(base, config)
+            its_config.target_modules = "all-linear"
+            adapted = peft.get_peft_model(base, its_config)
     except ValueError as error:
         raise ModelError(f"PEFT cannot adapt {type(base).__name__}: {one_line(error)}") from error
     return adapted.train()
@@ -99,15 +106,17 @@ def prompt_config(chosen: Method, sizes: MethodSettings) -> PromptConfig:
     )
 
 
-def _peft_config(chosen: Method, sizes: MethodSettings) -> Any:
+def _peft_config(chosen: Method, sizes: MethodSettings, task: TaskType) -> Any:
     import peft
 
-    task = peft.TaskType.CAUSAL_LM
+    named = None if task is TaskType.MASKED_LM else peft.TaskType(task.value)
+    if named is None and chosen.encoder is not None:
+        raise ConfigError("PEFT has no prompts for masked language models.", hint=f"Leave {chosen.name} out.")
     if chosen.encoder is None:
-        return peft.LoraConfig(task_type=task, r=sizes.lora_r, lora_alpha=sizes.lora_alpha)
+        return peft.LoraConfig(task_type=named, r=sizes.lora_r, lora_alpha=sizes.lora_alpha)
     width: Any = sizes.encoder_hidden_size  # PEFT types it as int, and takes None for the model's width
     return peft.PromptEncoderConfig(
-        task_type=task,
+        task_type=named,
         num_virtual_tokens=sizes.num_virtual_tokens,
         encoder_reparameterization_type=chosen.encoder.upper(),
         encoder_hidden_size=width,

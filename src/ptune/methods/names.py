@@ -11,8 +11,8 @@ import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ptune.choices import CHECKPOINTING, DEEP_ENCODERS
 from ptune.errors import ConfigError, unknown
-from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS
 
 PTUNE, PEFT, TRANSFORMERS = "ptune", "PEFT", "transformers"
 

@@ -211,8 +211,8 @@ class PromptOnHub(ModelHubMixin):
         if tokenizer is not None:  # before the model: loading that takes longer
             opened.check_tokenizer(tokenizer, force=force)
         if base is None:
-            revision = base_revision or opened.base_revision()
-            base = load_model(opened.base_name(), revision=revision, **cls._for_task(opened), **load)
+            told, revision = cls._for_task(opened), base_revision or opened.base_revision()
+            base = load_model(opened.base_name(), revision=revision, **told, **load)
         elif base_revision is not None or load:
             given = ", ".join(["base_revision"] * (base_revision is not None) + sorted(load))
             raise ConfigError(f"{given}: for loading the frozen model, which is given.", hint="Give one or the other.")

@@ -25,7 +25,7 @@ from ptune.prompt.build import encoder_kind, unwrapped
 from ptune.saved.format import read_config
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
-from ptune.tasks.parts import task_of
+from ptune.tasks.task_parts import task_of
 
 _OF_THE_HUB = ("token", "cache_dir", "local_files_only", "force_download")
 _HIDDEN_LAYERS = 2

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.both_ways import behind_keys, concatenated, with_virtual
 from ptune.tasks.encoder_decoder import answer_inputs, answering_behind
 from ptune.tasks.lined_up import LinedUp, read_inputs
-from ptune.tasks.parts import reads_text
+from ptune.tasks.task_parts import reads_text
 
 _OF_ANSWERS = (
     *("logits", "decoder_hidden_states", "decoder_attentions", "cross_attentions"),
@@ -54,10 +55,25 @@ class RunsTasks(HoldsPrompts):
 
     _layers: tuple[DecoderLayers, ...]
     """A decoder's ways; empty for others. In a tuple: it shares the model's modules, which count once."""
+    shared_prefix: SharedPrefix
     _behind: BehindHead | None
     """The head; None where nothing stands on the part that reads text, or where the model runs as a whole."""
 
     # ---- forward -----------------------------------------------------------------------------------------------
+
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why batches do not come packed; a decoder packs padded ones by itself."""
+        return "rows of a model for a task come padded"
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches may come packed; `packing_obstacle` says why not."""
+        return self.packing_obstacle is None
+
+    def prefix_scope(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch; as for `PTunedModel`."""
+        return self.shared_prefix.scope(last=last)
 
     def forward(
         self,
@@ -109,6 +125,8 @@ class RunsTasks(HoldsPrompts):
                 "forward takes no position_ids behind a soft prompt of a model for a task.",
                 hint="Leave them out; positions count on behind the prompt.",
             )
+        if attention_mask is None:
+            attention_mask = self._mask_of(input_ids)
         rows = LinedUp.of(input_ids, inputs_embeds, attention_mask, device_of(self.base))
         rows, prompts = self._prompts_of(rows, prompt_names, kwargs)
         if self.task is TaskType.SEQ_2_SEQ_LM:
@@ -126,6 +144,19 @@ class RunsTasks(HoldsPrompts):
         )
         return _lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
 
+    def _mask_of(self, ids: torch.Tensor | None) -> torch.Tensor | None:
+        """The mask of a decoder's rows to classify where nobody gave one.
+
+        A row goes from its first token to its last that are not the padding token, as the model's class has it.
+        """
+        config = self.base.config.get_text_config()
+        padding = getattr(config, "pad_token_id", None)
+        if ids is None or padding is None or not self._layers or self.task is not TaskType.SEQ_CLS:
+            return None
+        real = (ids != padding).long()
+        mask: torch.Tensor = (real.cumsum(dim=1) > 0) & (real.flip(1).cumsum(dim=1).flip(1) > 0)
+        return mask.long()
+
     def _prompts_of(self, rows: LinedUp, names: RowNames, kwargs: dict[str, Any]) -> tuple[LinedUp, RowPrompts]:
         """The rows with the virtual tokens inside them, and the prompt of each; what cannot be run is refused."""
         given = kwargs.pop("adapter_names", None)
@@ -141,7 +172,7 @@ class RunsTasks(HoldsPrompts):
             encoders=encoders,
             in_text={name: count for name, count in inside.items() if name in encoders},
             dtype=embedding_table(self.base).dtype,
-            shared=SharedPrefix(),
+            shared=self.shared_prefix,
             kept=PrefixCache(),
         )
         if text.ids is not None:
@@ -151,10 +182,10 @@ class RunsTasks(HoldsPrompts):
             if text.ids is None:
                 raise no_embeddings(prompts)
             rows = replace(rows, text=replace(text, inside=prompts.inside))
-        if prompts.deep and prompts.vectors and not self._layers:
+        if not self._layers and prompts.deep and len(prompts.deep) < len(prompts.encoders):
             raise ConfigError(
-                "rows behind keys and values cannot stand in one batch with rows behind vectors: both are concatenated "
-                "elsewhere in this model.",
+                f"rows behind keys and values cannot stand in one batch with rows behind vectors in a "
+                f"{type(self.base).__name__}, which attends both ways.",
                 hint="Put them into batches of their own.",
             )
         if not (prompts.deep and self.task is TaskType.SEQ_2_SEQ_LM):
@@ -339,8 +370,11 @@ def _lined_up(
     values = {name: value for name, value in output.items() if name != "loss" and value is not None}
     for name in ("last_hidden_state", "start_logits", "end_logits", *(() if whole else ("logits",))):
         if name in values:
-            # No answer is to be found at padding.
-            values[name] = rows.back(values[name], lowest=name in ("start_logits", "end_logits"))
+            values[name] = rows.back(values[name])
+    for name in {"start_logits", "end_logits"} & set(values):
+        # What stands at padding is no answer, wherever the padding stands.
+        outside = rows.back(rows.mask) == 0
+        values[name] = values[name].masked_fill(outside, torch.finfo(values[name].dtype).min)
     if "hidden_states" in values:
         values["hidden_states"] = tuple(rows.back(one) for one in values["hidden_states"])
     return type(output)(**({} if loss is None else {"loss": loss}), **values)

@@ -28,12 +28,13 @@ from ptune.model.decoder_layers import DecoderLayers
 from ptune.model.holds_prompts import DEFAULT_PROMPT
 from ptune.model.running_tasks import RunsTasks
 from ptune.prefix.across_calls import PrefixCache
+from ptune.prefix.across_micro_batches import SharedPrefix
 from ptune.prompt.build import check_frozen, unwrapped
 from ptune.saved.format import BOTH_WAYS
 from ptune.saved.opened_folder import OpenedFolder
 from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.decoder_shell import as_causal_model
-from ptune.tasks.parts import head_names, is_decoder, reads_text, task_of
+from ptune.tasks.task_parts import head_names, is_decoder, reads_text, task_of
 
 
 class PTunedTaskModel(RunsTasks):
@@ -79,10 +80,11 @@ class PTunedTaskModel(RunsTasks):
             layers = DecoderLayers(self, as_causal_model(reader, base), self_check=self_check)
             self._layers = (layers,)
             self.capability, self.prefixes = layers.capability, layers.prefixes
-            self.context_length = layers.context_length
+            self.context_length, self.shared_prefix = layers.context_length, layers.shared_prefix
         else:
             self.capability = _writing(base) if whole else prefix_capability(reader)
             self.context_length, self.prefixes = context_length(reader), PrefixCache()
+            self.shared_prefix = SharedPrefix()
         if config is not None:
             self.add_prompt(prompt_name, config, tokenizer=tokenizer)
 
@@ -94,6 +96,21 @@ class PTunedTaskModel(RunsTasks):
         if self._layers:
             return self._layers[0].base
         return self.base if self.task is TaskType.SEQ_2_SEQ_LM else reads_text(self.base)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the model is a decoder, whose hidden states say what comes next."""
+        return bool(self._layers)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the rows of padded batches run packed, without their padding."""
+        return any(layers.packs for layers in self._layers)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head trains with each prompt."""
+        return bool(head_names(self.base, self.task))
 
     @property
     def predicts_first_tokens(self) -> bool:

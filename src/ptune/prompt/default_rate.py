@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
+from ptune.choices import EMBEDDING, LEARNING_RATES
 from ptune.encoders.initialise import embedding_std
-from ptune.recipe import EMBEDDING, LEARNING_RATES
 
 
 def default_learning_rate(base: PreTrainedModel, encoder: str) -> float:

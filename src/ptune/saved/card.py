@@ -18,8 +18,15 @@ model = PTunedModel.from_pretrained("this-folder")
 ```
 
 or `ptune chat this-folder`. """
+_LOAD_TASK = """```python
+from ptune import PTunedTaskModel, TaskAnswerer
+
+model = PTunedTaskModel.from_pretrained("this-folder")
+answerer = TaskAnswerer.open("this-folder")
+```
+
+or `ptune generate this-folder "text"`. """
 _BY_PEFT = 'PEFT reads the folder too: `PeftModel.from_pretrained(base_model, "this-folder")`.'
-_NOT_BY_PEFT = "PEFT cannot: some of the virtual tokens stand inside the text."
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _MARKS = re.compile(r"([\\`\[\]|<>&])")
@@ -28,10 +35,15 @@ _MOST = 500
 """Characters of a value."""
 
 
-def model_card(details: Mapping[str, Any]) -> str:
-    """Markdown for a prompt with these details (the content of `ptune.json`)."""
+def model_card(details: Mapping[str, Any], peft_obstacle: str | None = None) -> str:
+    """Markdown for a prompt.
+
+    Args:
+        details: The content of its `ptune.json`.
+        peft_obstacle: Why PEFT cannot take it, as a sentence without a full stop.
+    """
     config = details["config"]
-    base = config.get("base_model_name_or_path") or "unknown"
+    base, task = config.get("base_model_name_or_path") or "unknown", config.get("task_type")
     lines = ["---", "library_name: ptune", "tags: [p-tuning, soft-prompt, peft]"]
     if base != "unknown" and _HUB_ID.fullmatch(base):
         lines.append(f"base_model: '{base}'")
@@ -42,15 +54,18 @@ def model_card(details: Mapping[str, Any]) -> str:
         "Virtual tokens × dimension": f"{config['num_virtual_tokens']} × {_numbers(details)}",
         "Trainable parameters": details.get("trainable_parameters"),
         "Trained on": details.get("data"),
-        "Template": details.get("template"),
+        "Template": details.get("template") or None,
+        "Task": None if task in (None, "CAUSAL_LM") else details.get("task") or task,
+        "Labels": ", ".join(details.get("labels") or ()) or None,
     }
     if compressed := details.get("compression"):
         rows["Compressed text"] = f"{compressed.get('text')}, {compressed.get('tokens')} tokens"
     rows |= {name.replace("_", " "): value for name, value in dict(details.get("metrics") or {}).items()}
     lines += ["| | |", "| --- | --- |"]
     lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items() if value is not None]
-    peft = _NOT_BY_PEFT if config.get("tokens_in_text") else _BY_PEFT
-    return "\n".join([*lines, "", "## Use", "", _LOAD + peft, ""])
+    peft = _BY_PEFT if peft_obstacle is None else f"PEFT cannot: {peft_obstacle}."
+    load = _LOAD if task in (None, "CAUSAL_LM") else _LOAD_TASK
+    return "\n".join([*lines, "", "## Use", "", load + peft, ""])
 
 
 def _numbers(details: Mapping[str, Any]) -> str:

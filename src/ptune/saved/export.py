@@ -20,22 +20,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 
-from ptune.errors import ConfigError, OutputError, shown
+from ptune.config import TaskType
+from ptune.errors import ConfigError, OutputError, listed, shown
 from ptune.saved.export_mark import WRITER, check_empty, foreign, is_marked, marked
 from ptune.saved.files import json_bytes, make_folder, write_atomic, write_set
 from ptune.saved.format import CARD, SavedPrompt, adapter_tensors
 from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, peft_config, peft_obstacle
 from ptune.saved.vllm_files import Question, vllm_files
+from ptune.tasks.task_parts import AUTO_CLASSES
 
 EMBEDS_KEY = "prompt_embeds"
 PAYLOAD_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SUFFIX = ".safetensors"
-_PEFT_WAYS = {
-    True: "Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its start "
-    "alone.",
-    False: "Answer with ptune; for a classifier that reads as PEFT's, train with pool_virtual_tokens.",
-}
-"""The way out where PEFT cannot take a prompt: whether virtual tokens stand inside the text."""
+_MOST_OF_LABELS = 2000
+"""Characters of the labels in a card."""
+_LEFT_PADDING = (
+    "PEFT 0.21 drops the position ids of left-padded batches: generate row by row with it, or use ptune.",
+    "",
+)
 
 
 def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
@@ -47,7 +49,7 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
     """
     obstacle = peft_obstacle(prompt.config, both_ways=prompt.both_ways)
     if obstacle is not None:
-        raise ConfigError(f"{obstacle}.", hint=_PEFT_WAYS[prompt.config.tokens_in_text > 0])
+        raise ConfigError(f"{obstacle}.", hint=_instead_of_peft(prompt))
     config = prompt.config if prompt.is_deep else replace(prompt.config, token_dim=prompt.vectors.shape[1])
     return _write_folder(
         output,
@@ -61,16 +63,34 @@ def export_peft(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -
     )
 
 
+def _instead_of_peft(prompt: SavedPrompt) -> str:
+    """The way out where PEFT cannot take a prompt."""
+    if prompt.config.tokens_in_text:
+        return (
+            "Answer with ptune (ptune generate, ptune chat), or train with a template that has {prompt:N} at its start "
+            "alone."
+        )
+    pooled = "; for a classifier that reads as PEFT's, train with --pool-virtual-tokens"
+    return f"Answer with ptune (ptune generate){pooled if _task(prompt) is TaskType.SEQ_CLS else ''}."
+
+
 def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False) -> list[Path]:
     """Write one safetensors file: the tensor `prompt_embeds`, `(P, D)` in float32, and what it belongs to as metadata.
 
     Raises:
         ConfigError: The file's name does not end in `.safetensors`, or some virtual tokens stand inside the text, or
-            the prompt is keys and values.
+            the prompt is keys and values, or has a head.
         OutputError: Something else stands in its place, or it cannot be written.
     """
     check_embeddings(prompt, "embeds")
     _check_leading(prompt, "embeds")
+    if prompt.head:
+        modules = dict.fromkeys(name.partition(".")[0] for name in prompt.head)
+        raise ConfigError(
+            f"the prompt has a head that was trained with it ({listed(modules)}), and a file of embeddings has no "
+            "place for one.",
+            hint="Export it with --to peft, or answer with ptune (ptune generate, ptune evaluate).",
+        )
     if output.suffix != _SUFFIX:
         raise ConfigError(
             f"--to embeds writes one file, and {output.name!r} does not end in {_SUFFIX}.", hint="Name it so."
@@ -86,7 +106,8 @@ def export_embeds(prompt: SavedPrompt, output: Path, *, overwrite: bool = False)
         "written_by": WRITER,
         "base_model": prompt.config.base_model_name_or_path,
         "base_fingerprint": prompt.details.get("base_fingerprint"),
-        "template": prompt.details.get("template"),
+        "template": prompt.details.get("template") or None,
+        "task_type": None if _task(prompt) is TaskType.CAUSAL_LM else _task(prompt).value,
         "virtual_tokens": length,
         "token_dim": dim,
     }
@@ -109,9 +130,11 @@ def export_vllm(
         overwrite: Replace an earlier export.
 
     Raises:
-        ConfigError: Some of the virtual tokens stand inside the text, or the prompt is keys and values.
+        ConfigError: Some of the virtual tokens stand inside the text, or the prompt is keys and values, or for another
+            task than answering texts.
         OutputError: The folder holds something else, or cannot be written.
     """
+    check_answering(prompt, "vllm")
     check_embeddings(prompt, "vllm")
     _check_leading(prompt, "vllm")
     buffer = io.BytesIO()
@@ -120,6 +143,19 @@ def export_vllm(
     files = vllm_files(payload, question, virtual_tokens=prompt.vectors.shape[0])
     contents = {name: text.encode() for name, text in files.items()}
     return _write_folder(output, contents, kind="vllm", overwrite=overwrite)
+
+
+def check_answering(prompt: SavedPrompt, form: str) -> None:
+    """Raise `ConfigError` for a prompt of no causal language model: what takes this form answers texts."""
+    if _task(prompt) is not TaskType.CAUSAL_LM:
+        raise ConfigError(
+            f"the prompt is for {_task(prompt).value}, and --to {form} is for engines that run causal language models.",
+            hint="Export it with --to peft, or answer with ptune (ptune generate, ptune evaluate).",
+        )
+
+
+def _task(prompt: SavedPrompt) -> TaskType:
+    return TaskType(prompt.config.task_type or TaskType.CAUSAL_LM)
 
 
 def check_embeddings(prompt: SavedPrompt, form: str) -> None:
@@ -164,6 +200,9 @@ def _is_own_file(path: Path) -> bool:
 def _peft_card(prompt: SavedPrompt) -> str:
     """The README of a PEFT adapter. What a folder says stands in a code block, on a line each."""
     length, dim = prompt.vectors.shape
+    task, labels = _task(prompt), prompt.details.get("labels")
+    kind = AUTO_CLASSES[task]
+    count = f", num_labels={len(labels)}" if labels else ""
     return "\n".join(
         [
             "---",
@@ -175,16 +214,18 @@ def _peft_card(prompt: SavedPrompt) -> str:
             "",
             "```text",
             f"frozen model: {shown(prompt.config.base_model_name_or_path)}",
-            f"template: {shown(prompt.details.get('template'))}",
+            f"template: {shown(prompt.details.get('template') or None)}",
+            *([f"labels: {shown(labels, _MOST_OF_LABELS)}"] if labels else []),
             "```",
             "",
             "```python",
             "from peft import PeftModel",
+            f"from transformers import {kind}",
             "",
+            f'base_model = {kind}.from_pretrained("the-frozen-model"{count})',
             'model = PeftModel.from_pretrained(base_model, "this-folder")',
             "```",
             "",
-            "PEFT 0.21 drops the position ids of left-padded batches: generate row by row with it, or use ptune.",
-            "",
+            *(_LEFT_PADDING if task is TaskType.CAUSAL_LM else ()),
         ]
     )

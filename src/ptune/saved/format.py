@@ -35,7 +35,15 @@ from ptune.errors import ConfigError, PromptError, one_line, shown
 from ptune.saved.card import model_card
 from ptune.saved.files import MAX_JSON_BYTES, MAX_WEIGHT_BYTES, holds, json_bytes, read_bytes, sha256, write_set
 from ptune.saved.opened_folder import FORMAT_VERSION, PTUNE_CONFIG, OpenedFolder, open_folder
-from ptune.saved.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_HEAD, PEFT_KEY, own_layers, peft_config
+from ptune.saved.peft import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_HEAD,
+    PEFT_KEY,
+    own_layers,
+    peft_config,
+    peft_obstacle,
+)
 
 ENCODER_WEIGHTS, CARD = "encoder.safetensors", "README.md"
 BOTH_WAYS = "both ways"
@@ -69,6 +77,10 @@ class SavedPrompt:
         """Whether its model is an encoder, whose tokens attend both ways."""
         return self.details.get("attends") == BOTH_WAYS
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All tensors that train, as the encoder's `load_state_dict` takes them."""
+        return {**(self.encoder or {}), **{f"head.{name}": value for name, value in self.head.items()}}
+
     @property
     def is_deep(self) -> bool:
         """Whether it is keys and values of every layer, in place of virtual-token embeddings."""
@@ -96,9 +108,14 @@ def write_prompt(folder: Path, prompt: SavedPrompt) -> Path:
         **prompt.details,
         "sha256": {name: sha256(content) for name, content in contents.items()},
     }
+    obstacle = peft_obstacle(prompt.config, both_ways=prompt.both_ways)
     write_set(
         folder,
-        {**contents, CARD: model_card(details).encode("utf-8", "backslashreplace"), PTUNE_CONFIG: json_bytes(details)},
+        {
+            **contents,
+            CARD: model_card(details, obstacle).encode("utf-8", "backslashreplace"),
+            PTUNE_CONFIG: json_bytes(details),
+        },
     )
     return folder
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.answering import check_answers_texts
 from ptune.errors import PromptError, shown, unknown
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.build import check_prompt_name, check_room
@@ -123,6 +124,7 @@ class PromptRegistry:
             self._model.prefixes.forget(prompt.key)
 
     def _read(self, name: str, opened: OpenedFolder) -> ServedPrompt:
+        check_answers_texts(opened)
         if self._elsewhere and opened.is_deep:
             raise PromptError(
                 f"{opened.path} holds keys and values of every layer, which no server elsewhere is sent.",

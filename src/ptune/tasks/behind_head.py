@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ptune.frozen.given import Given
 from ptune.frozen.shards import shallow_copy
 from ptune.internals import children_of
-from ptune.tasks.parts import reads_text
+from ptune.tasks.task_parts import reads_text
 
 _PADDING, _TEXT = 0, 1
 
@@ -46,9 +46,16 @@ class BehindHead:
             mask: `(B, T)`, 1 at text.
             head: What stands in for the model's own children.
         """
+        weight = None if head is None else next(head.parameters())
+        if weight is not None:  # a head trains in float32, whatever the frozen model computes in
+            output = type(output)(**{name: _as_kind(value, weight.dtype) for name, value in output.items()})
         twin = shallow_copy(self._model)
         exchanged = {self._inner: Given(output), **({} if head is None else dict(head.items()))}
         twin.__dict__["_modules"] = {**children_of(self._model), **exchanged}
         twin.__dict__["config"] = self.config
         ids = torch.where(mask.bool(), _TEXT, _PADDING)
         return twin(input_ids=ids, attention_mask=mask)
+
+
+def _as_kind(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

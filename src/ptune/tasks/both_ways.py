@@ -109,15 +109,15 @@ def behind_keys(
 def _text_alone(encoder: PreTrainedModel, taken: Taken, inputs: dict[str, Any]) -> Any:
     """An encoder's output without the virtual tokens, which its own pooler does not see either."""
     children = children_of(encoder)
-    pools = children.get("pooler") is not None and children.get("encoder") is not None
-    output = (_with_layers(encoder, taken) if pools else encoder)(**inputs)
-    layers = output.get("hidden_states")
-    if not pools:
+    if children.get("pooler") is None or children.get("encoder") is None:
+        output = encoder(**inputs)
         output["last_hidden_state"] = taken(output["last_hidden_state"])
-    if layers is not None:
-        # Before a pooler the last ones are `last_hidden_state`, and so the text's already.
-        last = output["last_hidden_state"] if pools else taken(layers[-1])
-        output["hidden_states"] = (*map(taken, layers[:-1]), last)
+    else:
+        output = _with_layers(encoder, taken)(**inputs)
+    if output.get("hidden_states") is not None:
+        last = output["last_hidden_state"]  # the text's alone already; behind a pooler's layers it is among the others
+        every = output["hidden_states"]
+        output["hidden_states"] = tuple(states if states is last else taken(states) for states in every)
     return output
 
 

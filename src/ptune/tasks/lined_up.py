@@ -75,13 +75,9 @@ class LinedUp:
         every = values.to(self.text.device).reshape(-1)
         return every if self.text.places is None else every[self.text.places]
 
-    def back(self, values: torch.Tensor, *, lowest: bool = False) -> torch.Tensor:
-        """`(B, C, …)` of `(B, T, …)`: where the text stood; zeros at padding, or the lowest number."""
-        flat = self.text.flat(values)
-        came = self.text.as_it_came(flat)
-        if not lowest or self.text.places is None:
-            return came
-        return came.masked_fill(self.text.as_it_came(torch.ones_like(flat)) == 0, torch.finfo(came.dtype).min)
+    def back(self, values: torch.Tensor) -> torch.Tensor:
+        """`(B, C, …)` of `(B, T, …)`: where the text stood; zeros at padding."""
+        return self.text.as_it_came(self.text.flat(values))
 
     def column(self, places: torch.Tensor) -> torch.Tensor:
         """`(B,)`: columns of the text as it came, as columns of it as it is run."""

@@ -16,13 +16,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
+from ptune.choices import LM
 from ptune.data.batching import TokenBudgetBatchSampler
 from ptune.data.collate import PackingCollator, PaddingCollator
+from ptune.data.tasks import TaskCollator
 from ptune.errors import ConfigError
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
 from ptune.recipe import TrainRecipe
 
-Collator = PackingCollator | PaddingCollator
+Collator = PackingCollator | PaddingCollator | TaskCollator
 BY_LENGTH = "group_by_length"
 _BUDGET_STRATEGIES = {"random": True, "sequential": False}
 """The sampling strategies that a budget of tokens can follow: whether they shuffle."""
@@ -31,7 +34,7 @@ _BUDGET_STRATEGIES = {"random": True, "sequential": False}
 def choose_collator(
     recipe: TrainRecipe,
     args: TrainingArguments,
-    model: PTunedModel,
+    model: PromptedModel,
     tokenizer: PreTrainedTokenizerBase,
     given: Collection[str] = (),
 ) -> Collator:
@@ -47,6 +50,11 @@ def choose_collator(
     Raises:
         ConfigError: A budget of tokens for a model that cannot pack; packed batches that are to be compiled.
     """
+    if recipe.task != LM:
+        # A decoder packs padded rows by itself; an encoder computes the padding.
+        if "train_sampling_strategy" not in given and not (isinstance(model, PTunedTaskModel) and model.reads_ahead):
+            args.train_sampling_strategy = BY_LENGTH
+        return TaskCollator(int(tokenizer.pad_token_id), recipe.task)
     if recipe.packing and model.packs:
         if args.torch_compile:
             raise ConfigError(
@@ -67,7 +75,7 @@ def choose_collator(
 def batches_line(
     recipe: TrainRecipe,
     args: TrainingArguments,
-    model: PTunedModel,
+    model: PromptedModel,
     collate: Collator,
     sampler: TokenBudgetBatchSampler | None,
 ) -> str:
@@ -78,8 +86,9 @@ def batches_line(
         what = f"{args.per_device_train_batch_size} rows packed, no padding"
     else:
         alike = " of similar length" if args.train_sampling_strategy == BY_LENGTH else ""
-        what = f"{args.per_device_train_batch_size} rows{alike}, padded"
-        what += f" ({model.packing_obstacle})" if recipe.packing else ""
+        packed = isinstance(model, PTunedTaskModel) and model.packs_rows
+        what = f"{args.per_device_train_batch_size} rows{alike}, " + ("packed by the model" if packed else "padded")
+        what += f" ({model.packing_obstacle})" if recipe.packing and recipe.task == LM else ""
     together = args.gradient_accumulation_steps * args.world_size
     return f"batches: {what}" + (f"; {together} to an optimizer step" if together > 1 else "")
 

@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ptune.errors import OutputError, PromptError, TrainingError
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.saved.files import read_bytes, write_flushed
 from ptune.saved.format import read_prompt
 from ptune.saved.loss_history import TRAINER_STATE
@@ -63,11 +63,11 @@ class CheckpointStore:
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
-    def save_prompt(self, model: PTunedModel, folder: str | Path) -> None:
+    def save_prompt(self, model: PromptedModel, folder: str | Path) -> None:
         """Write the active prompt as a prompt folder."""
         model.save_pretrained(folder, prompt_name=model.active_prompt, **self.prompt_details)
 
-    def write(self, model: PTunedModel, run_state: Mapping[str, Any], process_state: Mapping[str, Any]) -> None:
+    def write(self, model: PromptedModel, run_state: Mapping[str, Any], process_state: Mapping[str, Any]) -> None:
         """Write the checkpoint of the step that has been done. Every process must call it.
 
         Args:
@@ -100,7 +100,7 @@ class CheckpointStore:
             ) from error
 
     def _write(
-        self, model: PTunedModel, step: int, run_state: Mapping[str, Any], process_state: Mapping[str, Any]
+        self, model: PromptedModel, step: int, run_state: Mapping[str, Any], process_state: Mapping[str, Any]
     ) -> None:
         """Write a checkpoint; every process adds its own file. Raises `OSError`."""
         args, state, output = self.trainer.args, self.trainer.state, self.output
@@ -169,7 +169,7 @@ class CheckpointStore:
         assert model is not None
         assert model.active_prompt is not None
         try:
-            model.prompts[model.active_prompt].load_state_dict(dict(read_prompt(Path(checkpoint)).encoder or {}))
+            model.prompts[model.active_prompt].load_state_dict(read_prompt(Path(checkpoint)).state())
         except RuntimeError as error:
             raise PromptError(
                 f"the prompt encoder in {checkpoint} is not the one that trains here: {_first_fault(error)}",

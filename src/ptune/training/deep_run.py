@@ -5,11 +5,12 @@ from __future__ import annotations
 import pyarrow.compute as pc
 from transformers import PreTrainedModel, TrainingArguments
 
+from ptune.choices import CHECKPOINTING, DEEP_ENCODERS
 from ptune.data.labels import IGNORE_INDEX
 from ptune.errors import ConfigError
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.prefix.deep_prompts import key_value_shape
-from ptune.recipe import CHECKPOINTING, DEEP_ENCODERS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.rows import Rows
 
 
@@ -45,7 +46,7 @@ def check_deep_run(
         )
 
 
-def notes_of(model: PTunedModel, rows: Rows) -> list[str]:
+def notes_of(model: PromptedModel, rows: Rows) -> list[str]:
     """What is done in another way than with other models and prompts, a line each."""
     notes = list(model.capability.notes)
     if model.predicts_first_tokens:

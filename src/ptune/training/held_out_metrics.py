@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.choices import METRIC_GROUPS, NEW_TOKENS
+from ptune.data.records import Examples
 from ptune.data.template import Template
 from ptune.errors import ConfigError, DataError, unknown
 from ptune.evaluation.columns import PROMPT, ItemTexts, item_texts, plain_column
@@ -22,8 +24,9 @@ from ptune.evaluation.measured import outcomes
 from ptune.evaluation.metrics import LOWER_IS_BETTER, METRICS, needs_of
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.text_metrics import check_packages
+from ptune.model.prompted import PromptedModel
 from ptune.model.wrapper import PTunedModel
-from ptune.recipe import METRIC_GROUPS, NEW_TOKENS, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.rows import Rows
 
 
@@ -54,7 +57,9 @@ class HeldOutMetrics:
         # The loss is measured anyway.
         self._names = [name for name in spelled_out(recipe.eval_metrics or ()) if name != "loss"]
         check_packages(self._names)
-        assert rows.held_out_examples is not None
+        assert isinstance(rows.held_out_examples, Examples)
+        assert isinstance(rows.examples, Examples)
+        template: Any = rows.template
         by_label = bool(set(self._names) & set(METRIC_GROUPS["labels"]))
         self._labels: tuple[str, ...] = ()
         items = make_items(rows.held_out_examples, group=not by_label)
@@ -65,7 +70,7 @@ class HeldOutMetrics:
         if {"json_exact", "json_keys"} & set(self._names):
             check_json(items)
         self._needs = needs_of(self._names, self._labels)
-        self._items, texts = _that_fit(items, rows.template, tokenizer, recipe.max_length)
+        self._items, texts = _that_fit(items, template, tokenizer, recipe.max_length)
         self._column = plain_column(PROMPT, texts, model.active_prompt, 0)
         longest = max(one.longest_answer for one in texts)
         self._new_tokens = min(NEW_TOKENS, longest + longest // 4 + 1)
@@ -131,12 +136,12 @@ def choose_best_by(recipe: TrainRecipe, args: TrainingArguments, given: Collecti
 
 
 def metrics_of_run(
-    model: PTunedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: TrainRecipe, args: TrainingArguments
+    model: PromptedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, recipe: TrainRecipe, args: TrainingArguments
 ) -> HeldOutMetrics | None:
     """What measures the held-out rows beside the loss; None where the recipe names nothing."""
-    if not recipe.eval_metrics:
+    if not recipe.eval_metrics or not isinstance(model, PTunedModel):
         return None
-    if any(example.document for example in rows.held_out_examples or ()):
+    if isinstance(rows.held_out_examples, Examples) and any(one.document for one in rows.held_out_examples):
         names = spelled_out(recipe.eval_metrics)
         if beyond := [name for name in names if name not in METRIC_GROUPS["tokens"]]:
             raise ConfigError(

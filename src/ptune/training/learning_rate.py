@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 from transformers import TrainingArguments
 
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.prompt.default_rate import default_learning_rate
 from ptune.recipe import TrainRecipe
 
 
 def take_learning_rate(
-    model: PTunedModel, recipe: TrainRecipe, args: TrainingArguments, given: Collection[str] | None
+    model: PromptedModel, recipe: TrainRecipe, args: TrainingArguments, given: Collection[str] | None
 ) -> str:
     """Set the learning rate that suits model and encoder, unless somebody chose one; says which it is.
 

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from ptune.errors import TrainingError
 from ptune.frozen.shards import is_sharded
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 from ptune.training.micro_batches import row_slice, row_tokens, rows_of
 
 NAMED_ROWS = 5
@@ -19,7 +19,7 @@ NAMED_ROWS = 5
 
 def not_finite(
     trainer: Trainer,
-    model: PTunedModel,
+    model: PromptedModel,
     micro_batches: Sequence[tuple[dict[str, Any], torch.Tensor]],
     norm: Any,
     *,
@@ -55,7 +55,7 @@ def not_finite(
     )
 
 
-def _bad_rows(trainer: Trainer, model: PTunedModel, batch: dict[str, Any]) -> list[list[int]]:
+def _bad_rows(trainer: Trainer, model: PromptedModel, batch: dict[str, Any]) -> list[list[int]]:
     """Token ids of the rows whose loss or gradient, taken alone, is not finite."""
     found = []
     for row in range(rows_of(batch)):

@@ -21,9 +21,9 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from typing_extensions import override
 
+from ptune.choices import CHECKPOINTING
 from ptune.errors import TrainingError
 from ptune.frozen.shards import is_sharded
-from ptune.recipe import CHECKPOINTING
 from ptune.training.micro_batches import in_parts, rows_of
 from ptune.training.not_finite import not_finite
 from ptune.training.trained import trained_prompt

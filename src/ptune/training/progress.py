@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
+from ptune.choices import METRIC_NAMES
 from ptune.errors import OutputError
-from ptune.recipe import METRIC_NAMES
 
 _NOT_LOGGED = ("total_flos",)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import TrainingArguments
@@ -92,11 +93,16 @@ def recorded_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 
 def data_digest(dataset: Dataset) -> str:
-    """SHA-256 of the token ids and labels of every row, in their order."""
+    """SHA-256 of the token ids of every row and of what is learned of it, in their order."""
     digest = hashlib.sha256()
     table = dataset.with_format("arrow")[:]
-    for name in ("input_ids", "labels"):
+    for name in ("input_ids", "labels", "start_positions", "end_positions"):
+        if name not in table.column_names:
+            continue
         column = table[name]
+        if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):  # a number a row
+            digest.update(column.to_numpy().astype("<i4").tobytes())
+            continue
         digest.update(pc.list_value_length(column).to_numpy().astype("<i4").tobytes())
         digest.update(pc.list_flatten(column).to_numpy().astype("<i4").tobytes())
     return digest.hexdigest()

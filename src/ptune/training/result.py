@@ -11,13 +11,17 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.answering import Answerer
+from ptune.choices import FILL, LM
 from ptune.data.records import Examples
+from ptune.data.tasks import TaskExamples, TaskTemplate
 from ptune.data.template import Template
-from ptune.errors import TrainingError
+from ptune.errors import ConfigError, TrainingError
 from ptune.evaluation.held_out_loss import HeldOutLoss
 from ptune.frozen.fingerprint import tokenizer_fingerprint
 from ptune.frozen.parameters import parameters_line
 from ptune.memory.measure import MemoryReport
+from ptune.model.prompted import PromptedModel
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.peft import ADAPTER_WEIGHTS
@@ -33,9 +37,9 @@ class TrainResult:
     """What a run gave. Losses are nats per answer token."""
 
     folder: Path
-    model: PTunedModel
+    model: PromptedModel
     tokenizer: PreTrainedTokenizerBase
-    template: Template
+    template: Template | TaskTemplate
     train_loss: float
     """Mean over the steps."""
     before: HeldOutLoss | None
@@ -47,13 +51,26 @@ class TrainResult:
     """Text tokens trained on, padding and virtual tokens not counted."""
     seconds: float
     memory: MemoryReport
-    examples: Examples
-    held_out: Examples | None
+    examples: Examples | TaskExamples
+    held_out: Examples | TaskExamples | None
 
     @property
     def tokens_per_second(self) -> float:
         """Text tokens a second over the whole training, evaluations and checkpoints included."""
         return self.tokens / max(self.seconds, 1e-9)
+
+    def answerer(self) -> Answerer:
+        """The finished prompt of a causal language model, ready to answer.
+
+        Raises:
+            ConfigError: It is for another task.
+        """
+        if not isinstance(self.model, PTunedModel):
+            raise ConfigError(
+                f"a prompt for {self.model.task.value} does not answer questions.", hint="Use TaskAnswerer.open."
+            )
+        template: Any = self.template
+        return Answerer(self.model, self.tokenizer, template)
 
     def metrics(self) -> dict[str, Any]:
         """What is noted in the prompt folder."""
@@ -90,7 +107,13 @@ def prompt_details(
     recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, rows: Rows
 ) -> dict[str, Any]:
     """What a prompt folder says about how it was made, and a checkpoint about how to go on."""
+    task: dict[str, Any] = {} if recipe.task == LM else {"task": recipe.task}
+    if rows.labels:
+        task["labels"] = list(rows.labels)
+    if recipe.task == FILL:
+        task["verbalizer"] = dict(recipe.verbalizer or {label: label for label in rows.labels})
     return {
+        **task,
         "template": rows.template.text,
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "data": ", ".join(recipe.sources),
@@ -100,7 +123,7 @@ def prompt_details(
     }
 
 
-def check_finite(model: PTunedModel) -> None:
+def check_finite(model: PromptedModel) -> None:
     """Raise `TrainingError` when training has left values in the prompt that are not finite."""
     with torch.no_grad():
         if bool(torch.isfinite(model.encode()).all()):
@@ -145,7 +168,7 @@ def show_rows(rows: Rows, console: Console) -> None:
         show_line(line, console)
 
 
-def show_parameters(model: PTunedModel, console: Console) -> None:
+def show_parameters(model: PromptedModel, console: Console) -> None:
     """The line on trainable parameters, as the tutorial prints it."""
     show_line(parameters_line(*model.get_nb_trainable_parameters()), console)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from ptune.data.blocks import tokens_in_text
 from ptune.data.data_report import DataReport
 from ptune.data.records import Examples, load_examples
+from ptune.data.tasks import TaskExamples, TaskTemplate, TokenizedTask
 from ptune.data.template import Template, get_template
 from ptune.data.token_cache import Tokenized
 from ptune.data.tokenize import encode_rows, tokenize_examples
@@ -29,12 +30,14 @@ BARE = "{instruction}{output}"
 class Rows:
     """Training rows and held-out rows (None when there are none), as text and as tokens."""
 
-    template: Template
+    template: Template | TaskTemplate
     """What wrote their text, and writes that of a question to the finished prompt."""
-    examples: Examples
-    tokens: Tokenized
-    held_out_examples: Examples | None
-    held_out_tokens: Tokenized | None
+    examples: Examples | TaskExamples
+    tokens: Tokenized | TokenizedTask
+    held_out_examples: Examples | TaskExamples | None
+    held_out_tokens: Tokenized | TokenizedTask | None
+    labels: tuple[str, ...] = ()
+    """Of a task that has some, in the order of their numbers."""
 
     def longest(self) -> tuple[str, int]:
         """Which data hold the longest row, and its tokens."""
@@ -67,21 +70,37 @@ def read_rows(recipe: TrainRecipe, seed: int) -> tuple[Examples, Examples | None
         "sheet": recipe.sheet,
     }
     examples = load_examples(recipe.sources, limit=recipe.limit, **how)
-    if not recipe.eval_data and recipe.eval_rows >= len(examples):
-        raise ConfigError(
-            f"eval_rows={recipe.eval_rows} leaves none of the {len(examples)} rows to train on.",
-            hint="Hold out fewer, or name held-out data of their own with eval_data.",
-        )
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    held_out, kept = sorted(order[: recipe.eval_rows]), sorted(order[recipe.eval_rows :])
-    if recipe.data_weights is not None:
-        kept = _weighted(kept, examples.report, recipe.data_weights, seed)
+    kept, held_out = held_apart(recipe, examples.report, len(examples), seed)
     train = Examples((examples[index] for index in kept), examples.report)
     if recipe.eval_data:
         # A hub data set or Arrow folder may have the same split names; a plain file has none.
         return train, load_examples(recipe.eval_data, **how)
     return train, Examples((examples[index] for index in held_out), examples.report) if held_out else None
+
+
+def held_apart(recipe: TrainRecipe, report: DataReport, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of the rows to train on, as often as their weights say, and of those that are held out.
+
+    Args:
+        recipe: Says how many are held out, and the weights.
+        report: Of their reading.
+        count: How many rows there are.
+        seed: Draws them.
+
+    Raises:
+        ConfigError: `eval_rows` or a weight leaves nothing to train on.
+    """
+    if not recipe.eval_data and recipe.eval_rows >= count:
+        raise ConfigError(
+            f"eval_rows={recipe.eval_rows} leaves none of the {count} rows to train on.",
+            hint="Hold out fewer, or name held-out data of their own with eval_data.",
+        )
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    held_out, kept = sorted(order[: recipe.eval_rows]), sorted(order[recipe.eval_rows :])
+    if recipe.data_weights is not None:
+        kept = _weighted(kept, report, recipe.data_weights, seed)
+    return kept, held_out
 
 
 def _weighted(rows: Sequence[int], report: DataReport, weights: Sequence[float], seed: int) -> list[int]:
@@ -166,8 +185,13 @@ def _tokenize(
 
 def place_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: TrainRecipe, ids: Sequence[int]) -> str:
     """Where the row of these token ids stands in the data, as `file:line`. Tokenizes until it is found."""
+    if not isinstance(rows.tokens, Tokenized):
+        at = next((row for row, one in enumerate(rows.tokens.dataset["input_ids"]) if list(one) == list(ids)), None)
+        return "a row that is not in the data any more" if at is None else rows.examples[rows.tokens.rows[at]].source
+    assert isinstance(rows.examples, Examples)
+    template: Any = rows.template
     for example in rows.examples:
-        for row in encode_rows(example, rows.template, tokenizer, recipe.max_length, recipe.train_on):
+        for row in encode_rows(example, template, tokenizer, recipe.max_length, recipe.train_on):
             if row.input_ids == list(ids):
                 return example.source or repr(example.instruction[:40])
     return "a row that is not in the data any more"

@@ -7,7 +7,7 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,20 +15,24 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from ptune.choices import CLASSIFY, INITS_FROM_ROWS, PREFIX, QA, TAG
 from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
 from ptune.encoders.initialise import sampled_tokens, token_vectors
-from ptune.model.wrapper import DEFAULT_PROMPT, PTunedModel
+from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
+from ptune.model.wrapper import DEFAULT_PROMPT
 from ptune.prefix.deep_prompts import prefix_of
 from ptune.prefix.keys_values import Prefix
 from ptune.prompt.build import check_room, encoder_kind
-from ptune.recipe import INITS_FROM_ROWS, PREFIX, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.saved.format import SavedPrompt, read_prompt
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.prompt_io import plain_config
 from ptune.training.deep_run import check_deep_run
+from ptune.training.label_start import label_tokens, start_head
 from ptune.training.rows import Rows
 
 ENCODER_FIELDS = (
@@ -42,7 +46,7 @@ ENCODER_FIELDS = (
 
 
 def add_new_prompt(
-    model: PTunedModel,
+    model: PromptedModel,
     recipe: TrainRecipe,
     args: TrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
@@ -65,8 +69,10 @@ def add_new_prompt(
         return
     check_room(config, model.context_length)  # a vocabulary has no tokens to start so many at
     if start is None and recipe.start in INITS_FROM_ROWS:
-        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset)
+        start = vectors_of_rows(model, recipe, tokenizer, rows.tokens.dataset, rows.labels)
     model.add_prompt(DEFAULT_PROMPT, config, tokenizer=tokenizer, start=start)
+    if recipe.task == CLASSIFY and isinstance(model, PTunedTaskModel):
+        start_head(model, rows.labels, tokenizer)
 
 
 def encoder_settings(prompt: str) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def _settings(saved: SavedPrompt) -> dict[str, Any]:
 
 
 def start_from(
-    model: PTunedModel, recipe: TrainRecipe, config: PromptConfig, tokenizer: PreTrainedTokenizerBase
+    model: PromptedModel, recipe: TrainRecipe, config: PromptConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Give a model the prompt that `recipe.init_from` names to start from.
 
@@ -123,15 +129,22 @@ def _start_of(saved: SavedPrompt) -> torch.Tensor | Prefix:
 
 
 def vectors_of_rows(
-    model: PTunedModel, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, rows: Dataset
+    model: PromptedModel,
+    recipe: TrainRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    labels: Sequence[str] = (),
 ) -> torch.Tensor:
     """The embeddings of tokens that are typical of the rows, of their answers above all or of all of them; `(P, D)`.
 
     Where the rows have fewer tokens than the prompt, the rest is sampled vocabulary.
     """
-    typical = frequent_tokens if recipe.start == "frequent" else own_tokens
     first, special = list(rows.select(range(min(ROWS, len(rows))))), tokenizer.all_special_ids
-    ids = typical(first, recipe.virtual_tokens, special)
+    if recipe.start != "frequent" and recipe.task in (CLASSIFY, TAG, QA):
+        ids = label_tokens(labels, first, tokenizer, recipe.virtual_tokens)
+    else:
+        typical = frequent_tokens if recipe.start == "frequent" else own_tokens
+        ids = typical(first, recipe.virtual_tokens, special)
     if len(ids) < recipe.virtual_tokens:
         size = int(model.base.config.get_text_config().vocab_size)
         sampled = sampled_tokens(size, recipe.virtual_tokens, special)

@@ -14,10 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, concatenate_datasets
 from rich.console import Console
-from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -26,24 +24,27 @@ from transformers import (
     TrainingArguments,
 )
 
+from ptune.choices import LM
+from ptune.config import TaskType
 from ptune.data.blocks import with_virtual_tokens
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.template import get_template
 from ptune.errors import ConfigError, OutputError, PTuneError, RunStoppedError, one_line
 from ptune.evaluation.held_out_loss import HeldOutLoss, held_out_loss
-from ptune.frozen.precision import check_mixed
-from ptune.loading.load import load_base, load_tokenizer
+from ptune.loading.load import load_tokenizer
 from ptune.memory.measure import MemoryReport, PeakMemory
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
+from ptune.model.task_model import PTunedTaskModel
 from ptune.recipe import TrainRecipe
 from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.deep_run import notes_of
+from ptune.training.head_rate import default_head_rate
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
-from ptune.training.processes import in_turn, processes_lines, shard, take_over_sharding
+from ptune.training.processes import processes_lines, take_over_sharding
 from ptune.training.progress import MetricsFile, ProgressReporter
 from ptune.training.recorded import check_same_run
 from ptune.training.result import (
@@ -57,6 +58,8 @@ from ptune.training.result import (
     show_rows,
 )
 from ptune.training.rows import Rows, check_context, load_rows, place_of
+from ptune.training.rows_for_task import prepare_task_rows
+from ptune.training.run_model import frozen_model
 from ptune.training.signals import StopRequest
 from ptune.training.start import add_new_prompt
 from ptune.training.teaching import Teaching
@@ -102,20 +105,19 @@ def train(
     resume = find_checkpoint(going_on, output, partial(show_line, console=say))
     with OutputFolder(output, overwrite=recipe.overwrite, resume=resume) as folder:
         tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
-        asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
-        recipe = with_virtual_tokens(recipe, asked)
-        rows = load_rows(recipe, asked, tokenizer, args, progress=say.is_terminal and not say.quiet)
-        model = frozen_model(recipe, args, tokenizer, mesh) if teaching is None else teaching.model
+        recipe, rows = prepare_rows(recipe, tokenizer, args, progress=say.is_terminal and not say.quiet)
+        model = frozen_model(recipe, args, tokenizer, mesh, labels=rows.labels) if teaching is None else teaching.model
         rows = rows if teaching is None else teaching.labelled(rows)
         add_new_prompt(model, recipe, args, tokenizer, rows, start=None if teaching is None else teaching.start())
         rate = take_learning_rate(model, recipe, args, given)
         check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given or ())
+        head_rate = recipe.head_learning_rate or default_head_rate(model, rows.tokens.dataset, collate)
         details = prompt_details(recipe, args, tokenizer, rows) | ({} if teaching is None else dict(teaching.details))
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
-            more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
+            head_rate=head_rate, more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
             details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
             callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
@@ -123,6 +125,7 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
+        rate += "" if head_rate is None else f"; of the head {head_rate:g}"
         lines = [*notes_of(model, rows), rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
@@ -141,6 +144,17 @@ def train(
         if first:
             publish(result, recipe, args, folder, details=details, console=say)
     return result
+
+
+def prepare_rows(
+    recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments, *, progress: bool
+) -> tuple[TrainRecipe, Rows]:
+    """The rows of a run, and the recipe with its number of virtual tokens; errors as for `train`."""
+    if recipe.task != LM:
+        return prepare_task_rows(recipe, tokenizer, args)
+    asked = get_template(recipe.template, tokenizer, virtual_tokens=recipe.virtual_tokens)
+    recipe = with_virtual_tokens(recipe, asked.blocks)
+    return recipe, load_rows(recipe, asked, tokenizer, args, progress=progress)
 
 
 def training_arguments(recipe: TrainRecipe, values: Mapping[str, Any]) -> TrainingArguments:
@@ -186,35 +200,8 @@ def push(folder: Path, args: TrainingArguments) -> str:
     )
 
 
-def frozen_model(
-    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, mesh: DeviceMesh | None = None
-) -> PTunedModel:
-    """The frozen model, without a prompt yet; with `mesh` each process keeps a part of the layers.
-
-    Raises:
-        ModelError: The model cannot be loaded or sharded, or does not go with the tokenizer.
-    """
-    if mesh is None:
-        return _whole_model(recipe, args, tokenizer)
-    with in_turn(args):
-        model = _whole_model(recipe, args, tokenizer, on_cpu=True)
-        shard(model, mesh)
-    return model
-
-
-def _whole_model(
-    recipe: TrainRecipe, args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, *, on_cpu: bool = False
-) -> PTunedModel:
-    base = load_base(recipe, args.device, tokenizer, on_cpu=on_cpu)
-    check_mixed(base, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
-    model = PTunedModel(base, self_check=recipe.self_check)
-    # Otherwise the model packs padded batches by itself.
-    model.pack_batches = recipe.packing
-    return model
-
-
 def measure(
-    model: PTunedModel,
+    model: PromptedModel,
     rows: Rows,
     collate: Collator,
     args: TrainingArguments,
@@ -234,8 +221,10 @@ def measure(
         with_prompt=with_prompt,
         processes=args.world_size,
     )
-    whose = "with the prompt" if with_prompt else "of the frozen model alone"
-    console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} answer tokens)", highlight=False)
+    untrained = isinstance(model, PTunedTaskModel) and model.has_head
+    whose = "with the prompt" if with_prompt else "of the frozen model alone" + (", its head untrained" * untrained)
+    what = "answer tokens" if model.task in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM) else "labels"
+    console.print(f"held-out loss {whose}: {result.loss:.4f} ({result.tokens:,} {what})", highlight=False)
     return result
 
 
@@ -251,12 +240,13 @@ def share_of(dataset: Dataset, process: int, processes: int) -> Dataset:
 
 
 def build_trainer(
-    model: PTunedModel,
+    model: PromptedModel,
     args: TrainingArguments,
     rows: Rows,
     collate: Collator,
     recipe: TrainRecipe,
     *,
+    head_rate: float | None = None,
     more_metrics: HeldOutMetrics | None = None,
     details: dict[str, Any],
     console: Console,
@@ -285,6 +275,7 @@ def build_trainer(
             callbacks=list(callbacks),
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
+            head_learning_rate=head_rate,
             more_metrics=more_metrics,
             stop=StopRequest(say),
             say=say,
@@ -309,7 +300,7 @@ def result_of(
     rows: Rows,
     *,
     folder: Path,
-    model: PTunedModel,
+    model: PromptedModel,
     tokenizer: PreTrainedTokenizerBase,
     before: HeldOutLoss | None,
     after: HeldOutLoss | None,

@@ -8,21 +8,21 @@ from accelerate import DistributedType
 from transformers import Trainer
 
 from ptune.internals import missing_trainer_names
-from ptune.model.wrapper import PTunedModel
+from ptune.model.prompted import PromptedModel
 
 _WHOLE_MODEL = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 """Where each process holds every parameter, and gradients meet at the last micro-batch of a step."""
 _log = logging.getLogger("ptune")
 
 
-def trained_prompt(trainer: Trainer) -> PTunedModel | None:
+def trained_prompt(trainer: Trainer) -> PromptedModel | None:
     """The model; None where everything is left to `transformers.Trainer`.
 
-    That is so for other models than a `PTunedModel`, under DeepSpeed and FSDP, which keep states of their own, and with
-    a version of transformers whose trainer lacks something that ptune's hooks into (`ptune.internals`).
+    That is so for models without prompts, under DeepSpeed and FSDP, which keep states of their own, and with a version
+    of transformers whose trainer lacks something that ptune's hooks into (`ptune.internals`).
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    if not isinstance(model, PTunedModel) or trainer.accelerator.distributed_type not in _WHOLE_MODEL:
+    if not isinstance(model, PromptedModel) or trainer.accelerator.distributed_type not in _WHOLE_MODEL:
         return None
     return None if missing_trainer_names(Trainer) else model
 

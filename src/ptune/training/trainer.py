@@ -40,6 +40,7 @@ from ptune.frozen.transfer import pins
 from ptune.internals import training_columns, use_one_gpu
 from ptune.memory.allocator import keep_freed_memory
 from ptune.memory.measure import memory_now
+from ptune.model.task_model import PTunedTaskModel
 from ptune.model.taught import divergence
 from ptune.model.wrapper import PTunedModel
 from ptune.training.batches import budget_loader, budget_sampler
@@ -47,6 +48,7 @@ from ptune.training.checkpoint_store import CheckpointStore
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.evaluation_loss import EvaluationLoss
 from ptune.training.generators import set_generators
+from ptune.training.head_rate import let_head_learn
 from ptune.training.micro_batches import text_tokens
 from ptune.training.optimizer_step import OptimizerStep
 from ptune.training.processes import shard, take_over_sharding
@@ -63,6 +65,7 @@ class PTuneTrainer(Trainer):
 
     Args:
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
+        head_learning_rate: Of a classifier's head that trains with the prompt; that of the prompt by default.
         more_metrics: Gives more scores of each evaluation, by their names without `eval_`.
         prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
         stop: While it is entered, a signal ends the training after the step at hand, with a checkpoint.
@@ -83,6 +86,7 @@ class PTuneTrainer(Trainer):
         args: TrainingArguments | None = None,
         *more: Any,
         tokens_per_batch: int | None = None,
+        head_learning_rate: float | None = None,
         more_metrics: Callable[[], Mapping[str, float]] | None = None,
         prompt_details: Mapping[str, Any] | None = None,
         stop: StopRequest | None = None,
@@ -102,6 +106,7 @@ class PTuneTrainer(Trainer):
         warn_of_missing_names()
         self.stop = stop
         self.more_metrics = more_metrics
+        self.head_learning_rate = head_learning_rate
         self.store = CheckpointStore(self, prompt_details or {})
         self.tokens = TokenRate()
         self.run_state = RunState(self, self.store, self.tokens, stop)
@@ -151,6 +156,8 @@ class PTuneTrainer(Trainer):
                     "own, and save each: save_pretrained(DIR, prompt_name=NAME).",
                 )
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if model is not None and self.head_learning_rate is not None:
+            let_head_learn(optimizer, model.encoder_of(model.active_adapter).head, self.head_learning_rate)
         return optimizer
 
     def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
@@ -248,7 +255,7 @@ class PTuneTrainer(Trainer):
         if not model.training:
             num_items_in_batch = None
         prompted = trained_prompt(self)
-        if prompted is not None and TEACHER_IDS in inputs:
+        if isinstance(prompted, PTunedModel) and TEACHER_IDS in inputs:
             loss = divergence(prompted, inputs, num_items=num_items_in_batch)
             return (loss, {}) if return_outputs else loss
         function = self._loss_function(inputs)
@@ -273,7 +280,7 @@ class PTuneTrainer(Trainer):
         if self.label_smoother is None or "labels" not in inputs:
             return None
         # Trainer knows by the class's name whether logits are one ahead of the labels, and does not know PTunedModel.
-        return partial(self.label_smoother, shift_labels=True)
+        return partial(self.label_smoother, shift_labels=not isinstance(trained_prompt(self), PTunedTaskModel))
 
     # ---- evaluation --------------------------------------------------------------------------------------------
 

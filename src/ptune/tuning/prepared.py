@@ -10,16 +10,17 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ptune.choices import ENCODER_NAMES
 from ptune.data.template import get_template
 from ptune.frozen.fingerprint import fingerprint, tokenizer_fingerprint
 from ptune.loading.load import load_tokenizer
 from ptune.model.wrapper import PTunedModel
 from ptune.prompt.default_rate import default_learning_rate
-from ptune.recipe import ENCODER_NAMES, TrainRecipe
+from ptune.recipe import TrainRecipe
 from ptune.training.batches import Collator, batches_line, budget_sampler, choose_collator
 from ptune.training.recorded import SAME_ARGUMENTS, SCHEDULE_ARGUMENTS, data_digest, recorded_arguments
 from ptune.training.rows import Rows, check_context, load_rows
-from ptune.training.train import frozen_model
+from ptune.training.run_model import causal_model
 from ptune.tuning.tune_settings import TuneSettings
 
 _SHAPING = (
@@ -105,7 +106,7 @@ def prepare(
     """
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
     rows = load_rows(recipe, get_template(recipe.template, tokenizer), tokenizer, args, progress=console.is_terminal)
-    model = frozen_model(recipe, args, tokenizer)
+    model = causal_model(recipe, args, tokenizer)
     check_context(rows, max(settings.num_virtual_tokens), model.context_length, recipe.max_length)
     collate = choose_collator(recipe, args, model, tokenizer, given)
     return Prepared(

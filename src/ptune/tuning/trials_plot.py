@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptune.choices import ENCODER_NAMES
 from ptune.evaluation.picture import save_figure
-from ptune.recipe import ENCODER_NAMES
 from ptune.tuning.tune_result import COMPLETE, TrialResult, TuneResult
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 from transformers import TrainingArguments
 
+from ptune.choices import LM
 from ptune.errors import ConfigError, TrainingError
 from ptune.evaluation.held_out_loss import HeldOutLoss
 from ptune.recipe import TrainRecipe
@@ -78,6 +79,8 @@ def tune(
         PTuneError: Anything the user can fix.
     """
     chosen, given, say = settings or TuneSettings(), dict(arguments or {}), console or Console(stderr=True)
+    if recipe.task != LM:
+        raise ConfigError(f"task={recipe.task} has no search yet.", hint="Train with it: ptune train --task.")
     check_search(chosen, recipe, given)
     args = training_arguments(recipe, {**given, "save_strategy": "no", "eval_strategy": "no"})
     check_one_process(args)

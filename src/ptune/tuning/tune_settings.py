@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
 
-from ptune.errors import ConfigError, unknown
+from ptune.choices import ENCODER_NAMES, INIT_NAMES, SOFT_ENCODERS
+from ptune.errors import ConfigError, refuse, unknown
 from ptune.field_types import type_faults
-from ptune.recipe import ENCODER_NAMES, INIT_NAMES, SOFT_ENCODERS, TrainRecipe, refuse
+from ptune.recipe import TrainRecipe
 
 PRUNERS = ("median", "halving", "none")
 NOT_HERE = ("init_from", "force", "early_stopping_patience", "early_stopping_threshold", "resume")

@@ -41,7 +41,7 @@ from ptune.saved.as_model.table import check_table, config_with_prompts, is_tied
 from ptune.saved.as_model.tensors import Streamed, write_model
 from ptune.saved.as_model.tokenizer_files import write_tokenizer
 from ptune.saved.as_model.whole_folder import KIND, check_place, whole_folder
-from ptune.saved.export import check_embeddings
+from ptune.saved.export import check_answering, check_embeddings
 from ptune.saved.export_mark import marked
 from ptune.saved.files import json_bytes, write_flushed
 from ptune.saved.format import CARD, read_prompt
@@ -106,7 +106,9 @@ def export_model(
     shard_bytes = _bytes(max_shard_size)
     check_place(output, overwrite=overwrite)
     for opened in prompts.values():
-        check_embeddings(read_prompt(opened), "model")  # what cannot be is told before anything large is read
+        prompt = read_prompt(opened)
+        check_answering(prompt, "model")
+        check_embeddings(prompt, "model")  # what cannot be is told before anything large is read
     first = next(iter(prompts.values()))
     name, revision = model or first.base_name(), None if model else first.base_revision()
     source = ModelSource.of(name, revision, None if dtype is None else DTYPES[dtype])

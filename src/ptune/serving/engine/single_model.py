@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from ptune.choices import GREEDY
 from ptune.frozen.parameters import device_of
 from ptune.frozen.view import ModelView
 from ptune.generation.behind_prompt import generate_behind
 from ptune.model.wrapper import PTunedModel
 from ptune.packed.fused import replacement
-from ptune.recipe import GREEDY
 from ptune.serving.engine.batched_model import prompts_of_rows
 from ptune.serving.engine.requested import Job
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ptune.choices import NEW_TOKENS
 from ptune.data.chat_template import chat_template
 from ptune.data.segments import Segments
 from ptune.data.template import Template
 from ptune.data.tokenize import encode_prompt
-from ptune.recipe import NEW_TOKENS
 from ptune.serving.served_prompt import ServedPrompt
 from ptune.serving.web.api_errors import ApiError
 from ptune.serving.web.api_requests import Message
