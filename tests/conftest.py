@@ -84,7 +84,8 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pre
 @pytest.fixture(scope="session")
 def task_bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of a small random model for each task. Read only."""
-    from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, SEQ2SEQ
+    from ptune.choices import CLASSIFY, SEQ2SEQ
+    from ptune.data.tasks.task_kinds import DATA_TASKS
     from small_tasks import base_folder
 
     place = tmp_path_factory.mktemp("bases")

@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from ptune import PTunedTaskModel, load_model
+from ptune.choices import CLASSIFY, FILL, SEQ2SEQ, TAG
 from ptune.config import PromptTuningConfig, TaskType
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, SEQ2SEQ, TAG, TASK_TYPES
+from ptune.data.tasks.task_kinds import TASK_TYPES
 from task_tokenizers import make_bert, make_t5
 
 LABELS = {CLASSIFY: ("bad", "good", "news"), TAG: ("B-LOC", "B-PER", "I-LOC", "I-PER", "O"), FILL: ("bad", "good")}

@@ -12,11 +12,12 @@ from transformers import AutoTokenizer, pipeline
 
 from ptune import PTunedTaskModel, load_model
 from ptune.answering import Answerer
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.config import PromptTuningConfig, TaskType
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.span_answers import best_spans
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import DATA_TASKS
 from ptune.errors import ConfigError, DataError, PromptError
 from ptune.task_answering import TaskAnswerer
 from small_tasks import LABELS, TEXTS, WORDS, prompt_folder, prompted

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -127,6 +129,19 @@ def checkpoints_activations(model: Any) -> bool:
 def keeps_state(model: Any) -> bool:
     """Whether a model's class says that it keeps a running state rather than keys and values."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+def record_outputs(model: Any) -> None:
+    """Have a model put its hooks for hidden states on its layers now.
+
+    A shallow copy that came first would put its own on the layers that both share, and each state would come twice.
+    Versions without this function have no such hooks.
+    """
+    if find_spec("transformers.utils.output_capturing") is None:
+        return
+    install = getattr(import_module("transformers.utils.output_capturing"), "maybe_install_capturing_hooks", None)
+    if install is not None:
+        install(model)
 
 
 # ---- transformers.Trainer ------------------------------------------------------------------------------------------

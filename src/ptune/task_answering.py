@@ -16,13 +16,12 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ptune.choices import GREEDY
+from ptune.choices import CLASSIFY, FILL, GREEDY, QA, SEQ2SEQ, TAG
 from ptune.data.blocks import check_template
 from ptune.data.tasks.encode import TokenizedTask, encode_task
 from ptune.data.tasks.span_answers import best_spans
 from ptune.data.tasks.task_collate import TaskCollator
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_templates import TaskTemplate, task_template
 from ptune.data.tasks.verbalizer import verbalizer_ids
 from ptune.errors import ConfigError, DataError

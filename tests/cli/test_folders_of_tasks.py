@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from commands import run
 from ptune import PTunedTaskModel
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.config import PromptTuningConfig
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import DATA_TASKS
 from ptune.task_answering import TaskAnswerer
 from small_tasks import LABELS, TEXTS, WORDS, prompted
 

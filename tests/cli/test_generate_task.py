@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from commands import Ran, run
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.task_answering import TaskAnswerer
 from small_tasks import prompt_folder
 

@@ -148,7 +148,7 @@ def read_folder(data: bytes, folder: Path) -> None:
         model_card({**saved.details, "config": saved.config.to_dict()}).encode()
         shape = geometry(saved.vectors)
         assert bool(shape.norms.isfinite().all())
-        json.dumps(describe(folder, saved))
+        json.dumps(describe(open_folder(folder), saved))
 
 
 @cache

@@ -175,15 +175,15 @@ TASKS = tuple(
                 *("tune", "--model", _base(at.kit.model, "classify"), "--data", at.file("rows.jsonl", _ROWS)),
                 *("--output", at.at / "new", "--task", "classify"),
             ],
-            ("task=classify has no search yet", "ptune train --task"),
+            ("a search is for causal language models, not task=classify", "ptune compare --task classify"),
         ),
         (
-            "a comparison of classifiers",
+            "a comparison of classifiers with words for gaps",
             lambda at: [
                 *("compare", "--model", _base(at.kit.model, "classify"), "--data", at.file("rows.jsonl", _ROWS)),
-                *("--output", at.at / "new", "--task", "classify"),
+                *("--output", at.at / "new", "--task", "classify", "--verbalizer", "good=great"),
             ],
-            ("task=classify has no comparison yet",),
+            ("verbalizer is for the task fill, not classify",),
         ),
         (
             "an encoder without a task",

@@ -8,21 +8,28 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ptune.choices import CHECKPOINTING, DTYPE_NAMES
+from ptune.choices import CHECKPOINTING, CLASSIFY, DTYPE_NAMES, LM, TAG, TASKS
 from ptune.cli.flags import Parser, flag, number
-from ptune.errors import ConfigError
+from ptune.cli.plan_data import RowSizes, add_data_flags, check_data_flags, given_data, row_sizes
+from ptune.cli.plan_tables import show_plan
+from ptune.errors import ConfigError, unknown
 from ptune.methods.names import DEFAULT_METHODS, METHODS, find_method
+from ptune.recipe import VIRTUAL_TOKENS
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from ptune.planning.clock import MachineRates
     from ptune.planning.forecast import Forecast, Forecaster
 
+_TARGET_LENGTH = 128
 _UNITS = {"gib": 2**30, "gb": 10**9, "mib": 2**20, "mb": 10**6}
 _MORE = """\
-Nothing but the model's config.json is read (or downloaded). Memory is what the process holds above its start on the
-CPU, and what tensors take on CUDA; GiB are 2^30 bytes, GB 10^9. It is split as it lies at the fullest moment of a step:
-where that is the loss, the gradients are not there yet. Rows are counted at full length, so that real batches of
-shorter rows take less. The time holds for this machine, from a second of trying (--no-calibrate skips them)."""
+Nothing but the model's config.json is read (or downloaded); with --data its tokenizer and the data too. Memory is what
+the process holds above its start on the CPU, and what tensors take on CUDA; GiB are 2^30 bytes, GB 10^9. It is split as
+it lies at the fullest moment of a step: where that is the loss, the gradients are not there yet. Rows are counted at
+full length, or with --data at that of the longest, so that real batches of shorter rows take less. The time holds for
+this machine, from a second of trying (--no-calibrate skips them)."""
 
 
 def build_parser() -> Parser:
@@ -56,7 +63,15 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--max-length", type=_numbers, default=(256,), metavar="N,N", help="tokens a row; several are tried"
     )
-    parser.add_argument("--num-virtual-tokens", type=whole, default=10, metavar="N", help="virtual tokens")
+    parser.add_argument(
+        "--num-virtual-tokens",
+        type=whole,
+        metavar="N",
+        help=f"virtual tokens; by default those of the template, or {VIRTUAL_TOKENS}",
+    )
+    parser.add_argument(
+        "--num-labels", type=whole, metavar="N", help="classes or tags, where no data tell; two classes by default"
+    )
     parser.add_argument(
         "--encoder-hidden-size", type=whole, metavar="N", help="width of the encoder; by default the model's"
     )
@@ -72,43 +87,85 @@ def build_parser() -> Parser:
     parser.add_argument("--revision", help="revision of the model on the hub")
     parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes from the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_flags(parser)
     return parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse(argv)
+    check_data_flags(args)
     from ptune.cli.quiet import quiet_libraries
 
     quiet_libraries(data=False)
-    forecaster = _forecaster(args)
+    config = _config(args)
+    data = row_sizes(args)
+    forecaster = _forecaster(args, config, data)
     from ptune.planning.forecast import forecast_all
 
-    found = forecast_all(forecaster, args.methods, args.per_device_train_batch_size, args.max_length)
-    largest = _largest(forecaster, args) if args.memory else {}
-    rates = _rates(forecaster, args)
-    command = _command(args, found, largest)
+    lengths = args.max_length if data is None else (data.longest,)
+    found = forecast_all(forecaster, args.methods, args.per_device_train_batch_size, lengths)
+    largest = _largest(forecaster, args, lengths[0]) if args.memory else {}
+    rates = _rates(forecaster, args, lengths[0])
+    timed = found if data is None or rates is None else [_of_average(forecaster, one, data) for one in found]
+    command = _command(args, found, largest, virtual=forecaster.settings.num_virtual_tokens)
     if args.json:
-        print(json.dumps(_as_dict(args, forecaster, found, largest, rates, command=command)))
-    else:
-        _show(args, found, largest, rates, command)
+        told = _as_dict(args, forecaster, found, largest, rates, command=command, timed=timed)
+        print(json.dumps({**told, "data": None if data is None else data.to_dict()}))
+        return 0
+    if data is not None:
+        print(data.line())
+    show_plan(args, found, timed, largest, rates, rows_of_data=args.rows if data is None else data.rows)
+    print(f"Next: {command}")
     return 0
 
 
-def _forecaster(args: argparse.Namespace) -> Forecaster:
+def _config(args: argparse.Namespace) -> PretrainedConfig:
+    """The model's configuration, checked against the task before any data are read."""
+    from ptune.loading.load import load_config
+    from ptune.training.run_model import TASK_TYPES
+
+    task = TASK_TYPES[_task(args)]
+    return load_config(args.model, trust_remote_code=args.trust_remote_code, revision=args.revision, task=task)
+
+
+def _task(args: argparse.Namespace) -> str:
+    """The task's name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    name = getattr(args, "task", LM)
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return str(name)
+
+
+def _of_average(forecaster: Forecaster, one: Forecast, data: RowSizes) -> Forecast:
+    """The same for rows of average length: long rows and short ones come in turn."""
+    return forecaster.forecast(one.method, one.rows, data.mean, target_length=data.mean_target)
+
+
+def _forecaster(args: argparse.Namespace, config: PretrainedConfig, data: RowSizes | None) -> Forecaster:
     import torch
 
-    from ptune.loading.load import load_config
     from ptune.loading.place import chosen_dtype
     from ptune.methods.apply import MethodSettings
     from ptune.planning.forecast import Forecaster
+    from ptune.training.run_model import TASK_TYPES
 
+    task, labels, target = _task(args), args.num_labels, getattr(args, "target_length", _TARGET_LENGTH)
+    more: dict[str, Any] = {}
+    if data is not None:
+        labels = data.num_labels if task in (CLASSIFY, TAG) else None
+        target = data.longest_target or target
+        more = {} if data.supervised_share is None else {"supervised_share": data.supervised_share}
     device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = str(chosen_dtype(args.dtype, torch.device(device))).removeprefix("torch.")
     return Forecaster(
-        load_config(args.model, trust_remote_code=args.trust_remote_code, revision=args.revision),
+        config,
         MethodSettings(
-            num_virtual_tokens=args.num_virtual_tokens,
+            num_virtual_tokens=(args.num_virtual_tokens or VIRTUAL_TOKENS) if data is None else data.virtual_tokens,
             encoder_hidden_size=args.encoder_hidden_size,
             encoder_num_layers=args.encoder_num_layers,
             lora_r=args.lora_r,
@@ -118,17 +175,19 @@ def _forecaster(args: argparse.Namespace) -> Forecaster:
         device=device,
         accumulation=args.gradient_accumulation_steps,
         checkpointing=args.activation_checkpointing,
+        task=TASK_TYPES[task],
+        num_labels=labels,
+        target_length=target,
+        **more,
     )
 
 
-def _largest(forecaster: Forecaster, args: argparse.Namespace) -> dict[str, int]:
+def _largest(forecaster: Forecaster, args: argparse.Namespace, length: int) -> dict[str, int]:
     """The most rows that fit, by method, at the first length."""
-    return {
-        method: forecaster.largest_batch(method, args.max_length[0], args.memory / 2**30) for method in args.methods
-    }
+    return {method: forecaster.largest_batch(method, length, args.memory / 2**30) for method in args.methods}
 
 
-def _rates(forecaster: Forecaster, args: argparse.Namespace) -> MachineRates | None:
+def _rates(forecaster: Forecaster, args: argparse.Namespace, length: int) -> MachineRates | None:
     """How fast this machine is; None when it is not to be asked, or not the one that will train."""
     import torch
 
@@ -138,20 +197,22 @@ def _rates(forecaster: Forecaster, args: argparse.Namespace) -> MachineRates | N
     from ptune.planning.clock import calibrate
 
     text = forecaster.config.get_text_config(decoder=True)
-    tokens = args.per_device_train_batch_size[0] * args.max_length[0]
+    tokens = args.per_device_train_batch_size[0] * length
     return calibrate(tokens=tokens, width=text.hidden_size, dtype=DTYPES[forecaster.dtype], device=forecaster.device)
 
 
-def _command(args: argparse.Namespace, found: Sequence[Forecast], largest: dict[str, int]) -> str:
+def _command(args: argparse.Namespace, found: Sequence[Forecast], largest: dict[str, int], *, virtual: int) -> str:
     """The command that trains the first of ptune's methods in the plan, with the largest batch that fits."""
     own = [one for one in found if METHODS[one.method].is_ptune and largest.get(one.method, 1) > 0]
     if not own:
-        return f"ptune compare --model {args.model} --data DATA --output OUTPUT --methods {','.join(args.methods)}"
+        methods = ",".join(args.methods)
+        return f"ptune compare --model {args.model} {given_data(args)} --output OUTPUT --methods {methods}"
     one = next((one for one in own if one.method == "mlp"), own[0])
     rows = min(one.rows, largest.get(one.method, one.rows))
+    length = args.max_length[0] if "data" in vars(args) else one.length
     words = [
-        f"ptune train --model {args.model} --data DATA --output OUTPUT --encoder {METHODS[one.method].encoder}",
-        f"--num-virtual-tokens {args.num_virtual_tokens} --max-length {one.length}",
+        f"ptune train --model {args.model} {given_data(args)} --output OUTPUT --encoder {METHODS[one.method].encoder}",
+        f"--num-virtual-tokens {virtual} --max-length {length}",
         f"--per-device-train-batch-size {rows} --dtype {one.dtype}",
     ]
     if args.gradient_accumulation_steps > 1:
@@ -169,102 +230,25 @@ def _as_dict(
     rates: MachineRates | None,
     *,
     command: str,
+    timed: Sequence[Forecast],
 ) -> dict[str, Any]:
     """Every figure, as plain values."""
     from dataclasses import asdict
 
     return {
         "model": args.model,
+        "task": _task(args),
         "base_parameters": forecaster.base_parameters,
         "context_length": forecaster.context_length,
         "forecasts": [
-            {**one.to_dict(), "step_seconds": None if rates is None else rates.step_seconds(one)} for one in found
+            {**one.to_dict(), "step_seconds": None if rates is None else rates.step_seconds(average)}
+            for one, average in zip(found, timed, strict=True)
         ],
         "memory_bytes": args.memory,
         "largest_batch": largest or None,
         "machine": None if rates is None else asdict(rates),
         "command": command,
     }
-
-
-def _show(
-    args: argparse.Namespace,
-    found: Sequence[Forecast],
-    largest: dict[str, int],
-    rates: MachineRates | None,
-    command: str,
-) -> None:
-    """The tables, for people."""
-    from ptune.cli.quiet import output
-
-    console = output(width=200)
-    once = {one.method: one for one in reversed(found)}
-    rows: list[Sequence[str]] = [
-        (one.title, f"{one.base_parameters:,}", f"{one.trainable_parameters:,}", f"{one.trainable_percent:.4f}%")
-        for one in (once[name] for name in args.methods)
-    ]
-    _table(console, "Parameters", ("condition", "model parameters", "trainable parameters", "trainable"), rows)
-    columns = [
-        "condition",
-        "batch",
-        "loaded",
-        "training",
-        "weights",
-        "gradients",
-        "optimizer",
-        "activations",
-        "logits",
-        "overhead",
-    ]
-    timed = rates is not None
-    rows = []
-    for one in found:
-        parts = one.memory
-        figures = (parts.weights, parts.gradients, parts.optimizer, parts.activations, parts.logits, parts.overhead)
-        row = [one.title, f"{one.rows} × {one.length}", f"{one.loaded_gib:.2f}", f"{parts.total:.2f}"]
-        row += [f"{figure:.2f}" for figure in figures]
-        if rates is not None:
-            row += _times(one, rates.step_seconds(one), args.rows)
-        rows.append(row)
-    columns += ["s/step", "tokens/s"] + (["an epoch"] if args.rows else []) if timed else []
-    place = found[0].device.upper() if found[0].device == "cpu" else "CUDA"
-    _table(console, f"Memory in GiB, {found[0].dtype} on {place}", columns, rows)
-    if args.memory:
-        rows = [(METHODS[name].title, _fits(count)) for name, count in largest.items()]
-        title = f"Largest batch in {args.memory / 2**30:.1f} GiB, rows of {args.max_length[0]} tokens"
-        _table(console, title, ("condition", "rows"), rows)
-    if not timed and args.calibrate:
-        print("No time is forecast: this machine has no GPU to ask.")
-    print(f"Next: {command}")
-
-
-def _fits(count: int) -> str:
-    if count:
-        return f"{count:,}"
-    return "none: shorten --max-length, or use --dtype bfloat16, --activation-checkpointing or another method"
-
-
-def _times(one: Forecast, seconds: float, rows: int | None) -> list[str]:
-    """Time of a step, tokens a second and time of an epoch, as text."""
-    from ptune.training.progress import clock
-
-    row = [f"{seconds:.2f}", f"{one.tokens / seconds:,.0f}"]
-    if rows:
-        row.append(clock(seconds * -(-rows // (one.rows * one.accumulation))))
-    return row
-
-
-def _table(console: Any, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(title, style="bold", highlight=False)
-    table = Table()
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
 
 
 def _methods(text: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ptune.choices import CHECKPOINTING, LM
+from ptune.choices import CHECKPOINTING
 from ptune.comparison.job import BASE, FAILED, OK, OUT_OF_MEMORY, Job, JobResult
 from ptune.comparison.job_progress import CompareProgress
 from ptune.comparison.report import write_reports
@@ -66,8 +66,6 @@ def compare(
         ModelError: The model alone cannot be loaded or measured, so that no method can.
     """
     chosen, given = settings or CompareSettings(), dict(arguments or {})
-    if recipe.task != LM:
-        raise ConfigError(f"task={recipe.task} has no comparison yet.", hint="Train with it: ptune train --task.")
     check_arguments(recipe, given)
     if given.get(CHECKPOINTING):
         check_checkpointing(chosen.names())

@@ -32,12 +32,14 @@ from transformers import (
 )
 from typing_extensions import override
 
-from ptune.choices import ADAM_BETAS
+from ptune.choices import ADAM_BETAS, LM
 from ptune.comparison.job import BASE, OK, Job, JobResult
 from ptune.comparison.job_batches import job_collator
 from ptune.data.blocks import listed_blocks
 from ptune.data.collate import PackingCollator, PaddingCollator
 from ptune.data.labels import IGNORE_INDEX, supervised
+from ptune.data.tasks import task_template
+from ptune.data.template import get_template, template_text
 from ptune.errors import ConfigError
 from ptune.evaluation.held_out_loss import HeldOutLoss, LossSum, held_out_loss
 from ptune.frozen.parameters import count_parameters
@@ -74,13 +76,8 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     args = training_arguments(job, recipe)
     tell({"phase": "reading"})
     tokenizer = load_tokenizer(recipe.model, trust_remote_code=recipe.trust_remote_code, revision=recipe.revision)
+    _check_template(recipe, tokenizer)
     recipe, rows = prepare_rows(recipe, tokenizer, args, progress=False)
-    if rows.template.blocks:
-        raise ConfigError(
-            f"the template has {listed_blocks(rows.template.blocks)}; not every method of a comparison has virtual "
-            "tokens.",
-            hint="Leave them out: num_virtual_tokens says how many stand before the text.",
-        )
     start_gib = _held_gib(args.device)
     tell({"phase": "loading"})
     model = _load(job, recipe, args, tokenizer, rows)
@@ -97,6 +94,20 @@ def run_job(job: Job, tell: Tell) -> JobResult:
     if found is not None:
         answer |= {"held_out_loss": found.loss, "held_out_tokens": found.tokens}
     return JobResult(**answer)
+
+
+def _check_template(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ConfigError` for a template with virtual tokens."""
+    text = template_text(recipe.template)
+    if recipe.task == LM:
+        blocks = get_template(text, tokenizer, virtual_tokens=recipe.virtual_tokens).blocks
+    else:
+        blocks = task_template(text, recipe.task, recipe.virtual_tokens).blocks if "{" in text else ()
+    if blocks:
+        raise ConfigError(
+            f"the template has {listed_blocks(blocks)}; not every method of a comparison has virtual tokens.",
+            hint="Leave them out: num_virtual_tokens says how many stand before the text.",
+        )
 
 
 def training_arguments(job: Job, recipe: TrainRecipe) -> TrainingArguments:

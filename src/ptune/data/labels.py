@@ -13,6 +13,7 @@ IGNORE_INDEX: Final = -100
 def supervised(batch: Mapping[str, Any]) -> torch.Tensor:
     """How many labels a batch has: of tokens, of rows, or answers that are marked in a text."""
     if "start_positions" in batch:
-        return torch.tensor(len(batch["start_positions"]))
+        marked: torch.Tensor = (batch["start_positions"] >= 0).sum()
+        return marked
     count: torch.Tensor = (batch["labels"] != IGNORE_INDEX).sum()
     return count

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptune.data.tasks.task_kinds import QA
+from ptune.choices import QA
 from ptune.errors import printable
 from ptune.evaluation.bootstrap import Score
 from ptune.evaluation.columns import ALL_TITLES, ALONE, COMMONEST, CONSTANT_TITLES, NO_ANSWER, PROMPT, TITLES

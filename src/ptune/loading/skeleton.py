@@ -15,8 +15,13 @@ def skeleton(
 ) -> PreTrainedModel:
     """A frozen model on the meta device.
 
+    Args:
+        config: The model's.
+        dtype: Of its weights.
+        task: What the model is for.
+
     Raises:
-        ModelError: The configuration is of no model for the task.
+        ModelError: The configuration is that of no model for the task.
     """
     try:
         with torch.device("meta"):

@@ -103,6 +103,11 @@ class PTunedTaskModel(RunsTasks):
         return bool(self._layers)
 
     @property
+    def decoder_layers(self) -> DecoderLayers | None:
+        """The ways through a decoder's layers; None of other models."""
+        return next(iter(self._layers), None)
+
+    @property
     def packs_rows(self) -> bool:
         """Whether the rows of padded batches run packed, without their padding."""
         return any(layers.packs for layers in self._layers)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from ptune.config import TaskType
 from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
 from ptune.frozen.parameters import count_parameters
@@ -26,11 +26,13 @@ from ptune.loading.load import load_config
 from ptune.loading.place import DTYPES
 from ptune.loading.skeleton import skeleton
 from ptune.memory.measure import GIB
-from ptune.methods.apply import MethodSettings, apply_method
+from ptune.methods.apply import MethodSettings
 from ptune.methods.names import DEFAULT_METHODS, METHODS, check_checkpointing, find_method
 from ptune.packed.chunked_loss import positions_at_once
-from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, Shape, StepCost, body_of, encoder_cost, step_cost
-from ptune.planning.without_data import skeleton_for
+from ptune.planning.batch_without_data import Shape
+from ptune.planning.planned_config import planned_config
+from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, StepCost, body_of, encoder_cost, step_cost
+from ptune.planning.without_data import adapted
 
 OVERHEAD_GIB = {"cpu": 0.06, "cuda": 0.0}
 """What comes with the first step: threads, kernels, scratch space."""
@@ -69,6 +71,8 @@ class Forecast:
     device: str
     rows: int
     length: int
+    target_length: int | None
+    """Tokens of a text to write, where the task has one."""
     accumulation: int
     base_parameters: int
     trainable_parameters: int
@@ -89,7 +93,7 @@ class Forecast:
     @property
     def tokens(self) -> int:
         """Text tokens of an optimizer step."""
-        return self.rows * self.length * self.accumulation
+        return self.rows * (self.length + (self.target_length or 0)) * self.accumulation
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -108,10 +112,14 @@ class Forecaster:
         device: cpu or cuda.
         accumulation: Batches an optimizer step.
         checkpointing: Activations are computed again in the backward.
-        supervised_share: Of a row's tokens, those that have labels.
+        supervised_share: Of a row's tokens, those that have labels; of a causal language model.
+        task: What the model is for.
+        num_labels: Classes or tags; None for two classes.
+        target_length: Tokens of a text to write, of a model from sequence to sequence.
 
     Raises:
-        ModelError: No model can be made of the configuration.
+        ConfigError: A number of labels that the task cannot have.
+        ModelError: No model for the task can be made of the configuration.
     """
 
     def __init__(
@@ -124,19 +132,31 @@ class Forecaster:
         accumulation: int = 1,
         checkpointing: bool = False,
         supervised_share: float = 0.6,
+        task: TaskType = TaskType.CAUSAL_LM,
+        num_labels: int | None = None,
+        target_length: int = 128,
     ) -> None:
-        self.config, self.settings = config, settings or MethodSettings()
+        self.config, self.settings = planned_config(config, task, num_labels), settings or MethodSettings()
         self.dtype, self.device, self.accumulation, self.checkpointing = dtype, device, accumulation, checkpointing
-        self.supervised_share = supervised_share
-        base = skeleton(config, DTYPES[dtype])
+        self.supervised_share, self.task = supervised_share, task
+        self.target_length = target_length if task is TaskType.SEQ_2_SEQ_LM else None
+        base = skeleton(self.config, DTYPES[dtype], task=task)
         self.base_parameters = count_parameters(base)[1]
         self.context_length = context_length(base)
         self._step = lru_cache(maxsize=None)(self._simulated)
-        self._encoder = lru_cache(maxsize=None)(lambda method: encoder_cost(self.config, method, self.settings))
+        self._encoder = lru_cache(maxsize=None)(
+            lambda method: encoder_cost(self.config, method, self.settings, task=task)
+        )
         self._adapted = lru_cache(maxsize=None)(self._counted)
 
-    def forecast(self, method: str, rows: int, length: int) -> Forecast:
+    def forecast(self, method: str, rows: int, length: int, *, target_length: int | None = None) -> Forecast:
         """One method with batches of `rows` rows of `length` tokens.
+
+        Args:
+            method: Its name.
+            rows: Of a batch.
+            length: Tokens of each.
+            target_length: Of a text to write, in place of the forecaster's.
 
         Raises:
             ConfigError: Rows and prompt exceed the model's context, or the method excludes activation checkpointing.
@@ -144,9 +164,10 @@ class Forecaster:
         """
         if self.checkpointing:
             check_checkpointing([method])
-        self._check_length(method, length)
+        target = self.target_length if target_length is None else target_length
+        self._check_length(method, length, target)
         counts = self._adapted(method)
-        cost = self._cost(method, rows, length)
+        cost = self._cost(method, rows, length, target)
         optimizer = ADAM_BYTES * counts.trainable
         late = cost.late.total > cost.early.total
         moment = cost.late if late else cost.early
@@ -167,6 +188,7 @@ class Forecaster:
             device=self.device,
             rows=rows,
             length=length,
+            target_length=target,
             accumulation=self.accumulation,
             base_parameters=self.base_parameters,
             trainable_parameters=counts.trainable,
@@ -204,20 +226,21 @@ class Forecaster:
             low, high = (middle, high) if middle <= most and fits(middle) else (low, middle)
         return low
 
-    def _cost(self, method: str, rows: int, length: int) -> StepCost:
+    def _cost(self, method: str, rows: int, length: int, target: int | None) -> StepCost:
         """A step of one batch; ptune's methods share the body of it."""
         body = body_of(method)
         if METHODS[method].is_ptune and method != body:
-            return self._encoder(method).added_to(self._step(body, rows, length))
-        return self._step(method, rows, length)
+            return self._encoder(method).added_to(self._step(body, rows, length, target))
+        return self._step(method, rows, length, target)
 
     @property
     def _batches(self) -> float:
         """Forward and backward passes of a step, over those simulated."""
         return self.accumulation / min(self.accumulation, 2)
 
-    def _simulated(self, method: str, rows: int, length: int) -> StepCost:
-        shape = Shape(rows, length, self.supervised_share)
+    def _simulated(self, method: str, rows: int, length: int, target: int | None) -> StepCost:
+        learned = 1 if self.task is TaskType.MASKED_LM else target
+        shape = Shape(rows, length, self.supervised_share, learned)
         cost = step_cost(
             self.config,
             method,
@@ -227,8 +250,9 @@ class Forecaster:
             device=self.device,
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
+            task=self.task,
         )
-        if not cost.packed:
+        if not cost.packed or self.task is not TaskType.CAUSAL_LM:
             return cost
         # It was simulated on the CPU, whose LM head takes fewer positions at once.
         vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
@@ -236,19 +260,26 @@ class Forecaster:
         return cost.with_logits(there / here)
 
     def _counted(self, method: str) -> _Counts:
-        with torch.device("meta"):
-            model: Any = apply_method(method, skeleton_for(method, self.config, DTYPES[self.dtype]), self.settings)
+        base = skeleton(self.config, DTYPES[self.dtype], task=self.task)
+        model = adapted(method, base, self.settings, self.task)
         trainable, total = count_parameters(model)
         return _Counts(trainable, total, _bytes(model))
 
-    def _check_length(self, method: str, length: int) -> None:
-        virtual = self.settings.num_virtual_tokens if METHODS[method].encoder else 0
-        if self.context_length is not None and virtual + length > self.context_length:
-            raise ConfigError(
-                f"{virtual} virtual tokens and rows of {length} tokens exceed the model's context of "
-                f"{self.context_length} tokens.",
-                hint=f"Use a max_length of at most {self.context_length - virtual}.",
-            )
+    def _check_length(self, method: str, length: int, target: int | None) -> None:
+        chosen = METHODS[method]
+        virtual = self.settings.num_virtual_tokens if chosen.encoder else 0
+        # An encoder-decoder has keys and values before the text that it writes.
+        writes = self.task is TaskType.SEQ_2_SEQ_LM and chosen.is_deep
+        parts = [("rows", "max_length", length, 0 if writes else virtual)]
+        if target is not None:
+            parts.append(("texts to write", "target_length", target, virtual if writes else 0))
+        for what, name, tokens, before in parts:
+            if self.context_length is not None and before + tokens > self.context_length:
+                raise ConfigError(
+                    f"{before} virtual tokens and {what} of {tokens} tokens exceed the model's context of "
+                    f"{self.context_length} tokens.",
+                    hint=f"Use a {name} of at most {self.context_length - before}.",
+                )
 
 
 @dataclass(frozen=True)
@@ -281,6 +312,9 @@ def plan(
     device: str = "cpu",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    task: TaskType = TaskType.CAUSAL_LM,
+    num_labels: int | None = None,
+    target_length: int = 128,
 ) -> list[Forecast]:
     """What each method will take, from a model's configuration alone.
 
@@ -294,14 +328,19 @@ def plan(
         device: cpu or cuda.
         trust_remote_code: Run model code that comes from the hub.
         revision: Of the model on the hub.
+        task: What the model is for.
+        num_labels: Classes or tags; None for two classes.
+        target_length: Tokens of a text to write, of a model from sequence to sequence.
 
     Returns:
         A forecast for every method, batch size and length, in this order.
 
     Raises:
-        ModelError: No such model, or it cannot be simulated.
+        ModelError: No such model, none for the task, or it cannot be simulated.
         ConfigError: An unknown method, or rows and prompt that exceed the model's context.
     """
-    config = load_config(model, trust_remote_code=trust_remote_code, revision=revision)
+    config = load_config(model, trust_remote_code=trust_remote_code, revision=revision, task=task)
     names = [find_method(name).name for name in methods]
-    return forecast_all(Forecaster(config, settings, dtype=dtype, device=device), names, batch_sizes, max_lengths)
+    of_task: dict[str, Any] = {"task": task, "num_labels": num_labels, "target_length": target_length}
+    forecaster = Forecaster(config, settings, dtype=dtype, device=device, **of_task)
+    return forecast_all(forecaster, names, batch_sizes, max_lengths)

@@ -12,6 +12,8 @@ The bigger of the two is the peak. The moments are told apart by counting operat
 with a sliding window, the first without experts) the copies grow by a whole period of the pattern. Where layers share
 keys and values, or no small copy can be made, all layers are simulated.
 
+An encoder-decoder's layers are of two kinds, whose numbers differ, and so it is simulated whole.
+
 Padded methods see `B` rows of `T` tokens; packed ones one sequence of `B × T` tokens. A packed step is made of as many
 pieces as there are rows, so beyond `ROWS_SIMULATED` rows it is extrapolated too.
 
@@ -31,33 +33,23 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
+from ptune.config import TaskType
 from ptune.errors import ModelError, PTuneError
 from ptune.frozen.filler_ids import filler_of
-from ptune.methods.apply import MethodSettings, apply_method
+from ptune.loading.skeleton import skeleton
+from ptune.methods.apply import MethodSettings
 from ptune.methods.names import METHODS
+from ptune.model.task_model import PTunedTaskModel
 from ptune.packed.attention import as_on_cuda
+from ptune.planning.batch_without_data import Shape, batch_for, logits_width
 from ptune.planning.fewer_layers import layer_pattern, with_layers
 from ptune.planning.tracker import LiveBytes
-from ptune.planning.without_data import cannot_be_simulated, put_without_data, skeleton_for
+from ptune.planning.without_data import adapted, all_of, cannot_be_simulated, put_without_data
 
 ROWS_SIMULATED, ROWS_APART = 16, 4
 """Most rows of a packed batch that are simulated, and how many fewer the smaller of two batches has."""
 BODY, DEEP_BODY = "prompt-tuning", "prefix"
 """The methods that add nothing to a prompt's own vectors, or keys and values: the step without an encoder."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A batch: `rows` of `length` tokens each, of which a share has labels."""
-
-    rows: int
-    length: int
-    supervised_share: float = 0.6
-
-    @property
-    def supervised(self) -> int:
-        """Positions that have labels."""
-        return max(int(self.rows * self.length * self.supervised_share), 1)
 
 
 @dataclass(frozen=True)
@@ -129,6 +121,7 @@ def step_cost(
     device: str = "cpu",
     accumulation: int = 1,
     checkpointing: bool = False,
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> StepCost:
     """The cost of a step of a whole model, from two small copies of it.
 
@@ -136,8 +129,9 @@ def step_cost(
         ModelError: The architecture cannot be simulated, or not adapted by the method.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device}
-    options |= {"accumulation": accumulation, "checkpointing": checkpointing}
-    if not (METHODS[method].is_ptune and settings.packing) or shape.rows <= ROWS_SIMULATED:
+    options |= {"accumulation": accumulation, "checkpointing": checkpointing, "task": task}
+    in_pieces = METHODS[method].is_ptune and (settings.packing or task is not TaskType.CAUSAL_LM)
+    if not in_pieces or shape.rows <= ROWS_SIMULATED:
         return _whole(config, method, settings, shape, **options)
     fewer, more = (
         _whole(config, method, settings, replace(shape, rows=rows), **options)
@@ -148,6 +142,8 @@ def step_cost(
 
 def _whole(config: PretrainedConfig, method: str, settings: MethodSettings, shape: Shape, **options: Any) -> StepCost:
     """All layers, from copies with fewer."""
+    if config.is_encoder_decoder:
+        return simulate(config, method, settings, shape, **options).cost()
     layers = config.get_text_config(decoder=True).num_hidden_layers
     fewest, period = layer_pattern(config)
     if layers > fewest + period:
@@ -184,13 +180,14 @@ class EncoderCost:
         )
 
 
-def encoder_cost(config: PretrainedConfig, method: str, settings: MethodSettings) -> EncoderCost:
+def encoder_cost(
+    config: PretrainedConfig, method: str, settings: MethodSettings, *, task: TaskType = TaskType.CAUSAL_LM
+) -> EncoderCost:
     """The cost of one of ptune's encoders, forward and backward, alone."""
-    with torch.device("meta"):
-        model: Any = apply_method(method, skeleton_for(method, config), settings)
+    model: Any = adapted(method, skeleton(config, task=task), settings, task)
     (encoder,) = model.prompts.values()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    put_without_data(encoder, mode)
+    put_without_data([encoder], mode)
     tracker = LiveBytes(vocab_size=0, supervised=0)
     with mode, tracker:
         vectors = encoder()
@@ -256,18 +253,21 @@ def simulate(
     device: str = "cpu",
     accumulation: int = 1,
     checkpointing: bool = False,
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> Simulated:
     """Run a step of a model of this configuration, every layer of it, without data, as it runs on `cpu` or `cuda`.
 
     Raises:
         ModelError: An operation of the architecture needs data.
     """
-    step = _Step(config, method, settings, shape, dtype, device, accumulation, checkpointing)
+    step = _Step(config, method, settings, shape, dtype, device, accumulation, checkpointing, task)
     if not METHODS[method].is_ptune:
         return step.run()
+    # A model for a task packs by itself, and nobody turns that off.
+    packs = settings.packing or task is not TaskType.CAUSAL_LM
     # What the self-check finds out with a real model: rows that cannot be packed, virtual tokens that need a token id.
     fault: ModelError | None = None
-    for ways in ({"packs": settings.packing}, {"packs": False}, {"packs": False, "filler": True}):
+    for ways in ({"packs": packs}, {"packs": False}, {"packs": False, "filler": True}):
         try:
             return step.run(**ways)
         except ModelError as error:
@@ -288,6 +288,7 @@ class _Step:
     device: str
     accumulation: int
     checkpointing: bool
+    task: TaskType
 
     def run(self, *, packs: bool = False, filler: bool = False) -> Simulated:
         """Run it, with packed rows or padded ones, and with the prompt as embeddings alone or with a filler's id.
@@ -295,21 +296,20 @@ class _Step:
         Raises:
             ModelError: The model refuses, or an operation of it needs data.
         """
-        base = skeleton_for(self.method, self.config, self.dtype)
+        base = skeleton(self.config, self.dtype, task=self.task)
         method, shape = METHODS[self.method], self.shape
-        with torch.device("meta"):
-            model: Any = apply_method(self.method, base, self.settings)
+        model: Any = adapted(self.method, base, self.settings, self.task)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        put_without_data(model, mode)
+        put_without_data(all_of(model), mode)
         if self.checkpointing:
             model.gradient_checkpointing_enable()
-        if filler:
-            model.capability = replace(model.capability, prefix=False, filler_id=filler_of(base))
-        packs = packs and model.packs
-        if method.is_ptune:
-            model.pack_batches = packs  # or it packs padded batches by itself
-        vocabulary = int(self.config.get_text_config(decoder=True).vocab_size)
-        tracker = LiveBytes(vocab_size=vocabulary, supervised=shape.supervised)
+        ways = model.decoder_layers if isinstance(model, PTunedTaskModel) else model if method.is_ptune else None
+        packs = packs and ways is not None and ways.packs
+        if ways is not None:
+            ways.pack_batches = packs  # or it packs padded batches by itself
+            if filler:
+                ways.capability = replace(ways.capability, prefix=False, filler_id=filler_of(base))
+        tracker = LiveBytes(vocab_size=logits_width(self.config, self.task), supervised=shape.supervised)
         mixed = method.name == "full" and self.dtype != torch.float32
         attention = as_on_cuda() if self.device == "cuda" else contextlib.nullcontext()
         begin = 0
@@ -317,7 +317,7 @@ class _Step:
             with mode, tracker, attention, torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                 for _ in range(min(self.accumulation, 2)):
                     # As in Trainer: the output, and the logits in it, are gone when the backward begins.
-                    loss = model(**_batch(shape, packed=packs, prompt=method.is_ptune)).loss
+                    loss = model(**batch_for(self.task, shape, packed=packs, prompt=method.is_ptune)).loss
                     begin = len(tracker.live)
                     loss.backward()
                     del loss
@@ -331,19 +331,3 @@ class _Step:
 def _gradient_bytes(model: nn.Module) -> int:
     grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
     return sum(grad.numel() * grad.element_size() for grad in grads)
-
-
-def _batch(shape: Shape, *, packed: bool, prompt: bool) -> dict[str, Any]:
-    """A batch without values."""
-    size = (1, shape.rows * shape.length) if packed else (shape.rows, shape.length)
-    batch: dict[str, Any] = {
-        "input_ids": torch.zeros(size, dtype=torch.long),
-        "labels": torch.zeros(size, dtype=torch.long),
-    }
-    if packed:
-        batch["row_lengths"] = [shape.length] * shape.rows
-    else:
-        batch["attention_mask"] = torch.ones(size, dtype=torch.long)
-    if prompt:
-        batch["return_logits"] = False
-    return batch

@@ -44,6 +44,7 @@ def model_card(details: Mapping[str, Any], peft_obstacle: str | None = None) -> 
     """
     config = details["config"]
     base, task = config.get("base_model_name_or_path") or "unknown", config.get("task_type")
+    labels = details.get("labels")
     lines = ["---", "library_name: ptune", "tags: [p-tuning, soft-prompt, peft]"]
     if base != "unknown" and _HUB_ID.fullmatch(base):
         lines.append(f"base_model: '{base}'")
@@ -56,7 +57,7 @@ def model_card(details: Mapping[str, Any], peft_obstacle: str | None = None) -> 
         "Trained on": details.get("data"),
         "Template": details.get("template") or None,
         "Task": None if task in (None, "CAUSAL_LM") else details.get("task") or task,
-        "Labels": ", ".join(details.get("labels") or ()) or None,
+        "Labels": ", ".join(map(str, labels)) if isinstance(labels, (list, tuple)) else labels,
     }
     if compressed := details.get("compression"):
         rows["Compressed text"] = f"{compressed.get('text')}, {compressed.get('tokens')} tokens"

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ptune.choices import CLASSIFY, FILL, TAG
 from ptune.config import TaskType
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, TAG, TASK_TYPES
+from ptune.data.tasks.task_kinds import TASK_TYPES
 from ptune.errors import PromptError, listed, shown
 from ptune.saved.opened_folder import PTUNE_CONFIG, OpenedFolder
 

@@ -23,7 +23,7 @@ from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.capability import positions_before_the_first
 from ptune.frozen.filler_ids import filler_of
 from ptune.frozen.shards import shallow_copy
-from ptune.internals import children_of
+from ptune.internals import children_of, record_outputs
 from ptune.padded.padded_forward import text_of
 from ptune.prefix.keys_values import RowPrefix
 from ptune.tasks.lined_up import LinedUp, read_inputs
@@ -113,6 +113,8 @@ def _text_alone(encoder: PreTrainedModel, taken: Taken, inputs: dict[str, Any]) 
         output = encoder(**inputs)
         output["last_hidden_state"] = taken(output["last_hidden_state"])
     else:
+        if inputs.get("output_hidden_states") or inputs.get("output_attentions"):
+            record_outputs(encoder)
         output = _with_layers(encoder, taken)(**inputs)
     if output.get("hidden_states") is not None:
         last = output["last_hidden_state"]  # the text's alone already; behind a pooler's layers it is among the others

@@ -8,8 +8,9 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ptune.choices import CLASSIFY, FILL, LM, QA, SEQ2SEQ, TAG
+from ptune.choices import CLASSIFY, LM, TAG
 from ptune.config import TaskType
+from ptune.data.tasks.task_kinds import TASK_TYPES as DATA_TASK_TYPES
 from ptune.errors import ConfigError
 from ptune.frozen.precision import check_mixed
 from ptune.loading.load import load_base
@@ -19,14 +20,7 @@ from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
 from ptune.training.processes import in_turn, shard
 
-TASK_TYPES = {
-    LM: TaskType.CAUSAL_LM,
-    CLASSIFY: TaskType.SEQ_CLS,
-    TAG: TaskType.TOKEN_CLS,
-    QA: TaskType.QUESTION_ANS,
-    SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-    FILL: TaskType.MASKED_LM,
-}
+TASK_TYPES = {LM: TaskType.CAUSAL_LM, **DATA_TASK_TYPES}
 """PEFT's names for the tasks of the command line."""
 _LABELLED = (CLASSIFY, TAG)
 

@@ -235,8 +235,14 @@ def share_of(dataset: Dataset, process: int, processes: int) -> Dataset:
     if len(share) == whole:
         return share
     row = dataset[0]
-    blank = Dataset.from_list([{**row, "labels": [IGNORE_INDEX] * len(row["labels"])}], features=dataset.features)
+    nothing = {name: _unlabelled(row[name]) for name in ("labels", "start_positions", "end_positions") if name in row}
+    blank = Dataset.from_list([{**row, **nothing}], features=dataset.features)
     return concatenate_datasets([share, blank])
+
+
+def _unlabelled(value: Any) -> Any:
+    """Labels of a row, or its one label, with nothing to learn."""
+    return [IGNORE_INDEX] * len(value) if isinstance(value, list) else IGNORE_INDEX
 
 
 def build_trainer(

@@ -80,7 +80,10 @@ def tune(
     """
     chosen, given, say = settings or TuneSettings(), dict(arguments or {}), console or Console(stderr=True)
     if recipe.task != LM:
-        raise ConfigError(f"task={recipe.task} has no search yet.", hint="Train with it: ptune train --task.")
+        raise ConfigError(
+            f"a search is for causal language models, not task={recipe.task}.",
+            hint=f"Compare rates and encoders with ptune compare --task {recipe.task}.",
+        )
     check_search(chosen, recipe, given)
     args = training_arguments(recipe, {**given, "save_strategy": "no", "eval_strategy": "no"})
     check_one_process(args)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import QA
 from ptune.data.tasks.task_example import TaskExamples
-from ptune.data.tasks.task_kinds import QA
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import DataError
 

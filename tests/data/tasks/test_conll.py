@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ptune.data.tasks.task_kinds import CLASSIFY, TAG
+from ptune.choices import CLASSIFY, TAG
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import DataError
 

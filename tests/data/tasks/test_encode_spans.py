@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptune.choices import QA
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import QA
 from ptune.errors import ConfigError, ModelError
 
 WORDS = [

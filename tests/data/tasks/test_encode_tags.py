@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers import RobertaTokenizer
 
+from ptune.choices import TAG
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.encode_tags import first_columns
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import TAG
 from ptune.errors import DataError, ModelError
 
 LABELS = ("O", "B-X", "I-X")

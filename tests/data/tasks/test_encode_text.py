@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import CLASSIFY, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_templates import task_template
 from ptune.errors import ConfigError, DataError, ModelError
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import CLASSIFY, FILL
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL
 from ptune.errors import ConfigError, DataError, ModelError
 
 LABELS = ("0", "1")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ptune.choices import CLASSIFY, QA, TAG
 from ptune.data.tasks.label_set import labels_of
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
-from ptune.data.tasks.task_kinds import CLASSIFY, QA, TAG
 from ptune.errors import ConfigError, DataError
 
 

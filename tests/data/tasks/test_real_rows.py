@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from ptune.choices import CLASSIFY, FILL
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.label_set import labels_of
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import DataError
 

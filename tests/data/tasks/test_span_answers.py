@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from ptune.choices import QA
 from ptune.data.tasks.encode import TokenizedTask, encode_task
 from ptune.data.tasks.span_answers import best_spans
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import QA
 from ptune.errors import ConfigError, DataError
 
 WORDS = [

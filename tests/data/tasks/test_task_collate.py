@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.encode import encode_task
 from ptune.data.tasks.task_collate import TaskCollator
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.errors import ConfigError, DataError
 
 ROWS: list[dict[str, Any]] = [

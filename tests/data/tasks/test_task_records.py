@@ -9,11 +9,12 @@ from typing import Any
 import datasets
 import pytest
 
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.opened import ReadOptions
 from ptune.data.tables import dataset_rows
 from ptune.data.tasks.label_set import labels_of
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
-from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import DATA_TASKS
 from ptune.data.tasks.task_layouts import PAIRS
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError, DataError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ptune import evaluate
-from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, QA, SEQ2SEQ, TAG
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import DATA_TASKS
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError, DataError, OutputError
 from ptune.evaluation.tasks.task_metric_names import TASK_METRICS

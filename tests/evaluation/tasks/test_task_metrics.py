@@ -9,8 +9,9 @@ from collections import Counter
 
 import pytest
 
+from ptune.choices import CLASSIFY, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, QA, SEQ2SEQ, TAG
+from ptune.data.tasks.task_kinds import DATA_TASKS
 from ptune.errors import ConfigError
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.tasks.entity_spans import entities

@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
     from ptune.data.tasks.encode import TokenizedTask, encode_task
     from ptune.data.tasks.encode_spans import Window, Windows
     from ptune.data.tasks.label_set import labels_of
     from ptune.data.tasks.span_answers import Answered, Span, best_spans
     from ptune.data.tasks.task_collate import TaskCollator
     from ptune.data.tasks.task_example import TaskExample, TaskExamples
-    from ptune.data.tasks.task_kinds import CLASSIFY, DATA_TASKS, FILL, LABEL_TASKS, QA, SEQ2SEQ, TAG
+    from ptune.data.tasks.task_kinds import DATA_TASKS, LABEL_TASKS
     from ptune.data.tasks.task_layouts import check_task_columns
     from ptune.data.tasks.task_records import load_task_examples
     from ptune.data.tasks.task_templates import TaskTemplate, task_template

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.tasks.encode_settings import EncodeSettings
 from ptune.data.tasks.encode_spans import Windows, encode_spans
 from ptune.data.tasks.encode_tags import encode_tags
 from ptune.data.tasks.encode_text import encode_classify, encode_fill, encode_seq2seq
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, LABEL_TASKS, QA, SEQ2SEQ, TAG, check_task
+from ptune.data.tasks.task_kinds import LABEL_TASKS, check_task
 from ptune.data.tasks.task_table import TaskTable
 from ptune.data.tasks.task_templates import FILL_PAIR_TEMPLATE, FILL_TEMPLATE, TaskTemplate, task_template
 from ptune.data.tasks.task_token_report import TaskTokenReport

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ptune.choices import QA
 from ptune.data.tasks.encode_settings import EncodeSettings, batches
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import QA
 from ptune.data.tasks.task_table import TaskTable
 from ptune.errors import ConfigError
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ptune.choices import TAG
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.tasks.encode_settings import EncodeSettings, batches, rows_of
 from ptune.data.tasks.label_set import check_labels
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import TAG
 from ptune.data.tasks.task_table import TaskTable
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ptune.choices import CLASSIFY, FILL
 from ptune.data.labels import IGNORE_INDEX
 from ptune.data.tasks.encode_settings import EncodeSettings, batches, rows_of
 from ptune.data.tasks.label_set import check_labels
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL
 from ptune.data.tasks.task_table import TaskTable
 from ptune.data.tasks.written_rows import RowWriter
 from ptune.data.template import end_token

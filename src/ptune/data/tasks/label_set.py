@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ptune.choices import TAG
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
-from ptune.data.tasks.task_kinds import LABEL_TASKS, TAG
+from ptune.data.tasks.task_kinds import LABEL_TASKS
 from ptune.errors import ConfigError, DataError, listed, nearest, shown
 
 

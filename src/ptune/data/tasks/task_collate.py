@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from ptune.choices import CLASSIFY, QA, SEQ2SEQ
 from ptune.data.collate import PaddingCollator
 from ptune.data.labels import IGNORE_INDEX
-from ptune.data.tasks.task_kinds import CLASSIFY, QA, SEQ2SEQ, check_task
+from ptune.data.tasks.task_kinds import check_task
 from ptune.errors import DataError
 
 _SPAN = ("start_positions", "end_positions")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from ptune.choices import QA, SEQ2SEQ, TAG
 from ptune.data.data_report import DataReport
-from ptune.data.tasks.task_kinds import QA, SEQ2SEQ, TAG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

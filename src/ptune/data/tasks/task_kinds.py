@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.config import TaskType
 from ptune.errors import unknown
 
-CLASSIFY: Final = "classify"
-TAG: Final = "tag"
-QA: Final = "qa"
-SEQ2SEQ: Final = "seq2seq"
-FILL: Final = "fill"
 DATA_TASKS: Final = (CLASSIFY, TAG, QA, SEQ2SEQ, FILL)
 LABEL_TASKS: Final = (CLASSIFY, TAG, FILL)
 """Those with a set of labels."""

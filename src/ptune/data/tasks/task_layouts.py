@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
 from ptune.data.layouts import check_columns, own_columns
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, SEQ2SEQ, TAG, check_task
+from ptune.data.tasks.task_kinds import check_task
 from ptune.data.values import kind
 from ptune.errors import ConfigError, DataError, listed, shown, unknown
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ptune.choices import SEQ2SEQ, TAG
 from ptune.data.data_report import DataReport
 from ptune.data.example import Example
 from ptune.data.layouts import no_such_column
@@ -17,7 +18,6 @@ from ptune.data.records import load_examples, sources_in
 from ptune.data.sources import find_rows
 from ptune.data.tasks.conll import CONLL_SUFFIXES, conll_rows
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
-from ptune.data.tasks.task_kinds import SEQ2SEQ, TAG
 from ptune.data.tasks.task_layouts import check_task_columns
 from ptune.data.tasks.task_rows import Parsed, TaskRowReader
 from ptune.errors import DataError

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.choices import CLASSIFY, FILL, QA, TAG
 from ptune.data.data_report import DataReport
 from ptune.data.layouts import no_such_column
 from ptune.data.sources import Table
@@ -18,7 +19,6 @@ from ptune.data.squad import flat_rows
 from ptune.data.tasks.answer_spans import answers_given, placed
 from ptune.data.tasks.label_values import NO_LABEL, label_text, tag_texts
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, TAG
 from ptune.data.tasks.task_layouts import (
     TaskLayout,
     find_task_layout,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from ptune.choices import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.blocks import Block, is_block
 from ptune.data.segments import digest
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, SEQ2SEQ
 from ptune.data.template import PLACEHOLDER, template_blocks
 from ptune.errors import ConfigError, shown, unknown
 

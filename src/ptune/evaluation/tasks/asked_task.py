@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ptune.choices import QA, SEQ2SEQ
 from ptune.data.tasks.label_set import labels_of
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
-from ptune.data.tasks.task_kinds import LABEL_TASKS, QA, SEQ2SEQ
+from ptune.data.tasks.task_kinds import LABEL_TASKS
 from ptune.data.tasks.task_records import load_task_examples
 from ptune.errors import ConfigError
 from ptune.evaluation.evaluate_settings import SHOTS, EvaluateSettings

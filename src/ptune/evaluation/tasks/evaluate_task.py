@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ptune.choices import METRIC_GROUPS
-from ptune.data.tasks.task_kinds import FILL, QA, SEQ2SEQ
+from ptune.choices import FILL, METRIC_GROUPS, QA, SEQ2SEQ
 from ptune.errors import ConfigError
 from ptune.evaluation.asking_progress import progress_bar, say_line
 from ptune.evaluation.columns import ALONE, COMMONEST, NO_ANSWER, PROMPT, TITLES

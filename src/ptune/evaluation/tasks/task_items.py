@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ptune.choices import QA, SEQ2SEQ, TAG
 from ptune.data.tasks.task_example import TaskExample
-from ptune.data.tasks.task_kinds import QA, SEQ2SEQ, TAG
 from ptune.evaluation.items import Asked
 from ptune.evaluation.text_metrics import normalized
 

@@ -11,8 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ptune.choices import METRIC_GROUPS
-from ptune.data.tasks.task_kinds import CLASSIFY, FILL, QA, TAG
+from ptune.choices import CLASSIFY, FILL, METRIC_GROUPS, QA, TAG
 from ptune.errors import ConfigError, listed
 from ptune.evaluation.evaluation_result import Breakdown
 from ptune.evaluation.items import Asked

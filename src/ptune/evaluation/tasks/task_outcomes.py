@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ptune.data.tasks.task_kinds import QA, SEQ2SEQ, TAG
+from ptune.choices import QA, SEQ2SEQ, TAG
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.tasks.asked_task import rows_of
 from ptune.evaluation.tasks.task_items import TaskItem
