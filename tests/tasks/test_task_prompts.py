@@ -59,7 +59,7 @@ def test_a_batch_is_its_rows_one_by_one(family: str, kind: str) -> None:
         torch.testing.assert_close(parameter.grad, grad, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [TOKENS, SPANS])
+@pytest.mark.parametrize("kind", [SEQUENCES, TOKENS, SPANS])
 def test_nothing_supervised_is_a_loss_of_zero(kind: str) -> None:
     model = PTunedTaskModel(make("bert", kind), PromptTuningConfig(num_virtual_tokens=VIRTUAL))
     batch = _batch("bert", kind)
@@ -72,6 +72,28 @@ def test_nothing_supervised_is_a_loss_of_zero(kind: str) -> None:
     loss.backward()
     assert float(loss) == 0
     assert all(float(one.grad.abs().sum()) == 0 for one in model.prompts.parameters())
+
+
+def test_a_place_outside_the_text_has_no_part_in_the_loss() -> None:
+    """Beyond the row or before it, and at its padding too."""
+    model = PTunedTaskModel(make("bert", SPANS), PromptTuningConfig(num_virtual_tokens=VIRTUAL)).eval()
+    batch = _batch("bert", SPANS)
+    outside = batch["end_positions"].clone()
+    outside[:3] = torch.tensor([-1, 99, 0])  # column 0 of the third row is padding
+    with torch.no_grad():
+        found = model(**{**batch, "end_positions": outside}).loss
+        ends = model(**_row({**batch, "end_positions": outside}, 3))
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    starts = F.cross_entropy(logits.start_logits, batch["start_positions"])
+    last = F.cross_entropy(logits.end_logits[3:], batch["end_positions"][3:])
+    torch.testing.assert_close(found, (starts + last) / 2, **CLOSE)
+    assert bool(torch.isfinite(ends.loss))
+
+
+def test_an_encoder_decoder_wants_answers() -> None:
+    model = PTunedTaskModel(make_writer("t5"), PromptTuningConfig(num_virtual_tokens=VIRTUAL)).eval()
+    with pytest.raises(ConfigError, match=r"neither labels nor decoder_input_ids\. Give one of them, or call generate"):
+        model(input_ids=texts()[0][None])
 
 
 @pytest.mark.parametrize(("labels", "kind"), [(1, "regression"), (3, "several labels a row")])

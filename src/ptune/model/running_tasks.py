@@ -274,8 +274,7 @@ class RunsTasks(HoldsPrompts):
             if "start_positions" not in given or "end_positions" not in given:
                 return None
             starts, ends = (rows.column(given[name]) for name in ("start_positions", "end_positions"))
-            logits, lengths = (output["start_logits"], output["end_logits"]), rows.mask.sum(dim=1)
-            return losses.span_loss(*logits, starts, ends, lengths=lengths, count=count)
+            return losses.span_loss(output["start_logits"], output["end_logits"], starts, ends, count)
         labels = given.get("labels")
         if labels is None:
             return None
@@ -296,15 +295,23 @@ class RunsTasks(HoldsPrompts):
         count: torch.Tensor | int | None,
         options: dict[str, Any],
     ) -> ModelOutput:
-        """Loss and logits of answers."""
+        """Loss and logits of answers.
+
+        Raises:
+            ConfigError: There are no answers.
+        """
         model: Any = self.base
         inputs: dict[str, Any] = {**self._reading(rows, prompts), **options}
         if prompts.deep:
             inputs |= answer_inputs(self.base, prompts.prefix(self.base), inputs)
-        if labels is not None:
-            labels = labels.to(rows.mask.device)
-            if not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs):
-                inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        labels = None if labels is None else labels.to(rows.mask.device)
+        if not any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds")):
+            if labels is None:
+                raise ConfigError(
+                    "an encoder-decoder's batch has neither labels nor decoder_input_ids.",
+                    hint="Give one of them, or call generate.",
+                )
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         output: ModelOutput = model(**inputs)
         loss = None if labels is None else losses.vocabulary_loss(output["logits"], labels, count)
         kept = {name: value for name, value in output.items() if name in _OF_ANSWERS}

@@ -80,9 +80,10 @@ class LinedUp:
         return self.text.as_it_came(self.text.flat(values))
 
     def column(self, places: torch.Tensor) -> torch.Tensor:
-        """`(B,)`: columns of the text as it came, as columns of it as it is run."""
+        """`(B,)`: columns of the text as it came, as columns of it as it is run; -1 for one that is not of the text."""
         places = places.to(self.text.device).reshape(-1)
-        return places if self.starts is None else places - self.starts
+        places = places if self.starts is None else places - self.starts
+        return places.masked_fill((places < 0) | (places >= self.mask.sum(dim=1)), -1)
 
 
 def read_inputs(

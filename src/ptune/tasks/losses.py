@@ -1,8 +1,7 @@
-"""The loss of each task, from a model's logits: those of transformers, with what they leave out.
+"""The loss of each task, from a model's logits: transformers' own functions, with what they leave out.
 
-A step of several micro-batches is one sum over its labels for every kind of loss, and a batch without any label adds
-nothing to it. Where a row is padded, its padding takes no part: the places of an answer are chosen among the text's
-tokens alone, so that a row's loss is the one it has by itself.
+Where a row is padded, its padding takes no part: the places of an answer are chosen among the text's tokens alone, so
+that a row's loss is the one it has by itself.
 
 Shapes: `B` rows, `T` tokens of the longest row, `A` tokens of the longest answer, `V` vocabulary.
 """
@@ -14,7 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers.loss.loss_utils import ForSequenceClassificationLoss, ForTokenClassification
+from transformers.loss.loss_utils import (
+    ForSequenceClassificationLoss,
+    ForTokenClassification,
+)
 
 from ptune.data.labels import IGNORE_INDEX
 
@@ -24,12 +26,12 @@ Count = torch.Tensor | int | None
 
 def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:
     """Cross-entropy of labels `(B,)`; squared error for one label, binary cross-entropy for `(B, labels)` floats."""
-    if not labels.is_floating_point() and not bool((labels != IGNORE_INDEX).any()):
+    if (config.num_labels or 0) > 1 and not labels.is_floating_point() and not bool((labels != IGNORE_INDEX).any()):
         return logits.sum() * 0.0
     loss = _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
     if count is None or config.problem_type == "single_label_classification":
         return loss
-    return loss * labels.numel() / count  # always a mean in transformers
+    return loss * labels.numel() / count  # a mean in transformers, whatever the step counts
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:
@@ -40,27 +42,21 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedCon
 
 
 def span_loss(
-    start: torch.Tensor,
-    end: torch.Tensor,
-    starts: torch.Tensor,
-    ends: torch.Tensor,
-    *,
-    lengths: torch.Tensor,
-    count: Count,
+    start: torch.Tensor, end: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, count: Count
 ) -> torch.Tensor:
-    """Mean of the cross-entropies of both places `(B,)`, in texts of so many tokens `(B,)`.
+    """Mean of the cross-entropies of both places `(B,)`; logits `(B, T)` are the lowest number at padding.
 
-    Logits `(B, T)` are the lowest number at padding. A place that is not in the text has no part in it.
+    A place that is not in the text is -1, and has no part in it.
     """
-    of_starts, of_ends = _place_loss(start, starts, lengths, count), _place_loss(end, ends, lengths, count)
-    return (of_starts + of_ends) / 2
+    both = [_place_loss(logits, places, count) for logits, places in ((start, starts), (end, ends))]
+    return (both[0] + both[1]) / 2
 
 
-def _place_loss(logits: torch.Tensor, places: torch.Tensor, lengths: torch.Tensor, count: Count) -> torch.Tensor:
-    there = (places >= 0) & (places < lengths)
-    if not bool(there.any()):
-        return logits.amax() * 0.0  # the lowest numbers have no finite sum
-    total = F.cross_entropy(logits[there], places[there], reduction="sum" if count is not None else "mean")
+def _place_loss(logits: torch.Tensor, places: torch.Tensor, count: Count) -> torch.Tensor:
+    chosen = places >= 0
+    if not bool(chosen.any()):
+        return logits[:, 0].sum() * 0.0  # the first column is never padding, whose lowest numbers have no sum
+    total = F.cross_entropy(logits[chosen].float(), places[chosen], reduction="sum" if count is not None else "mean")
     return total if count is None else total / count
 
 
