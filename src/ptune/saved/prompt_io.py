@@ -209,10 +209,10 @@ def _filled_head(folder: Path, saved: SavedPrompt, new_head: NewHead | None) -> 
     if head is None and not saved.head:
         return None
     own = {} if head is None else head.state_dict()
-    there = {name.partition(".")[0] for name in (*saved.head, *(saved.config.modules_to_save or ()))}
+    modules = {name.partition(".")[0] for name in (*saved.head, *(saved.config.modules_to_save or ()))}
     given = dict(saved.head)
     if saved.head:
-        given = {name: value for name, value in own.items() if name.partition(".")[0] not in there} | given
+        given = {name: value for name, value in own.items() if name.partition(".")[0] not in modules} | given
     expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in given.items()}
     for name in sorted(expected.keys() | found.keys()):
