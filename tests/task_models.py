@@ -73,6 +73,11 @@ def texts(seed: int = 1) -> list[torch.Tensor]:
     return [torch.randint(5, 99, (length,), generator=draw) for length in LENGTHS]
 
 
+def eight() -> list[torch.Tensor]:
+    """Twice as many, of one token too."""
+    return [*texts(), *(row[: len(row) - 2] for row in texts(2))]
+
+
 def padded(rows: list[torch.Tensor], side: str, fill: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Ids and mask `(B, T)` of rows, and the column in which each begins."""
     longest = max(map(len, rows))

@@ -389,3 +389,20 @@ def test_both_have_the_same_sections_and_code() -> None:
     for pattern in (r"^#+ ", r"^```\w*", r"^\| "):
         counts = [len(re.findall(pattern, text, flags=re.MULTILINE)) for text in (english, chinese)]
         assert counts[0] == counts[1], pattern
+
+
+def test_quoted_accuracies_of_classifiers_are_the_committed_ones() -> None:
+    tasks = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/classify.json").read_text(encoding="utf-8"))
+    models = {"builtin:smollm2-135m": "SmolLM2-135M", "all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}
+    for model, part in found.items():
+        for one in part["compared"]:
+            cells = [{"sst2": "SST-2", "trec": "TREC"}[one["task"]], models[model]]
+            for who in ("ptune", "peft"):
+                each = [100 * accuracy for accuracy in one[who]["held_out_accuracy"]]
+                cells.append(f"{statistics.fmean(each):.0f}% ({', '.join(f'{accuracy:.0f}' for accuracy in each)})")
+            cells.append(f"{one['peft_best_rate']:g}")
+            cells += [f"{statistics.fmean(one[who]['held_out_loss']):.3f}" for who in ("ptune", "peft")]
+            assert f"| {' | '.join(cells)} |" in tasks, cells
+    scores = json.loads((ROOT / "benchmarks/results/task_scores.json").read_text(encoding="utf-8"))
+    assert scores["status"] == "ok"

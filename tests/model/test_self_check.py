@@ -13,6 +13,7 @@ from prompting import draw, padded, relative_error, texts, tokens_as_prompt
 from ptune import PromptEncoderConfig, PTunedModel, get_peft_model
 from ptune.cli.train import build_parser
 from ptune.errors import ModelError
+from ptune.training import run_model
 from ptune.training import train as training
 
 PROMPT = draw(1, 5, seed=7)[0]
@@ -185,14 +186,14 @@ def test_it_leaves_no_trace() -> None:
 def test_training_says_what_is_done_in_another_way(
     tiny_model_dir: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    load = training.load_base
+    load = run_model.load_base
 
     def changed(*args: Any, **options: Any) -> Any:
         model = load(*args, **options)
         model.__class__ = CountsPadding
         return model
 
-    monkeypatch.setattr(training, "load_base", changed)
+    monkeypatch.setattr(run_model, "load_base", changed)
     data = tmp_path / "rows.json"
     data.write_text('[{"instruction": "a", "output": "b"}]')
     recipe = training.TrainRecipe(model=str(tiny_model_dir), data=str(data), output=str(tmp_path / "out"))

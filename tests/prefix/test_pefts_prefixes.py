@@ -172,7 +172,7 @@ def _tensors(change: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Calla
         (_config(num_layers=None), r"num_layers is None, not a whole number"),
         (_config(token_dim=0), "token_dim must be a whole number of at least 1, not 0"),
         (_config(num_attention_heads=3), "token_dim=16 is no multiple of num_attention_heads=3"),
-        (_config(task_type="SEQ_2_SEQ_LM"), "task_type=SEQ_2_SEQ_LM is not supported"),
+        (_config(task_type="SEQ_2_SEQ_LM"), "task_type=SEQ_2_SEQ_LM, but the model is wrapped for CAUSAL_LM"),
         (_tensors(lambda one: {"other": one}), "no tensor"),
         (_tensors(lambda one: {"prompt_embeddings": one / 0}), "not finite"),
         (_tensors(lambda one: {"prompt_embeddings": one, "lm_head": one + 1}), "holds 'lm_head' beside"),

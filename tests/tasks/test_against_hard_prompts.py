@@ -16,6 +16,7 @@ from task_models import (
     TOKENS,
     VIRTUAL,
     WORDS,
+    eight,
     hard_prompt,
     make,
     padded,
@@ -46,7 +47,7 @@ def _states(model: PTunedTaskModel, tokens: torch.Tensor, row: torch.Tensor, **m
 @torch.no_grad()
 def test_classes_of_texts(family: str, side: str) -> None:
     model, tokens = _wrapped(family, SEQUENCES)
-    rows = texts()
+    rows = eight()
     ids, mask, _ = padded(rows, side, model.base.config.pad_token_id or 0)
     found = model(input_ids=ids, attention_mask=mask).logits
     wanted = torch.cat([sequence_logits(model.base, _states(model, tokens, row)) for row in rows])
@@ -59,7 +60,7 @@ def test_classes_of_texts(family: str, side: str) -> None:
 @torch.no_grad()
 def test_labels_of_tokens_and_places_of_answers(family: str, kind: str, side: str) -> None:
     model, tokens = _wrapped(family, kind)
-    rows = texts()
+    rows = eight()
     ids, mask, starts = padded(rows, side, model.base.config.pad_token_id or 0)
     output = model(input_ids=ids, attention_mask=mask)
     found = output.logits if kind == TOKENS else torch.stack([output.start_logits, output.end_logits], dim=-1)
@@ -74,7 +75,7 @@ def test_labels_of_tokens_and_places_of_answers(family: str, kind: str, side: st
 @torch.no_grad()
 def test_hidden_states_and_poolers(family: str, side: str) -> None:
     model, tokens = _wrapped(family, STATES)
-    rows = texts()
+    rows = eight()
     ids, mask, starts = padded(rows, side, model.base.config.pad_token_id or 0)
     output = model(input_ids=ids, attention_mask=mask)
     for at, row, start in zip(range(len(rows)), rows, starts, strict=True):
@@ -89,7 +90,7 @@ def test_hidden_states_and_poolers(family: str, side: str) -> None:
 @torch.no_grad()
 def test_words_at_masks(family: str, head: str, side: str) -> None:
     model, tokens = _wrapped(family, WORDS)
-    rows = texts()
+    rows = eight()
     ids, mask, starts = padded(rows, side, model.base.config.pad_token_id)
     logits = model(input_ids=ids, attention_mask=mask).logits
     for found, row, start in zip(logits, rows, starts, strict=True):

@@ -165,7 +165,7 @@ def test_a_folder_for_another_task_is_refused(tmp_path: Path) -> None:
     _trained(make("bert", SEQUENCES), KINDS["vectors"]).save_pretrained(tmp_path)
     with pytest.raises(PromptError, match=r"holds a prompt for SEQ_CLS\. Load it with PTunedTaskModel"):
         PTunedModel.from_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="task_type=SEQ_CLS, but the model is wrapped for TOKEN_CLS"):
+    with pytest.raises(PromptError, match="task_type=SEQ_CLS, but the model is wrapped for TOKEN_CLS"):
         PTunedTaskModel(make("bert", TOKENS)).load_prompt(tmp_path, force=True)
 
 

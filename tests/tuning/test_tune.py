@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 import ptune
-import ptune.training.train as training
+import ptune.training.run_model as run_model
 import ptune.tuning.prepared
 from commands import run
 from ptune import Answerer, TrainRecipe, TuneSettings, tune
@@ -124,14 +124,14 @@ def test_the_same_seed_gives_the_same_trials(searched: Path, tmp_path: Path, tun
 
 def test_the_model_is_loaded_once_and_stays_as_it_was(recipe: TrainRecipe, monkeypatch: pytest.MonkeyPatch):
     loaded = []
-    load = training.load_base
+    load = run_model.load_base
 
     def counting(*args: Any, **options: Any) -> Any:
         loaded.append(load(*args, **options))
         loaded.append({name: weight.clone() for name, weight in loaded[0].named_parameters()})
         return loaded[0]
 
-    monkeypatch.setattr(training, "load_base", counting)
+    monkeypatch.setattr(run_model, "load_base", counting)
     found = short(recipe, trials=3, encoder=("lstm", "residual"))
     base, before = loaded
     assert len(found.trials) == 3

@@ -306,7 +306,10 @@ class HoldsPrompts(PromptOnHub, AdapterNames, StandsIn):
             self.prompt_base, opened, trainable=trainable, force=force, new_head=self._new_head
         )
         asked = opened.path if isinstance(directory, OpenedFolder) else Path(directory)
-        self._check_kind(config)
+        try:
+            self._check_kind(config)
+        except ConfigError as error:
+            raise PromptError(f"{opened.path}: {error.message}", hint="Load the model for that task.") from error
         chosen = name or (asked.name if self.prompts else DEFAULT_PROMPT)
         check_new_name(chosen, () if replace else self.prompt_configs)
         self._install(chosen, encoder, config)
