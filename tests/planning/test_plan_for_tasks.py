@@ -98,6 +98,10 @@ def real_step(config: PretrainedConfig, method: str, task: TaskType) -> LiveByte
             }[task]
         rows.append(row)
     batch = TaskCollator(pad_token_id=0, task=NAMES[task])(rows)
+    if method in ("full", "lora") or task is TaskType.SEQ_2_SEQ_LM:  # not packed
+        batch["attention_mask"][0, -1] = (
+            0  # without padding transformers makes no mask, and the plan is for padded rows
+        )
     tracker = LiveBytes(vocab_size=logits_width(config, task), supervised=0)
     with tracker:
         model(**batch).loss.backward()

@@ -133,14 +133,18 @@ def load_prompt(
             f"not {own}.",
             hint="Use that model, or --force (force=True) to try the prompt on this one.",
         )
+    head = _filled_head(folder, saved, new_head)
+    if head is not None:
+        saved = replace(saved, config=replace(saved.config, modules_to_save=list(head)))
     if not trainable or saved.encoder is None:
         config = plain_config(saved, trainable=trainable)
         encoder = _filled(folder, config, dim, plain_tensors(config, saved.vectors))
-        encoder.put_head(_filled_head(folder, saved, new_head))
-        return _placed(encoder, base, trainable), config if trainable else replace(config, inference_mode=True)
-    encoder = _filled(folder, saved.config, dim, saved.encoder)
-    encoder.put_head(_filled_head(folder, saved, new_head))
-    return _placed(encoder, base, True), replace(saved.config, inference_mode=False)
+        config = config if trainable else replace(config, inference_mode=True)
+    else:
+        encoder = _filled(folder, saved.config, dim, saved.encoder)
+        config = replace(saved.config, inference_mode=False)
+    encoder.put_head(head)
+    return _placed(encoder, base, trainable), config
 
 
 def _check_size(base: PreTrainedModel, folder: Path, saved: SavedPrompt) -> None:
@@ -196,14 +200,21 @@ def plain_tensors(config: PromptConfig, vectors: torch.Tensor) -> dict[str, torc
 def _filled_head(folder: Path, saved: SavedPrompt, new_head: NewHead | None) -> nn.ModuleDict | None:
     """The head of a folder, in the place of the model's own.
 
+    PEFT trains less of some heads (of ModernBERT's and DeBERTa's the last layer); the rest begins as the model's own.
+
     Raises:
         PromptError: It has none where the model needs one, or it does not fit the model's.
     """
     head = None if new_head is None else new_head(saved.config.modules_to_save)
     if head is None and not saved.head:
         return None
-    expected = {} if head is None else {name: tuple(value.shape) for name, value in head.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in saved.head.items()}
+    own = {} if head is None else head.state_dict()
+    modules = {name.partition(".")[0] for name in (*saved.head, *(saved.config.modules_to_save or ()))}
+    given = dict(saved.head)
+    if saved.head:
+        given = {name: value for name, value in own.items() if name.partition(".")[0] not in modules} | given
+    expected = {name: tuple(value.shape) for name, value in own.items()}
+    found = {name: tuple(value.shape) for name, value in given.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             here, there = (shown(one.get(name)) if name in one else "none" for one in (found, expected))
@@ -212,7 +223,7 @@ def _filled_head(folder: Path, saved: SavedPrompt, new_head: NewHead | None) -> 
                 hint="Load the model for the prompt's task and with as many labels (num_labels).",
             )
     assert head is not None  # it has the names of the saved one
-    head.load_state_dict(dict(saved.head))
+    head.load_state_dict(given)
     return head
 
 

@@ -28,7 +28,10 @@ def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrained
     """Cross-entropy of labels `(B,)`; squared error for one label, binary cross-entropy for `(B, labels)` floats."""
     if (config.num_labels or 0) > 1 and not labels.is_floating_point() and not bool((labels != IGNORE_INDEX).any()):
         return logits.sum() * 0.0
-    return _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
+    loss = _checked(ForSequenceClassificationLoss(labels, logits, config, **_counted(count)))
+    if count is None or config.problem_type == "single_label_classification":
+        return loss
+    return loss * labels.numel() / count  # a mean in transformers, whatever the step counts
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, config: PreTrainedConfig, count: Count) -> torch.Tensor:

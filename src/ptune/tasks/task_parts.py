@@ -39,8 +39,8 @@ AUTO_CLASSES = {
 """The class of transformers that loads a model for each task."""
 _WITH_HEADS = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.QUESTION_ANS)
 """The tasks whose head trains with the prompt; the others use one that was trained with the model, or none."""
-
-
+_WITHOUT_HEADS = (TaskType.SEQ_2_SEQ_LM, TaskType.FEATURE_EXTRACTION)
+"""The tasks of models that run as a whole, with nothing in another's place."""
 _PEFT_NAMES = ("classifier", "score", "qa_outputs")
 """What PEFT adds to `modules_to_save`, whether a model has such a module or not."""
 
@@ -95,6 +95,11 @@ def head_names(model: PreTrainedModel, task: TaskType, more: list[str] | None = 
         if child is not None and child is not inner and any(True for _ in child.parameters())
     ]
     asked = [name for name in more or () if name in there or name not in _PEFT_NAMES]
+    if asked and task in _WITHOUT_HEADS:
+        raise ConfigError(
+            f"modules_to_save={asked} is not supported for {task.value}; the model stays frozen.",
+            hint="Leave modules_to_save out.",
+        )
     for name in asked:
         if name not in there:
             raise ConfigError(
