@@ -118,6 +118,10 @@ def test_a_pooler_on_virtual_tokens_where_it_is_asked_for(name: str, kind: str, 
     found, _ = same_loss_and_gradients(mine, theirs, batch(name, task))
     with torch.no_grad():
         assert close(mine(**batch(name, task, side=side)).logits, found.logits)
+        typed = batch(name, task)
+        typed["token_type_ids"] = torch.arange(9).expand(4, -1) // 4 % 2
+        assert close(mine(**typed).logits, run(theirs, **typed).logits)
+        assert not close(mine(**typed).logits, found.logits)
         reading, theirs = pair(name, task, kind, **sizes)
         assert not close(reading(**batch(name, task)).logits, run(theirs, **batch(name, task)).logits, 0.05)
 
