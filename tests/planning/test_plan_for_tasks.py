@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AlbertConfig,
     BartConfig,
@@ -45,6 +46,8 @@ PROMPTS = ("prompt-tuning", "mlp", "lstm", "residual", "prefix", "prefix-mlp")
 
 
 def config_of(name: str, layers: int = 2) -> PretrainedConfig:
+    if name == "bart" and tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        pytest.skip("docs/versions.md: BART cannot be simulated before transformers 5.23")
     if name == "bert":
         return BertConfig(num_hidden_layers=layers, **_SMALL)
     if name == "roberta":
