@@ -83,28 +83,28 @@ def shape_for(task: TaskType, rows: int = ROWS) -> Shape:
 
 
 def real_step(config: PretrainedConfig, method: str, task: TaskType) -> LiveBytes:
-    """The same step with data, watched by the same tracker."""
+    """The same step with data, watched by the same tracker.
+
+    The first row is a token shorter: without padding transformers makes no mask, and the plan is for padded rows.
+    """
     torch.manual_seed(0)
     base = auto_class(task).from_config(config).requires_grad_(False).eval()
     model: Any = apply_method(method, base, SIZES, task=task)
     rows: list[dict[str, Any]] = []
     for at in range(ROWS):
-        row: dict[str, Any] = {"input_ids": [5 + at] * LENGTH, "attention_mask": [1] * LENGTH}
+        length = LENGTH - (at == 0)
+        row: dict[str, Any] = {"input_ids": [5 + at] * length, "attention_mask": [1] * length}
         if task is TaskType.QUESTION_ANS:
             row |= {"start_positions": 2, "end_positions": 4}
         else:
             row["labels"] = {
                 TaskType.SEQ_CLS: 1,
-                TaskType.TOKEN_CLS: [1] * LENGTH,
-                TaskType.MASKED_LM: [-100] * (LENGTH - 1) + [8],
+                TaskType.TOKEN_CLS: [1] * length,
+                TaskType.MASKED_LM: [-100] * (length - 1) + [8],
                 TaskType.SEQ_2_SEQ_LM: [8] * WRITTEN,
             }[task]
         rows.append(row)
     batch = TaskCollator(pad_token_id=0, task=NAMES[task])(rows)
-    if method in ("full", "lora") or task is TaskType.SEQ_2_SEQ_LM:  # not packed
-        batch["attention_mask"][0, -1] = (
-            0  # without padding transformers makes no mask, and the plan is for padded rows
-        )
     tracker = LiveBytes(vocab_size=logits_width(config, task), supervised=0)
     with tracker:
         model(**batch).loss.backward()
@@ -140,6 +140,8 @@ def test_parameters_are_those_of_the_real_model(name: str, task: TaskType, metho
 @pytest.mark.parametrize("method", ["full", "mlp", "prefix", "lora"])
 @pytest.mark.parametrize(("name", "task"), [*CASES, *OTHERS])
 def test_a_step_without_data_holds_what_a_real_one_holds(name: str, task: TaskType, method: str):
+    if task is TaskType.MASKED_LM and METHODS[method].is_ptune:
+        pytest.skip("logits that are lined up again are told by the forecast, below")
     config = planned(name, task)
     real = real_step(config, method, task)
     told = simulate(config, method, SIZES, shape_for(task), task=task)
@@ -179,9 +181,16 @@ def test_many_rows_are_told_from_fewer(name: str):
 def test_logits_are_those_over_the_vocabulary():
     assert forecaster("bert", TaskType.SEQ_CLS).forecast("full", 4, 32).memory.logits == 0
     masked = forecaster("bert", TaskType.MASKED_LM)
-    full, mlp = (masked.forecast(name, 4, 32).memory.logits for name in ("full", "mlp"))
-    assert full >= 4 * 32 * 90 * 4 / 2**30
-    assert mlp < full
+    for method in ("full", "mlp"):
+        assert masked.forecast(method, 4, 32).memory.logits >= 4 * 32 * 90 * 4 / 2**30
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix"])
+def test_logits_of_gaps_are_lined_up_again(method: str):
+    real = real_step(planned("bert", TaskType.MASKED_LM), method, TaskType.MASKED_LM)
+    memory = forecaster("bert", TaskType.MASKED_LM).forecast(method, ROWS, LENGTH).memory
+    told = (memory.activations + memory.logits + memory.gradients) * 2**30
+    assert told == pytest.approx(max(real.live), rel=0.03)
 
 
 def test_what_is_written_counts():

@@ -83,6 +83,15 @@ def test_rows_and_labels_of_the_data(bert: Path, reviews: Path):
     assert "--max-length 32" in told["command"]
 
 
+def test_the_command_reads_the_data_as_the_plan_did(bert: Path, tmp_path: Path):
+    rows = [{"said": "film " * at, "kind": ("good", "bad")[at % 2]} for at in range(1, 9)]
+    data = _lines(tmp_path / "two words.jsonl", rows)
+    words = ("--columns", "text=said", "label=kind", "--methods", "mlp", "--json")
+    told = json.loads(run(*plan(bert, "--task", "classify", "--data", data, *words)).out)
+    assert (told["data"]["rows"], told["data"]["num_labels"]) == (8, 2)
+    assert f"--data '{data}' --columns text=said label=kind --output" in told["command"]
+
+
 def test_time_is_that_of_average_rows(bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch):
     rates = MachineRates(
         flops_per_second=1e6, own_flops_per_second=1e6, bytes_per_second=1e15, seconds_per_operation=0.0

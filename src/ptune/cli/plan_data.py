@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -119,8 +119,10 @@ def given_data(args: argparse.Namespace) -> str:
         value = given[name]
         if isinstance(value, str):
             listed = [value]
-        elif isinstance(value, Sequence):  # pairs, where they are a mapping's
-            listed = [one if isinstance(one, str) else "=".join(one) for one in value]
+        elif isinstance(value, Mapping):
+            listed = [f"{key}={text}" for key, text in value.items()]
+        elif isinstance(value, Sequence):
+            listed = list(value)
         else:
             listed = [str(value)]
         words += [flag(name), *map(shlex.quote, listed)]
@@ -129,9 +131,6 @@ def given_data(args: argparse.Namespace) -> str:
 
 def _recipe(args: argparse.Namespace) -> TrainRecipe:
     given = {name: value for name, value in vars(args).items() if name in ("task", "target_length", *_READ)}
-    for name in ("columns", "verbalizer"):
-        if name in given:
-            given[name] = dict(given[name])
     return TrainRecipe(
         model=args.model,
         output="plan",
