@@ -181,6 +181,20 @@ def test_prompts_with_heads_of_their_own_in_one_batch(name: str, kinds: tuple[st
             assert float((value.grad - grads[key]).norm()) <= 1e-4 * float(grads[key].norm()) + 1e-6 * size, key
 
 
+@pytest.mark.parametrize("task", WITH_HEADS)
+def test_hidden_states_of_rows_with_heads_of_their_own(task: TaskType) -> None:
+    """They come back where prompts are mixed too, each row's as alone."""
+    model = several("bert", task, {"a": CONFIGS["vectors"], "b": CONFIGS["mlp"]})
+    ids, mask = padded(texts(), "left", pad_of("bert"))
+    with torch.no_grad():
+        together = model(ids, mask, prompt_names=NAMES, output_hidden_states=True).hidden_states
+        for at, row in enumerate(texts()):
+            alone = model(row[None], prompt_names=[NAMES[at]], output_hidden_states=True).hidden_states
+            assert len(together) == len(alone)
+            for states, own in zip(together, alone, strict=True):
+                assert close(states[at][mask[at].bool()], own[0])
+
+
 def test_a_row_without_prompt_is_the_bare_models() -> None:
     for name in ("bert", "llama"):
         model = several(name, TaskType.TOKEN_CLS, {"a": CONFIGS["vectors"]})

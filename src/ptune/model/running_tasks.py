@@ -259,7 +259,8 @@ class RunsTasks(HoldsPrompts):
                 hint="Put rows whose prompts have as many labels into a batch.",
             )
         back = torch.tensor(order, device=mask.device).argsort()
-        return type(made[0])(**{key: torch.cat(values)[back] for key, values in parts.items()})
+        states = {key: output[key] for key in ("hidden_states", "attentions") if output.get(key) is not None}
+        return type(made[0])(**{key: torch.cat(values)[back] for key, values in parts.items()}, **states)
 
     def _loss(
         self, rows: LinedUp, output: Any, given: dict[str, torch.Tensor], count: torch.Tensor | int | None
