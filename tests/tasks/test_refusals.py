@@ -334,3 +334,15 @@ def test_a_configuration_is_checked_before_any_weights(folders: dict[str, str], 
     assert type(get_peft_model(states, VECTORS)).__name__ == "PeftModelForFeatureExtraction"
     encoder = T5EncoderModel(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=32))
     assert PTunedTaskModel(encoder, VECTORS).task is TaskType.FEATURE_EXTRACTION
+
+
+def test_a_head_that_trains_in_part_on_a_model_in_bfloat16() -> None:
+    """The frozen part would be given float32, which it does not compute in."""
+    config = PromptTuningConfig(num_virtual_tokens=4, modules_to_save=["vocab_transform"])
+    model = model_of("distilbert", TaskType.MASKED_LM, config)
+    ids = torch.arange(5, 12)[None]
+    assert bool(model(ids, labels=ids).loss.isfinite())
+    model.base.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"vocab_transform of DistilBertForMaskedLM train in float32, and") as caught:
+        model(ids, labels=ids)
+    assert "Name vocab_layer_norm, vocab_projector in modules_to_save too" in str(caught.value.hint)

@@ -10,12 +10,14 @@ Shapes: `B` rows, `T` tokens of the longest row, `D` hidden size.
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ptune.errors import ConfigError
 from ptune.frozen.given import Given
 from ptune.frozen.shards import shallow_copy
 from ptune.internals import children_of
@@ -45,10 +47,14 @@ class BehindHead:
             output: Of the part that reads text: `last_hidden_state` `(B, T, D)` and the like.
             mask: `(B, T)`, 1 at text.
             head: What stands in for the model's own children.
+
+        Raises:
+            ConfigError: A part of the head that stays frozen computes in another dtype than those that train.
         """
-        weight = None if head is None else next(head.parameters())
-        if weight is not None:  # a head trains in float32, whatever the frozen model computes in
-            output = type(output)(**{name: _as_kind(value, weight.dtype) for name, value in output.items()})
+        if head is not None:  # a head trains in float32, whatever the frozen model computes in
+            dtype = next(head.parameters()).dtype
+            self._check_frozen(head, dtype)
+            output = type(output)(**{name: _as_dtype(value, dtype) for name, value in output.items()})
         twin = shallow_copy(self._model)
         exchanged = {self._inner: Given(output), **({} if head is None else dict(head.items()))}
         twin.__dict__["_modules"] = {**children_of(self._model), **exchanged}
@@ -56,6 +62,21 @@ class BehindHead:
         ids = torch.where(mask.bool(), _TEXT, _PADDING)
         return twin(input_ids=ids, attention_mask=mask)
 
+    def _check_frozen(self, head: nn.ModuleDict, dtype: torch.dtype) -> None:
+        frozen = {
+            name: weight.dtype
+            for name, child in children_of(self._model).items()
+            if child is not None and name not in head and name != self._inner
+            for weight in itertools.islice(child.parameters(), 1)
+        }
+        others = [name for name, its in frozen.items() if its != dtype]
+        if others:
+            raise ConfigError(
+                f"{', '.join(head)} of {type(self._model).__name__} train in {str(dtype).removeprefix('torch.')}, and "
+                f"{', '.join(others)} beside them are frozen in {str(frozen[others[0]]).removeprefix('torch.')}.",
+                hint=f"Name {', '.join(others)} in modules_to_save too, or load the model in float32.",
+            )
 
-def _as_kind(value: Any, dtype: torch.dtype) -> Any:
+
+def _as_dtype(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
