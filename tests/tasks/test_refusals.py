@@ -245,6 +245,18 @@ def test_what_is_refused(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("config", [VECTORS, KEYS], ids=["vectors", "keys"])
+@pytest.mark.parametrize(("name", "positions"), [("bert", 16), ("roberta", 18), ("llama", 16)])
+@torch.no_grad()
+def test_the_longest_text_that_fits(name: str, positions: int, config: Any) -> None:
+    """Two of RoBERTa's positions stand for padding; one token more is refused before anything is computed."""
+    model = PTunedTaskModel(build(name, TaskType.SEQ_CLS, max_position_embeddings=positions), config).eval()
+    assert model.context_length == 16
+    assert model(input_ids=torch.full((1, 12), 7)).logits.shape == (1, 3)
+    with pytest.raises(ModelError, match="context of 16"):
+        model(input_ids=torch.full((1, 13), 7))
+
+
 # ---- models that are loaded ----------------------------------------------------------------------------------------
 
 
