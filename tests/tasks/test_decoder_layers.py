@@ -62,6 +62,9 @@ def test_the_last_token_by_the_mask(name: str, pad: int | None, side: str) -> No
         whole = torch.tensor([9, 8, EOS])
         ended = whole[:2] if pad == EOS else whole
         assert close(model(whole[None]).logits[0], last_token(name, ended, pad_token_id=pad))
+        if pad is not None:
+            ids, mask = padded(texts(), side, pad)
+            assert torch.equal(model(ids).logits, model(ids, mask).logits)
     assert model.base.config.pad_token_id == pad
 
 

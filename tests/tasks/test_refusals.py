@@ -53,6 +53,14 @@ CASES: dict[str, tuple[Callable[[], Any], type[PTuneError], str, str]] = {
         "task_type=TOKEN_CLS, but a BertForSequenceClassification is for SEQ_CLS",
         "AutoModelForTokenClassification, or leave task_type out",
     ),
+    "another task than that of hidden states": (
+        lambda: get_peft_model(
+            build("bert", TaskType.FEATURE_EXTRACTION), PromptTuningConfig(task_type="SEQ_2_SEQ_LM")
+        ),
+        ConfigError,
+        "task_type=SEQ_2_SEQ_LM, but a BertModel is for FEATURE_EXTRACTION",
+        "AutoModelForSeq2SeqLM, or leave task_type out",
+    ),
     "a causal model": (
         lambda: PTunedTaskModel(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9)), VECTORS),
         ModelError,
