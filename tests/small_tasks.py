@@ -9,6 +9,9 @@ import torch
 from transformers import (
     BertConfig,
     BertForPreTraining,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     T5Config,
     T5ForConditionalGeneration,
@@ -18,7 +21,7 @@ from ptune import PTunedTaskModel, load_model
 from ptune.choices import CLASSIFY, FILL, SEQ2SEQ, TAG
 from ptune.config import PromptTuningConfig, TaskType
 from ptune.data.tasks.task_kinds import TASK_TYPES
-from task_tokenizers import make_bert, make_t5
+from task_tokenizers import make_bert, make_gpt2, make_t5
 
 LABELS = {CLASSIFY: ("bad", "good", "news"), TAG: ("B-LOC", "B-PER", "I-LOC", "I-PER", "O"), FILL: ("bad", "good")}
 WORDS = {"bad": "terrible", "good": "great"}
@@ -28,30 +31,47 @@ TOKENS = 3
 
 def base_folder(folder: Path, task: str) -> Path:
     """A model for a task with its tokenizer; a BERT has its pooler and its masked-language-model head."""
-    tokenizer: PreTrainedTokenizerBase = make_t5() if task == SEQ2SEQ else make_bert()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: Any = _t5(tokenizer) if task == SEQ2SEQ else _bert(tokenizer)
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_t5(folder) if task == SEQ2SEQ else save_bert(folder)
 
 
-def _bert(tokenizer: PreTrainedTokenizerBase) -> BertForPreTraining:
+def save_bert(folder: Path, positions: int = 64) -> Path:
+    """An encoder with its tokenizer, as BERT was published: LM head and pooler."""
+    tokenizer = make_bert()
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=positions, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    return BertForPreTraining(config)
+    return _saved(BertForPreTraining, config, tokenizer, folder)
 
 
-def _t5(tokenizer: PreTrainedTokenizerBase) -> T5ForConditionalGeneration:
+def save_t5(folder: Path) -> Path:
+    """An encoder-decoder with its tokenizer."""
+    tokenizer = make_t5()
     config = T5Config(
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, initializer_factor=3.0,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
     )  # fmt: skip
-    return T5ForConditionalGeneration(config)
+    return _saved(T5ForConditionalGeneration, config, tokenizer, folder)
+
+
+def save_llama(folder: Path) -> Path:
+    """A causal language model with its tokenizer; its LM head is its token embeddings."""
+    tokenizer = make_gpt2()
+    tokenizer.pad_token = tokenizer.eos_token
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    return _saved(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def _saved(kind: Any, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def prompted(base: Path, task: str, config: Any = None, **options: Any) -> PTunedTaskModel:

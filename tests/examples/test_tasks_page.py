@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands import run
-from task_models import save_encoder, save_writer
+from small_tasks import save_bert, save_t5
 
 ROOT = Path(__file__).resolve().parents[2]
 ENCODERS = ("FacebookAI/roberta-base", "google-bert/bert-base-uncased")
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```(console|python)\n(.*?)^```", flags=re.MULTILINE | re.D
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The files that the page names, and a small model for each that it names."""
     monkeypatch.chdir(tmp_path)
-    encoder, writer = save_encoder(tmp_path / "encoder"), save_writer(tmp_path / "writer")
+    encoder, writer = save_bert(tmp_path / "encoder", positions=512), save_t5(tmp_path / "writer")
     kinds = (("a good film", "positive"), ("not good", "negative"))
     _lines(
         "reviews.jsonl",

@@ -13,22 +13,25 @@ from ptune.errors import ConfigError, ModelError
 from ptune.model.task_model import PTunedTaskModel
 from ptune.saved.peft import own_layers
 from tasks.peft_pairs import P, pair, pefts, run
-from tasks.wide_models import ENCODER_DECODERS, HIDDEN, behind_tokens, build, close, padded, put_tokens, texts, tokens
+from tasks.wide_models import (
+    ANSWERS,
+    ENCODER_DECODERS,
+    HIDDEN,
+    behind_tokens,
+    build,
+    close,
+    labelled,
+    padded,
+    put_tokens,
+    texts,
+    tokens,
+)
 
 TASK = TaskType.SEQ_2_SEQ_LM
 PROMPT = tokens(4, seed=7)
-LENGTHS = (7, 5, 1, 9, 3)
-ANSWERS = (4, 6, 1, 5, 3)
 SIDES = ("right", "left")
 LAYERS = {"t5": ("num_layers", "num_decoder_layers"), "bart": ("encoder_layers", "decoder_layers")}
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
-
-
-def batch(side: str = "right") -> dict[str, Any]:
-    """Five texts and answers."""
-    ids, mask = padded(texts(LENGTHS), side)
-    labels, _ = padded([tokens(length, seed=200 + at) for at, length in enumerate(ANSWERS)], "right", -100)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def deep(name: str, *, seed: int = 5, count: int = 4, **overrides: Any) -> PTunedTaskModel:
@@ -42,11 +45,11 @@ def deep(name: str, *, seed: int = 5, count: int = 4, **overrides: Any) -> PTune
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_every_row_is_as_if_alone_behind_real_tokens(name: str, side: str) -> None:
     """Logits, and the loss as the bare model has it of one row."""
-    model, bare, given = behind_tokens(name, TASK, PROMPT), build(name, TASK), batch(side)
+    model, bare, given = behind_tokens(name, TASK, PROMPT), build(name, TASK), labelled(name, TASK, side)
     with torch.no_grad():
         output = model(**given)
         total = 0.0
-        for at, row in enumerate(texts(LENGTHS)):
+        for at, row in enumerate(texts()):
             labels = given["labels"][at][: ANSWERS[at]][None]
             alone = bare(torch.cat([PROMPT, row])[None], labels=labels)
             assert close(output.logits[at, : ANSWERS[at]], alone.logits[0]), at
@@ -61,12 +64,12 @@ def test_every_row_is_as_if_alone_behind_real_tokens(name: str, side: str) -> No
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_every_row_is_as_if_alone_behind_keys_and_values(name: str, side: str) -> None:
-    model, given = deep(name), batch(side)
+    model, given = deep(name), labelled(name, TASK, side)
     with torch.no_grad():
         output = model(**given)
         bare = build(name, TASK)(**given)
         assert not close(output.logits, bare.logits, 0.05)
-        for at, row in enumerate(texts(LENGTHS)):
+        for at, row in enumerate(texts()):
             labels = given["labels"][at][: ANSWERS[at]][None]
             assert close(output.logits[at, : ANSWERS[at]], model(row[None], labels=labels).logits[0]), at
 
@@ -97,7 +100,7 @@ def test_pefts_keys_and_values(name: str, layers: int, kind: str) -> None:
     model = deep(name, **sizes)
     with torch.no_grad():
         model.prompts["default"].embedding.weight.copy_(own_layers(rows, layers))
-        given = batch()
+        given = labelled(name, TASK)
         found, wanted = model(**given), run(theirs, **given)
         assert float(found.loss) == pytest.approx(float(wanted.loss), rel=1e-5)
         assert close(found.logits, wanted.logits)
@@ -118,7 +121,7 @@ def test_own_layers_by_hand() -> None:
 def test_gradient_of_pefts_keys_and_values(name: str) -> None:
     """With an odd number of layers every one of PEFT's is used, in another order."""
     sizes = dict.fromkeys(LAYERS[name], 3)
-    theirs, model, given = pefts(name, TASK, "prefix", **sizes), deep(name, **sizes), batch()
+    theirs, model, given = pefts(name, TASK, "prefix", **sizes), deep(name, **sizes), labelled(name, TASK)
     weight = theirs.prompt_encoder["default"].embedding.weight
     model.prompts["default"].embedding.weight.data.copy_(own_layers(weight.detach(), 3))
     model(**given).loss.backward()
@@ -130,7 +133,7 @@ def test_gradient_of_pefts_keys_and_values(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_answers_behind_pefts_vectors(name: str, kind: str) -> None:
     mine, theirs = pair(name, TASK, kind)
-    text = {key: value for key, value in batch().items() if key != "labels"}
+    text = {key: value for key, value in labelled(name, TASK).items() if key != "labels"}
     for options in (GREEDY, {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}):
         assert torch.equal(mine.generate(**text, **options), run(theirs.generate, **text, **options))
 
@@ -149,10 +152,10 @@ def same_answer(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_a_rows_answer_alone(name: str, kind: str, side: str, beams: int) -> None:
     """And behind real tokens, the bare model's."""
     model = behind_tokens(name, TASK, PROMPT) if kind == "vectors" else deep(name)
-    bare, given = build(name, TASK), batch(side)
+    bare, given = build(name, TASK), labelled(name, TASK, side)
     options = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
     together = model.generate(given["input_ids"], attention_mask=given["attention_mask"], **options)
-    for at, row in enumerate(texts(LENGTHS)):
+    for at, row in enumerate(texts()):
         assert same_answer(together[at], model.generate(row[None], **options)[0]), at
         if kind == "vectors":
             assert same_answer(together[at], bare.generate(torch.cat([PROMPT, row])[None], **options)[0]), at
@@ -201,17 +204,17 @@ def test_prompts_of_different_lengths_in_a_batch(name: str, side: str) -> None:
     """Of vectors, one for each row, or none."""
     model = behind_tokens(name, TASK, PROMPT)
     put_tokens(model, "short", PROMPT[:2])
-    given, names = batch(side), ["short", "default", None, "short", "default"]
+    given, names = labelled(name, TASK, side), ["short", "default", None, "short", "default"]
     with torch.no_grad():
         output = model(**given, prompt_names=names)
         text = {key: given[key] for key in ("input_ids", "attention_mask")}
         answers = model.generate(**text, prompt_names=names, **GREEDY)
-        for at, row in enumerate(texts(LENGTHS)):
+        for at, row in enumerate(texts()):
             labels = given["labels"][at][: ANSWERS[at]][None]
             alone = model(row[None], labels=labels, prompt_names=[names[at]])
             assert close(output.logits[at, : ANSWERS[at]], alone.logits[0]), at
             assert same_answer(answers[at], model.generate(row[None], prompt_names=[names[at]], **GREEDY)[0]), at
-        bare = build(name, TASK)(texts(LENGTHS)[2][None], labels=given["labels"][2][:1][None])
+        bare = build(name, TASK)(texts()[2][None], labels=given["labels"][2][:1][None])
         assert close(output.logits[2, :1], bare.logits[0])
 
 
@@ -224,11 +227,11 @@ def test_deep_prompts_in_a_batch(name: str) -> None:
         model.add_prompt("other", PrefixTuningConfig(num_virtual_tokens=4))
         model.add_prompt("long", PrefixTuningConfig(num_virtual_tokens=6))
         model.add_prompt("vectors", PromptTuningConfig(num_virtual_tokens=4))
-    given = batch()
+    given = labelled(name, TASK)
     names = ["other", "default", "other", "other", "default"]
     with torch.no_grad():
         output = model(**given, prompt_names=names)
-        for at, row in enumerate(texts(LENGTHS)):
+        for at, row in enumerate(texts()):
             labels = given["labels"][at][: ANSWERS[at]][None]
             alone = model(row[None], labels=labels, prompt_names=names[at])
             assert close(output.logits[at, : ANSWERS[at]], alone.logits[0]), at
@@ -271,7 +274,7 @@ def test_sampled_answers_behind_keys_and_values() -> None:
 def test_virtual_tokens_inside_the_text(name: str) -> None:
     model = behind_tokens(name, TASK, PROMPT)
     put_tokens(model, "inside", PROMPT, tokens_in_text=2)
-    plain = [row for row in texts(LENGTHS) if len(row) > 1]
+    plain = [row for row in texts() if len(row) > 1]
     rows = [torch.cat([row[:1], torch.tensor([-3]), row[1:], torch.tensor([-4])]) for row in plain]
     ids, mask = padded(rows, "left")
     answers = model.generate(ids, attention_mask=mask, prompt_names="inside", **GREEDY)

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from ptune import PrefixTuningConfig
 from ptune.config import TaskType
+from ptune.model.task_model import PTunedTaskModel
 from tasks.wide_models import (
     DECODERS,
+    DEEP_ENCODERS,
     ENCODERS,
     LABELS,
     PAIRS,
@@ -44,6 +47,15 @@ def untouched(name: str, task: TaskType) -> Any:
     return build(name, task)
 
 
+@cache
+def behind(name: str, task: TaskType) -> PTunedTaskModel:
+    """A model behind `PROMPT`; and behind a prompt of the same vectors of which two stand inside the text."""
+    model = behind_tokens(name, task, PROMPT)
+    put_tokens(model, "inside", PROMPT, tokens_in_text=2)
+    model.set_prompt("default")
+    return model.eval()
+
+
 @torch.no_grad()
 def alone(name: str, task: TaskType, whole: torch.Tensor, keep: Sequence[int], kinds: torch.Tensor | None) -> Any:
     """What the bare model gives for the tokens to keep of one row of real ones, the prompt's among them."""
@@ -51,16 +63,17 @@ def alone(name: str, task: TaskType, whole: torch.Tensor, keep: Sequence[int], k
     types = {} if kinds is None else {"token_type_ids": kinds[None]}
     read = inner_of(bare)(whole[None], output_hidden_states=True, **types)
     states = read.last_hidden_state[:, list(keep)]
+    found = {} if name in DECODERS else {"hidden_states": tuple(one[0, list(keep)] for one in read.hidden_states)}
     if task is TaskType.FEATURE_EXTRACTION:
-        found = {"last_hidden_state": states[0], "hidden_states": read.hidden_states[1][0, list(keep)]}
+        found["last_hidden_state"] = states[0]
         if getattr(bare, "pooler", None) is not None:
             pooled = bare.pooler_activation(bare.pooler(states[:, 0])) if name == "albert" else bare.pooler(states)
             found["pooler_output"] = pooled[0]
         return found
     made = head_on(name, bare, task, states)[0]
     if task is TaskType.QUESTION_ANS:
-        return {"start_logits": made[:, 0], "end_logits": made[:, 1]}
-    return {"logits": made}
+        return found | {"start_logits": made[:, 0], "end_logits": made[:, 1]}
+    return found | {"logits": made}
 
 
 def check(
@@ -73,15 +86,20 @@ def check(
         compare(task, output, at, mask, wanted)
 
 
-def compare(task: TaskType, output: Any, at: int, mask: torch.Tensor, wanted: dict[str, torch.Tensor]) -> None:
-    """Compare a row of an output with what is wanted under each name."""
+def compare(task: TaskType, output: Any, at: int, mask: torch.Tensor, wanted: dict[str, Any]) -> None:
+    """Compare a row of an output with what is wanted under each name, and what stands at its padding."""
+    text = mask[at].bool()
     for key, value in wanted.items():
         if key == "hidden_states":
-            if output.get(key) is not None:
-                assert close(output[key][1][at][mask[at].bool()], value), (key, at)
-            continue
-        of_the_row = key == "pooler_output" or (key == "logits" and task is TaskType.SEQ_CLS)
-        assert close(output[key][at] if of_the_row else output[key][at][mask[at].bool()], value), (key, at)
+            layers = output.get(key)
+            assert layers is None or all(close(one[at][text], own) for one, own in zip(layers, value, strict=True)), at
+        elif key == "pooler_output" or (key == "logits" and task is TaskType.SEQ_CLS):
+            assert close(output[key][at], value), (key, at)
+        else:
+            found = output[key][at]
+            assert close(found[text], value), (key, at)
+            # No answer begins or ends at padding; other outputs are zero there.
+            assert bool((found[~text] == (torch.finfo(found.dtype).min if "_logits" in key else 0)).all())
 
 
 def first(output: Any) -> torch.Tensor:
@@ -89,33 +107,55 @@ def first(output: Any) -> torch.Tensor:
     return output[next(key for key in ("logits", "start_logits", "last_hidden_state") if output.get(key) is not None)]
 
 
+def noisy(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The same text with any tokens at its padding."""
+    return torch.where(mask.bool(), ids, tokens(ids.numel(), seed=3).view_as(ids))
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_every_row_is_as_if_alone(name: str, task: TaskType, side: str) -> None:
-    model, rows = behind_tokens(name, task, PROMPT), texts()
+    """With the hidden states of every layer of an encoder; nothing at padding matters."""
+    model, rows = behind(name, task), texts()
     ids, mask = padded(rows, side, pad_of(name))
     # A decoder's layers take ways of their own, where these are not to be had.
     asked = {} if name in DECODERS else {"output_hidden_states": True}
     with torch.no_grad():
         output = model(ids, mask, **asked)
+        assert name in DECODERS or output.hidden_states is not None
         check(name, task, output, rows, mask)
-        # Nothing at padding matters.
-        noise = torch.where(mask.bool(), ids, tokens(ids.numel(), seed=3).view_as(ids))
-        assert torch.equal(first(model(noise, mask)), first(output))
+        assert torch.equal(first(model(noisy(ids, mask), mask)), first(output))
+
+
+@pytest.mark.parametrize("name", [*DEEP_ENCODERS, *DECODERS])
+def test_every_row_is_as_if_alone_behind_keys_and_values(name: str) -> None:
+    """However it is padded; `test_steps_beside_peft` says that they are seen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = PTunedTaskModel(build(name, TaskType.SEQ_CLS), PrefixTuningConfig(num_virtual_tokens=P)).eval()
+    rows = texts()
+    with torch.no_grad():
+        singly = [model(row[None]).logits[0] for row in rows]
+        for side in SIDES:
+            ids, mask = padded(rows, side, pad_of(name))
+            logits = model(ids, mask).logits
+            for at, wanted in enumerate(singly):
+                assert close(logits[at], wanted), (side, at)
+            assert torch.equal(model(noisy(ids, mask), mask).logits, logits)
 
 
 @pytest.mark.parametrize("task", READING)
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", WITH_TYPES)
-def test_pairs_of_texts(name: str, side: str, task: TaskType) -> None:
+def test_pairs_of_texts(name: str, task: TaskType) -> None:
     """Virtual tokens are of type 0; the types of the text move with it."""
-    model, rows = behind_tokens(name, task, PROMPT), texts()
+    model, rows = behind(name, task), texts()
     kinds = [(torch.arange(len(row)) >= len(row) // 2).long() for row in rows]
-    ids, mask = padded(rows, side, pad_of(name))
-    with torch.no_grad():
-        output = model(ids, mask, token_type_ids=padded(kinds, side)[0])
-        check(name, task, output, rows, mask, kinds)
-        assert not torch.equal(first(output), first(model(ids, mask)))
+    for side in SIDES:
+        ids, mask = padded(rows, side, pad_of(name))
+        with torch.no_grad():
+            output = model(ids, mask, token_type_ids=padded(kinds, side)[0])
+            check(name, task, output, rows, mask, kinds)
+            assert not torch.equal(first(output), first(model(ids, mask)))
 
 
 def test_types_in_front_of_gpt2() -> None:
@@ -124,9 +164,9 @@ def test_types_in_front_of_gpt2() -> None:
     kinds = [(torch.arange(len(row)) >= len(row) // 2).long() for row in rows]
     (ids, mask), (types, _) = padded(rows, "left"), padded(kinds, "left")
     with torch.no_grad():
-        model = behind_tokens("llama", TaskType.TOKEN_CLS, PROMPT)
+        model = behind("llama", TaskType.TOKEN_CLS)
         assert torch.equal(model(ids, mask, token_type_ids=types).logits, model(ids, mask).logits)
-        model = behind_tokens("gpt2", TaskType.TOKEN_CLS, PROMPT)
+        model = behind("gpt2", TaskType.TOKEN_CLS)
         together = model(ids, mask, token_type_ids=types).logits
         assert not close(together, model(ids, mask).logits)
         for at, row in enumerate(rows):
@@ -134,22 +174,22 @@ def test_types_in_front_of_gpt2() -> None:
             assert close(together[at][mask[at].bool()], one)
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("task", [TaskType.SEQ_CLS, TaskType.TOKEN_CLS])
 @pytest.mark.parametrize("name", [*ENCODERS, *DECODERS])
-def test_embeddings_in_place_of_ids(name: str, task: TaskType, side: str) -> None:
-    model, rows = behind_tokens(name, task, PROMPT), texts()
-    ids, mask = padded(rows, side, pad_of(name))
-    with torch.no_grad():
-        output = model(inputs_embeds=model.base.get_input_embeddings()(ids), attention_mask=mask)
-    check(name, task, output, rows, mask)
+def test_embeddings_in_place_of_ids(name: str, task: TaskType) -> None:
+    model, rows = behind(name, task), texts()
+    for side in SIDES:
+        ids, mask = padded(rows, side, pad_of(name))
+        with torch.no_grad():
+            output = model(inputs_embeds=model.base.get_input_embeddings()(ids), attention_mask=mask)
+        check(name, task, output, rows, mask)
 
 
 @pytest.mark.parametrize("task", READING)
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
 def test_no_mask_means_no_padding(name: str, task: TaskType) -> None:
     """Even where the text holds the padding token's id, but for a decoder's class, which looks for that."""
-    model, rows = behind_tokens(name, task, PROMPT), texts([6, 6, 6, 6])
+    model, rows = behind(name, task), texts([6, 6, 6, 6])
     ids = torch.stack(rows)
     with torch.no_grad():
         check(name, task, model(ids), rows, torch.ones_like(ids))
@@ -161,54 +201,36 @@ def test_no_mask_means_no_padding(name: str, task: TaskType) -> None:
             assert torch.equal(first(model(ids, torch.ones_like(ids))), first(output))
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("task", [TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.MASKED_LM])
-@pytest.mark.parametrize("name", ENCODERS)
-def test_virtual_tokens_inside_the_text(name: str, task: TaskType, side: str) -> None:
+INSIDE = [pair for pair in PAIRS if pair[1] in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS, TaskType.MASKED_LM)]
+
+
+@pytest.mark.parametrize(("name", "task"), INSIDE)
+def test_virtual_tokens_inside_the_text(name: str, task: TaskType) -> None:
     """Two of four before the text; one more behind its first token, and one at its end."""
-    model = behind_tokens(name, task, PROMPT)
-    put_tokens(model, "inside", PROMPT, tokens_in_text=2)
-    model.set_prompt("inside")
-    plain = texts([7, 5, 2, 9])
+    model = behind(name, task)
     third, fourth = torch.tensor([-3]), torch.tensor([-4])
-    rows = [torch.cat([row[:1], third, row[1:], fourth]) for row in plain]
-    ids, mask = padded(rows, side, pad_of(name))
-    with torch.no_grad():
-        output = model(ids, mask)
-    for at, row in enumerate(rows):
-        whole = torch.cat([PROMPT[:2], torch.where(row < 0, PROMPT[(-1 - row).clamp_min(0)], row)])
-        # What stands inside the text is of the text: the output lines up with it.
-        compare(task, output, at, mask, alone(name, task, whole, range(2, len(whole)), None))
+    rows = [torch.cat([row[:1], third, row[1:], fourth]) for row in texts([7, 5, 2, 9])]
+    for side in SIDES:
+        ids, mask = padded(rows, side, pad_of(name))
+        with torch.no_grad():
+            output = model(ids, mask, prompt_names="inside")
+        for at, row in enumerate(rows):
+            whole = torch.cat([PROMPT[:2], torch.where(row < 0, PROMPT[(-1 - row).clamp_min(0)], row)])
+            # What stands inside the text is of the text: the output lines up with it.
+            compare(task, output, at, mask, alone(name, task, whole, range(2, len(whole)), None))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_virtual_tokens_inside_the_text_of_a_decoder(name: str) -> None:
-    model = behind_tokens(name, TaskType.TOKEN_CLS, PROMPT)
-    put_tokens(model, "inside", PROMPT, tokens_in_text=2)
-    rows = [torch.cat([row[:1], torch.tensor([-3, -4]), row[1:]]) for row in texts([7, 5, 2, 9])]
-    ids, mask = padded(rows, "left", pad_of(name))
-    with torch.no_grad():
-        output = model(ids, mask, prompt_names="inside")
-    for at, row in enumerate(rows):
-        whole = torch.cat([PROMPT[:2], torch.where(row < 0, PROMPT[(-1 - row).clamp_min(0)], row)])
-        compare(
-            TaskType.TOKEN_CLS, output, at, mask, alone(name, TaskType.TOKEN_CLS, whole, range(2, len(whole)), None)
-        )
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("side", SIDES)
-def test_a_mean_over_the_text_alone(pooling: str, side: str) -> None:
+def test_a_mean_over_the_text_alone(side: str) -> None:
     """ModernBERT's classifier may read the mean of a text, by the mask."""
-    model, rows = behind_tokens("modernbert", TaskType.SEQ_CLS, PROMPT, classifier_pooling=pooling), texts()
+    model, rows = behind_tokens("modernbert", TaskType.SEQ_CLS, PROMPT, classifier_pooling="mean"), texts()
     ids, mask = padded(rows, side)
     with torch.no_grad():
         logits = model(ids, mask).logits
-        bare: Any = build("modernbert", TaskType.SEQ_CLS, classifier_pooling=pooling)
+        bare: Any = build("modernbert", TaskType.SEQ_CLS, classifier_pooling="mean")
         for at, row in enumerate(rows):
             states = bare.model(torch.cat([PROMPT, row])[None]).last_hidden_state[:, P:]
-            pooled = states[:, 0] if pooling == "cls" else states.mean(dim=1)
-            assert close(logits[at], bare.classifier(bare.head(pooled))[0])
+            assert close(logits[at], head_on("modernbert", bare, TaskType.SEQ_CLS, states)[0])
 
 
 def test_one_label_and_many() -> None:

@@ -210,3 +210,21 @@ def test_trainable_parameters_are_pefts(name: str, task: str, kind: str) -> None
             for library in (ptune, peft)
         ]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "kind"),
+    [
+        ("bert", TaskType.SEQ_CLS, "PeftModelForSequenceClassification"),
+        ("llama", TaskType.TOKEN_CLS, "PeftModelForTokenClassification"),
+        ("roberta", TaskType.QUESTION_ANS, "PeftModelForQuestionAnswering"),
+        ("t5", TaskType.SEQ_2_SEQ_LM, "PeftModelForSeq2SeqLM"),
+        ("bert", TaskType.FEATURE_EXTRACTION, "PeftModelForFeatureExtraction"),
+        ("bert", TaskType.MASKED_LM, "PeftModelForTask"),
+    ],
+)
+def test_pefts_class_is_told_by_the_models(name: str, task: TaskType, kind: str) -> None:
+    model: Any = ptune.get_peft_model(build(name, task), ptune.PromptTuningConfig(num_virtual_tokens=4))
+    assert type(model).__name__ == kind
+    assert model.active_peft_config.task_type is model.task is task
+    assert not isinstance(model, ptune.PTunedModel)

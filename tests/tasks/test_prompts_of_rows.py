@@ -11,12 +11,25 @@ from ptune import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from ptune.config import TaskType
 from ptune.deep_config import PromptConfig
 from ptune.errors import ConfigError
+from ptune.internals import forward_hooks
 from ptune.model.task_model import PTunedTaskModel
-from tasks.wide_models import HIDDEN, LABELS, WITH_HEADS, build, close, pad_of, padded, texts
+from tasks.wide_models import (
+    HIDDEN,
+    LABELS,
+    WITH_HEADS,
+    build,
+    close,
+    inner_of,
+    labelled,
+    pad_of,
+    padded,
+    same_gradients,
+    texts,
+)
 
 CONFIGS: dict[str, PromptConfig] = {
     "vectors": PromptTuningConfig(num_virtual_tokens=4),
-    "mlp": PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=8),
+    "mlp": PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=8),
     "keys": PrefixTuningConfig(num_virtual_tokens=4),
 }
 HEADS = {
@@ -34,6 +47,7 @@ HEADS = {
     ("t5", TaskType.SEQ_2_SEQ_LM): [],
 }
 WITHOUT_CACHE = ("modernbert", "distilbert", "deberta")
+SETUPS = [(*one, kind) for one in HEADS for kind in ("mlp", "keys") if kind == "mlp" or one[0] not in WITHOUT_CACHE]
 NAMES = ["b", "a", None, "a", "b"]
 
 
@@ -50,43 +64,26 @@ def several(name: str, task: TaskType, configs: dict[str, PromptConfig]) -> PTun
     return model.eval()
 
 
-def batch(name: str, task: TaskType) -> dict[str, Any]:
-    """Five rows, padded on the left, with labels."""
-    ids, mask = padded(texts(), "left", pad_of(name))
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if task is TaskType.QUESTION_ANS:
-        return given | {"start_positions": mask.argmax(dim=1), "end_positions": torch.full((5,), ids.shape[1] - 1)}
-    if task is TaskType.SEQ_CLS:
-        return given | {"labels": torch.arange(5) % LABELS}
-    if task is TaskType.FEATURE_EXTRACTION:
-        return given
-    limit = LABELS if task is TaskType.TOKEN_CLS else 1000
-    return given | {"labels": (ids % limit).masked_fill(mask == 0, -100)}
-
-
 def outputs_of(output: Any) -> list[torch.Tensor]:
     """What belongs to rows."""
     keys = ("logits", "start_logits", "end_logits", "last_hidden_state")
     return [output[key] for key in keys if output.get(key) is not None]
 
 
-@pytest.mark.parametrize(
-    ("name", "task", "kind"),
-    [(*one, kind) for one in HEADS for kind in ("mlp", "keys") if kind == "mlp" or one[0] not in WITHOUT_CACHE],
-)
+@pytest.mark.parametrize(("name", "task", "kind"), SETUPS)
 def test_the_frozen_model_is_untouched(name: str, task: TaskType, kind: str) -> None:
     """Byte by byte after steps that move prompt and head; and the head of the model is a copy's origin alone."""
     base = build(name, task)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     model = PTunedTaskModel(base, CONFIGS[kind]).train()
     if task is TaskType.FEATURE_EXTRACTION:
-        model(**batch(name, task)).last_hidden_state.square().mean().backward()
+        model(**labelled(name, task, "left")).last_hidden_state.square().mean().backward()
     optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=0.1)
     start = {key: value.clone() for key, value in model.prompts.state_dict().items()}
     for _ in range(3):
         if task is not TaskType.FEATURE_EXTRACTION:
             optimizer.zero_grad()
-            model(**batch(name, task)).loss.backward()
+            model(**labelled(name, task, "left")).loss.backward()
         optimizer.step()
     assert model.base is base
     after = base.state_dict()
@@ -104,6 +101,34 @@ def test_the_frozen_model_is_untouched(name: str, task: TaskType, kind: str) -> 
     assert model.get_nb_trainable_parameters()[0] == sizes[0]
 
 
+@pytest.mark.parametrize("asked", ["configuration", "call"])
+@pytest.mark.parametrize("task", [TaskType.SEQ_CLS, TaskType.FEATURE_EXTRACTION])
+@pytest.mark.parametrize("name", ["bert", "roberta", "mpnet", "electra"])
+@torch.no_grad()
+def test_layers_are_hooked_once(name: str, task: TaskType, asked: str) -> None:
+    """However often hidden states are asked for; the bare model then gives each of them once."""
+    base: Any = build(name, task)
+    call = {"output_hidden_states": True} if asked == "call" else {}
+    base.config.output_hidden_states = asked == "configuration"
+    model, ids, counts = PTunedTaskModel(base, CONFIGS["vectors"]).eval(), texts()[0][None], []
+    for _ in range(3):
+        model(input_ids=ids, **call)
+        counts.append(sum(len(list(forward_hooks(module))) for module in inner_of(base).modules()))
+    assert counts[0] == counts[1] == counts[2]
+    assert len(base(ids, output_hidden_states=True).hidden_states) == base.config.num_hidden_layers + 1
+
+
+@torch.no_grad()
+def test_a_decoders_configuration_that_asks_for_hidden_states() -> None:
+    base: Any = build("llama", TaskType.SEQ_CLS)
+    model, ids = PTunedTaskModel(base, CONFIGS["vectors"]).eval(), texts()[0][None]
+    wanted = model(input_ids=ids).logits
+    base.config.output_hidden_states = True
+    for _ in range(3):
+        assert torch.equal(model(input_ids=ids).logits, wanted)
+    assert len(base(ids).hidden_states) == base.config.num_hidden_layers + 1
+
+
 def test_a_head_begins_as_the_models_own() -> None:
     model = PTunedTaskModel(build("bert", TaskType.SEQ_CLS), CONFIGS["vectors"])
     for key, value in model.base.classifier.state_dict().items():
@@ -112,27 +137,29 @@ def test_a_head_begins_as_the_models_own() -> None:
         assert own.data_ptr() != value.data_ptr()
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize(("name", "task"), [*HEADS, ("bart", TaskType.SEQ_2_SEQ_LM)])
-def test_a_head_in_float32_on_a_model_in_bfloat16(name: str, task: TaskType, kind: str, autocast: bool) -> None:
-    """Prompt and head stay in float32, under autocast too; and all of it trains."""
-    if kind == "keys" and name in WITHOUT_CACHE:
-        kind = "vectors"
+@pytest.mark.parametrize(
+    ("name", "task", "kind"), [*SETUPS, *(("bart", TaskType.SEQ_2_SEQ_LM, kind) for kind in ("mlp", "keys"))]
+)
+def test_a_head_in_float32_on_a_model_in_bfloat16(name: str, task: TaskType, kind: str) -> None:
+    """Prompt and head stay in float32 where a trainer moves all, under autocast too; and all of it trains."""
     model = several(name, task, {"a": CONFIGS[kind]})
-    given = batch(name, task)
+    given = labelled(name, task, "left")
     with torch.no_grad():
         wanted = outputs_of(model(**given))[0]
-    model.base.to(torch.bfloat16)
+    model.to(torch.bfloat16)
+    assert {one.dtype for one in model.base.parameters()} == {torch.bfloat16}
     assert {one.dtype for one in model.prompts.parameters()} == {torch.float32}
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output = model(**given)
-    found = outputs_of(output)[0]
-    loss = output.get("loss")
-    (found.float().square().mean() if loss is None else loss).backward()
-    assert all(bool(one.grad.isfinite().all()) for one in model.prompts.parameters())
-    places = ... if task in (TaskType.SEQ_CLS, TaskType.SEQ_2_SEQ_LM) else given["attention_mask"].bool()
-    assert close(found[places].float(), wanted[places], 0.2)
+    for autocast in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(**given)
+        found = outputs_of(output)[0]
+        loss = output.get("loss")
+        (found.float().square().mean() if loss is None else loss).backward()
+        assert all(bool(one.grad.isfinite().all()) for one in model.prompts.parameters())
+        places = ... if task in (TaskType.SEQ_CLS, TaskType.SEQ_2_SEQ_LM) else given["attention_mask"].bool()
+        # T5 does not scale its scores: a bare one rounds as much.
+        assert close(found[places].float(), wanted[places], 0.3 if name == "t5" else 0.2)
 
 
 @pytest.mark.parametrize("task", [*WITH_HEADS, TaskType.FEATURE_EXTRACTION])
@@ -148,7 +175,7 @@ def test_a_head_in_float32_on_a_model_in_bfloat16(name: str, task: TaskType, kin
 def test_prompts_with_heads_of_their_own_in_one_batch(name: str, kinds: tuple[str, str], task: TaskType) -> None:
     """Each row is as if by itself, with its prompt and its head, or the bare model; so are loss and gradients."""
     model = several(name, task, dict(zip("ab", (CONFIGS[kind] for kind in kinds), strict=True)))
-    given, rows = batch(name, task), texts()
+    given, rows = labelled(name, task, "left"), texts()
     names = NAMES if "keys" not in kinds or name == "llama" else ["b", "a", "a", "a", "b"]
     together = model(**given, prompt_names=names)
     if together.get("loss") is not None:
@@ -176,9 +203,7 @@ def test_prompts_with_heads_of_their_own_in_one_batch(name: str, kinds: tuple[st
             total += float(alone.loss.detach())
     if together.get("loss") is not None:
         assert total == pytest.approx(float(together.loss.detach()), rel=1e-5)
-        size = max(float(value.norm()) for value in grads.values())
-        for key, value in model.prompts.named_parameters():
-            assert float((value.grad - grads[key]).norm()) <= 1e-4 * float(grads[key].norm()) + 1e-6 * size, key
+        assert same_gradients({key: value.grad for key, value in model.prompts.named_parameters()}, grads)
 
 
 @pytest.mark.parametrize("task", WITH_HEADS)
@@ -209,7 +234,7 @@ def test_a_row_without_prompt_is_the_bare_models() -> None:
 def test_heads_with_different_numbers_of_labels() -> None:
     model = several("bert", TaskType.SEQ_CLS, {"a": CONFIGS["vectors"], "b": CONFIGS["vectors"]})
     model.prompts["b"].head["classifier"] = torch.nn.Linear(HIDDEN, LABELS + 2)
-    given = batch("bert", TaskType.SEQ_CLS)
+    given = labelled("bert", TaskType.SEQ_CLS, "left")
     given.pop("labels")
     with torch.no_grad():
         assert model(**given, prompt_names="b").logits.shape == (5, LABELS + 2)
@@ -220,7 +245,7 @@ def test_heads_with_different_numbers_of_labels() -> None:
 
 def test_deep_and_vector_prompts_before_an_encoder() -> None:
     model = several("bert", TaskType.SEQ_CLS, {"a": CONFIGS["vectors"], "b": CONFIGS["keys"]})
-    given = batch("bert", TaskType.SEQ_CLS)
+    given = labelled("bert", TaskType.SEQ_CLS, "left")
     with pytest.raises(
         ConfigError, match="keys and values cannot stand in one batch with rows behind vectors"
     ) as caught:
@@ -234,7 +259,7 @@ def test_some_prompts_pool_virtual_tokens_and_some_do_not() -> None:
     pooling = PromptTuningConfig(num_virtual_tokens=4, pool_virtual_tokens=True)
     model = several("bert", TaskType.SEQ_CLS, {"a": CONFIGS["vectors"], "b": pooling})
     with pytest.raises(ConfigError, match="whose virtual tokens a pooler reads, and others") as caught:
-        model(**batch("bert", TaskType.SEQ_CLS), prompt_names=["a", "b", "a", "a", "b"])
+        model(**labelled("bert", TaskType.SEQ_CLS, "left"), prompt_names=["a", "b", "a", "a", "b"])
     assert "batches of their own" in str(caught.value.hint)
 
 
@@ -256,7 +281,7 @@ def test_keys_and_values_of_prompts_of_different_lengths(name: str) -> None:
 @pytest.mark.parametrize(("name", "task"), [*HEADS, ("llama", TaskType.FEATURE_EXTRACTION)])
 def test_disable_adapter_is_the_bare_model(name: str, task: TaskType) -> None:
     """Its output and loss, the head that it came with among them."""
-    model, given = several(name, task, {"a": CONFIGS["vectors"]}), batch(name, task)
+    model, given = several(name, task, {"a": CONFIGS["vectors"]}), labelled(name, task, "left")
     bare = build(name, task)
     with torch.no_grad():
         with model.disable_adapter():
@@ -284,7 +309,7 @@ def test_which_prompt_trains() -> None:
 def test_dropout_of_the_head_in_training_alone() -> None:
     base = build("bert", TaskType.SEQ_CLS, classifier_dropout=0.5)
     model = PTunedTaskModel(base, CONFIGS["vectors"])
-    given = batch("bert", TaskType.SEQ_CLS)
+    given = labelled("bert", TaskType.SEQ_CLS, "left")
     with torch.no_grad():
         model.eval()
         assert torch.equal(model(**given).logits, model(**given).logits)

@@ -53,6 +53,14 @@ CASES: dict[str, tuple[Callable[[], Any], type[PTuneError], str, str]] = {
         "task_type=TOKEN_CLS, but a BertForSequenceClassification is for SEQ_CLS",
         "AutoModelForTokenClassification, or leave task_type out",
     ),
+    "another task than that of hidden states": (
+        lambda: get_peft_model(
+            build("bert", TaskType.FEATURE_EXTRACTION), PromptTuningConfig(task_type="SEQ_2_SEQ_LM")
+        ),
+        ConfigError,
+        "task_type=SEQ_2_SEQ_LM, but a BertModel is for FEATURE_EXTRACTION",
+        "AutoModelForSeq2SeqLM, or leave task_type out",
+    ),
     "a causal model": (
         lambda: PTunedTaskModel(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=9)), VECTORS),
         ModelError,
@@ -243,6 +251,18 @@ def test_what_is_refused(case: str) -> None:
         make()
     assert hint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [VECTORS, KEYS], ids=["vectors", "keys"])
+@pytest.mark.parametrize(("name", "positions"), [("bert", 16), ("roberta", 18), ("llama", 16)])
+@torch.no_grad()
+def test_the_longest_text_that_fits(name: str, positions: int, config: Any) -> None:
+    """Two of RoBERTa's positions stand for padding; one token more is refused before anything is computed."""
+    model = PTunedTaskModel(build(name, TaskType.SEQ_CLS, max_position_embeddings=positions), config).eval()
+    assert model.context_length == 16
+    assert model(input_ids=torch.full((1, 12), 7)).logits.shape == (1, 3)
+    with pytest.raises(ModelError, match="context of 16"):
+        model(input_ids=torch.full((1, 13), 7))
 
 
 # ---- models that are loaded ----------------------------------------------------------------------------------------

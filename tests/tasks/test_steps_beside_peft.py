@@ -9,29 +9,22 @@ import torch
 
 from ptune.config import TaskType
 from tasks.peft_pairs import DEEP, VECTORS, P, gradients, pair, run
-from tasks.wide_models import ENCODER_DECODERS, HIDDEN, LABELS, WITH_HEADS, close, pad_of, padded, texts, tokens
+from tasks.wide_models import (
+    ENCODER_DECODERS,
+    HIDDEN,
+    LENGTHS,
+    WITH_HEADS,
+    close,
+    labelled,
+    padded,
+    same_gradients,
+    tokens,
+)
 
-ROWS = [9, 5, 7, 3]
 PREFIXED = ("bert", "roberta", "electra", "gpt2", "llama", "qwen2")
 BEHIND_VECTORS = ("bert", "roberta", "electra", "deberta")
 SIZES = {"electra": {"embedding_size": HIDDEN}}
 """PEFT takes embeddings to be of the hidden size."""
-
-
-def batch(name: str, task: TaskType, *, side: str = "right", lengths: list[int] = ROWS) -> dict[str, Any]:
-    """Padded rows with labels."""
-    ids, mask = padded(texts(lengths), side, pad_of(name))
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if task is TaskType.SEQ_CLS:
-        given["labels"] = torch.arange(len(lengths)) % LABELS
-    if task is TaskType.TOKEN_CLS:
-        given["labels"] = (ids % LABELS).masked_fill(mask == 0, -100)
-    if task is TaskType.QUESTION_ANS:
-        last = mask.sum(dim=1) - 1
-        given |= {"start_positions": last // 2, "end_positions": last}
-    if task is TaskType.SEQ_2_SEQ_LM:
-        given["labels"] = padded(texts([4, 6, 2, 5]), "right", -100)[0]
-    return given
 
 
 def same_loss_and_gradients(mine: Any, theirs: Any, given: dict[str, Any]) -> tuple[Any, Any]:
@@ -41,12 +34,9 @@ def same_loss_and_gradients(mine: Any, theirs: Any, given: dict[str, Any]) -> tu
     found.loss.backward()
     wanted.loss.backward()
     own, other = gradients(mine), gradients(theirs)
-    assert own.keys() == other.keys()
-    size = max(float(value.norm()) for value in other.values())
-    for key, value in other.items():
-        # A bias that adds to every place of an answer changes nothing: its gradient is rounding.
-        assert float((own[key] - value).norm()) <= 1e-4 * float(value.norm()) + 1e-6 * size, key
-    assert float(other["embedding.weight"].norm()) > 1e-4 * size
+    assert same_gradients(own, other)
+    largest = max(float(value.norm()) for value in other.values())
+    assert float(other["embedding.weight"].norm()) > 1e-4 * largest
     return found, wanted
 
 
@@ -56,7 +46,7 @@ def same_loss_and_gradients(mine: Any, theirs: Any, given: dict[str, Any]) -> tu
 def test_keys_and_values(name: str, task: TaskType, kind: str) -> None:
     """Padded on the right; an answer's places are compared where nothing is padded, see `test_losses`."""
     mine, theirs = pair(name, task, kind)
-    given = batch(name, task, lengths=[6, 6, 6] if task is TaskType.QUESTION_ANS else ROWS)
+    given = labelled(name, task, lengths=[6] * 3 if task is TaskType.QUESTION_ANS else LENGTHS)
     found, wanted = same_loss_and_gradients(mine, theirs, given)
     keys = ("start_logits", "end_logits") if task is TaskType.QUESTION_ANS else ("logits",)
     for key in keys:
@@ -71,7 +61,7 @@ def test_keys_and_values(name: str, task: TaskType, kind: str) -> None:
 def test_vectors_before_an_encoder(name: str, task: TaskType, kind: str) -> None:
     """PEFT lets no label stand beside them."""
     mine, theirs = pair(name, task, kind, **SIZES.get(name, {}))
-    given = batch(name, task)
+    given = labelled(name, task)
     text = {key: given[key] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         found, wanted = mine(**text), run(theirs, **text)
@@ -89,7 +79,7 @@ def test_vectors_before_an_encoder(name: str, task: TaskType, kind: str) -> None
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
 def test_features_behind_keys_and_values(name: str, kind: str) -> None:
     mine, theirs = pair(name, TaskType.FEATURE_EXTRACTION, kind)
-    given = batch(name, TaskType.FEATURE_EXTRACTION)
+    given = labelled(name, TaskType.FEATURE_EXTRACTION)
     chosen = given["attention_mask"].bool()
     with torch.no_grad():
         found, wanted = mine(**given).last_hidden_state, run(theirs, **given).last_hidden_state
@@ -100,7 +90,7 @@ def test_features_behind_keys_and_values(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_vectors_before_an_encoder_decoder(name: str, kind: str) -> None:
     mine, theirs = pair(name, TaskType.SEQ_2_SEQ_LM, kind)
-    found, wanted = same_loss_and_gradients(mine, theirs, batch(name, TaskType.SEQ_2_SEQ_LM))
+    found, wanted = same_loss_and_gradients(mine, theirs, labelled(name, TaskType.SEQ_2_SEQ_LM))
     assert close(found.logits, wanted.logits)
 
 
@@ -115,15 +105,15 @@ def test_a_pooler_on_virtual_tokens_where_it_is_asked_for(name: str, kind: str, 
     task = TaskType.SEQ_CLS
     sizes = SIZES.get(name, {})
     mine, theirs = pair(name, task, kind, own={"pool_virtual_tokens": True}, **sizes)
-    found, _ = same_loss_and_gradients(mine, theirs, batch(name, task))
+    found, _ = same_loss_and_gradients(mine, theirs, labelled(name, task))
     with torch.no_grad():
-        assert close(mine(**batch(name, task, side=side)).logits, found.logits)
-        typed = batch(name, task)
-        typed["token_type_ids"] = torch.arange(9).expand(4, -1) // 4 % 2
+        assert close(mine(**labelled(name, task, side=side)).logits, found.logits)
+        typed = labelled(name, task)
+        typed["token_type_ids"] = torch.arange(9).expand(5, -1) // 4 % 2
         assert close(mine(**typed).logits, run(theirs, **typed).logits)
         assert not close(mine(**typed).logits, found.logits)
         reading, theirs = pair(name, task, kind, **sizes)
-        assert not close(reading(**batch(name, task)).logits, run(theirs, **batch(name, task)).logits, 0.05)
+        assert not close(reading(**labelled(name, task)).logits, run(theirs, **labelled(name, task)).logits, 0.05)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -144,7 +134,7 @@ def test_a_decoders_classifier_where_peft_is_wrong(name: str) -> None:
 def test_left_padding_of_an_encoder_where_peft_is_wrong(kind: str) -> None:
     """Its positions count the padding, so that a row is another one."""
     mine, theirs = pair("bert", TaskType.TOKEN_CLS, kind)
-    right, left = (batch("bert", TaskType.TOKEN_CLS, side=side) for side in ("right", "left"))
+    right, left = (labelled("bert", TaskType.TOKEN_CLS, side=side) for side in ("right", "left"))
 
     def of_the_text(model: Any, given: dict[str, Any]) -> torch.Tensor:
         with torch.no_grad():

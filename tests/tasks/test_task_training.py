@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ptune import PTunedTaskModel, TrainRecipe, load_tokenizer, train
 from ptune.errors import ConfigError, PTuneError
 from ptune.saved.format import read_prompt
 from ptune.training.head_rate import default_head_rate
-from task_models import save_decoder, save_encoder, save_writer
+from small_tasks import save_bert, save_llama, save_t5
 
 QUIET = Console(quiet=True)
 GIVEN: dict[str, Any] = {"max_steps": 6, "use_cpu": True, "logging_steps": 1, "save_steps": 3, "save_strategy": "steps"}
@@ -35,7 +36,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "seq2seq": [{"text": f"a film {'twice ' * at}", "summary": "see it"} for at in range(1, 12)],
 }
-SAVE = {"encoder": save_encoder, "decoder": save_decoder, "writer": save_writer}
+SAVE = {"encoder": partial(save_bert, positions=512), "decoder": save_llama, "writer": save_t5}
 RUNS = [
     ("classify", "encoder"),
     ("classify", "decoder"),
@@ -79,23 +80,15 @@ def test_from_files_to_a_prompt_folder(task: str, model: str, tmp_path: Path) ->
     torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ["embedding", "mlp", "prefix"])
-@pytest.mark.parametrize("model", ["encoder", "decoder"])
+@pytest.mark.parametrize(("model", "encoder"), [("encoder", "mlp"), ("decoder", "prefix")])
 def test_a_resumed_run_is_one_that_was_never_cut_off(model: str, encoder: str, tmp_path: Path) -> None:
     whole = train(_recipe(tmp_path, "classify", model, encoder=encoder), GIVEN, QUIET)
-    kept = whole.model.state_dict()
-    train(
-        _recipe(tmp_path, "classify", model, encoder=encoder, output=str(tmp_path / "cut")),
-        {**GIVEN, "max_steps": 6},
-        QUIET,
-    )
-    checkpoint = str(tmp_path / "cut/checkpoint-3")
-    resumed = train(
-        _recipe(tmp_path, "classify", model, encoder=encoder, output=str(tmp_path / "cut"), resume=checkpoint),
-        GIVEN,
-        QUIET,
-    )
-    for name, value in resumed.model.state_dict().items():
+    kept = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    checkpoint = str(tmp_path / "out/checkpoint-3")
+    resumed = train(_recipe(tmp_path, "classify", model, encoder=encoder, resume=checkpoint), GIVEN, QUIET)
+    found = resumed.model.state_dict()
+    assert found.keys() == kept.keys()
+    for name, value in found.items():
         assert torch.equal(value, kept[name]), name
     assert any(".head." in name for name in kept)
 
@@ -108,7 +101,7 @@ def test_a_decoders_head_starts_at_the_labels_words(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(tmp_path / "decoder"))
     causal = AutoModelForCausalLM.from_pretrained(tmp_path / "decoder").eval()
     ids = tokenizer("a film to see", return_tensors="pt")["input_ids"]
-    bad, good = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("bad", "good"))
+    (bad,), (good,) = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" bad", " good"))
     with torch.no_grad():
         found = model(input_ids=ids).logits[0]
         vectors = model.encode()[None]
@@ -169,17 +162,13 @@ def test_what_does_not_go_with_the_task(values: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("task", "model", "message"),
     [
-        (
-            "seq2seq",
-            "encoder",
-            "is not a model from sequence to sequence: its type is 'bert'. Choose an encoder-decoder",
-        ),
-        ("fill", "decoder", "is not a masked language model: its type is 'llama'. Choose an encoder"),
+        ("seq2seq", "encoder", "a model that writes none, such as BERT, is for ptune train --task classify"),
+        ("fill", "decoder", "the tokenizer (GPT2Tokenizer) has no mask token, so there is no gap to fill"),
         ("qa", "writer", "reads a text with its decoder too"),
     ],
 )
 def test_a_model_for_another_task(task: str, model: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(PTuneError) as fault:
         train(_recipe(tmp_path, task, model), GIVEN, QUIET)
-    assert message in str(fault.value) or "mask" in str(fault.value)
+    assert message in str(fault.value)
     assert not (tmp_path / "out").exists()

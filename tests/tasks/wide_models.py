@@ -6,7 +6,7 @@ wrong mask, position or head shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -187,6 +187,8 @@ PAIRS = [(name, task) for name in (*ENCODERS, *DECODERS) for task in READING]
 PAIRS += [(name, TaskType.MASKED_LM) for name in ENCODERS]
 """Architecture and task."""
 LENGTHS = (7, 5, 1, 9, 3)
+ANSWERS = (4, 6, 1, 5, 3)
+"""Tokens of the answers of an encoder-decoder."""
 
 
 def build(name: str, task: TaskType, **overrides: Any) -> PreTrainedModel:
@@ -234,6 +236,25 @@ def padded(rows: Sequence[torch.Tensor], side: str, fill: float = PAD) -> tuple[
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
         values[at, place], mask[at, place] = row, 1
     return values, mask
+
+
+def labelled(name: str, task: TaskType, side: str = "right", lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
+    """A padded batch with what its rows are told; an answer goes from a text's middle to its last token."""
+    ids, mask = padded(texts(lengths), side, pad_of(name))
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if task is TaskType.SEQ_CLS:
+        given["labels"] = torch.arange(len(ids)) % LABELS
+    if task is TaskType.TOKEN_CLS:
+        given["labels"] = (ids % LABELS).masked_fill(mask == 0, -100)
+    if task is TaskType.MASKED_LM:
+        given["labels"] = ids.masked_fill((mask == 0) | (ids % 2 == 0), -100)
+    if task is TaskType.QUESTION_ANS:
+        first, last = mask.argmax(dim=1), mask.sum(dim=1) - 1
+        given |= {"start_positions": first + last // 2, "end_positions": first + last}
+    if task is TaskType.SEQ_2_SEQ_LM:
+        answers = [tokens(length, seed=200 + at) for at, length in enumerate(ANSWERS[: len(ids)])]
+        given["labels"] = padded(answers, "right", -100)[0]
+    return given
 
 
 def behind_tokens(name: str, task: TaskType, prompt: torch.Tensor, **overrides: Any) -> PTunedTaskModel:
@@ -307,3 +328,14 @@ def close(found: torch.Tensor, wanted: torch.Tensor, error: float = 2e-5) -> boo
         return False
     found, wanted = found.detach().double(), wanted.detach().double()
     return bool((found - wanted).norm() <= error * wanted.norm())
+
+
+def same_gradients(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], error: float = 1e-4) -> bool:
+    """Whether gradients have the same names, and the same numbers but for rounding beside the largest of them.
+
+    A bias that adds to every place of an answer changes nothing: its gradient is rounding alone.
+    """
+    size = max(float(value.norm()) for value in wanted.values())
+    return found.keys() == wanted.keys() and all(
+        float((found[key] - value).norm()) <= error * float(value.norm()) + 1e-6 * size for key, value in wanted.items()
+    )
