@@ -12,6 +12,8 @@ from importlib.metadata import version
 TASKS = LM, CLASSIFY, TAG, QA, SEQ2SEQ, FILL = ("lm", "classify", "tag", "qa", "seq2seq", "fill")
 """What a model is for: a causal language model's answers; classes of texts or pairs; tags of words; answers marked in a
 context; texts for texts; a word in a gap."""
+WITH_HEAD = (CLASSIFY, TAG, QA)
+"""Tasks in which a head trains with the prompt."""
 EMBEDDING = "embedding"
 SOFT_ENCODERS = (EMBEDDING, "residual", "mlp", "lstm")
 """Prompt encoders that give virtual-token embeddings."""

@@ -282,7 +282,7 @@ class TrainRecipe:
             "verbalizer": (choices.FILL,),
             "target_length": (choices.SEQ2SEQ,),
             "pool_virtual_tokens": (choices.CLASSIFY,),
-            "head_learning_rate": (choices.CLASSIFY, choices.TAG, choices.QA),
+            "head_learning_rate": choices.WITH_HEAD,
             "train_on": (choices.LM,),
             "tokens_per_batch": (choices.LM,),
             "eval_metrics": (choices.LM,),
@@ -356,11 +356,12 @@ class TrainRecipe:
 
         The learning rate depends on the model: `ptune.prompt.default_rate`.
         """
-        is_table = self.encoder in (choices.EMBEDDING, choices.PREFIX)
+        table = self.encoder in (choices.EMBEDDING, choices.PREFIX)
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
-            "warmup_steps": 0.0 if is_table else 0.05,  # for the weights of a network
+            # Beside a head, and for the weights of a network.
+            "warmup_steps": 0.1 if self.task in choices.WITH_HEAD else 0.0 if table else 0.05,
             **choices.ADAM_BETAS,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,

@@ -21,7 +21,7 @@ COMMON: tuple[tuple[str, str], ...] = (
     ("--max-steps N", "optimizer steps instead"),
     ("--learning-rate X", f"default: {LEARNING_RATES[EMBEDDING]:g} of the embeddings' deviation; {_RATES}"),
     ("--lr-scheduler-type NAME", "linear, cosine, constant, … (default: linear)"),
-    ("--warmup-steps X", "steps, or below 1 a share of them (default: 0; with a network 0.05)"),
+    ("--warmup-steps X", "steps, or below 1 a share of them (default: 0; with a network 0.05, beside a head 0.1)"),
     ("--per-device-train-batch-size N", "rows a forward pass (default: 8); or see --tokens-per-batch"),
     ("--gradient-accumulation-steps N", "forward passes an optimizer step (default: 1)"),
     ("--per-device-eval-batch-size N", "the same when measuring (default: 8)"),

@@ -54,7 +54,7 @@ from ptune.recipe import TrainRecipe
 from ptune.saved.format import ENCODER_WEIGHTS
 from ptune.saved.peft import ADAPTER_WEIGHTS
 from ptune.training.batches import Collator
-from ptune.training.head_rate import default_head_rate
+from ptune.training.head_steps import HeadSteps
 from ptune.training.result import prompt_details
 from ptune.training.rows import Rows, check_context
 from ptune.training.run_model import TASK_TYPES, loaded, wrapped
@@ -244,8 +244,8 @@ def _train(
     clock = _Clock(tell)
     given: dict[str, Any] = {"train_dataset": rows.tokens.dataset, "data_collator": collate, "callbacks": [clock]}
     if isinstance(model, PromptedModel):
-        rate = recipe.head_learning_rate or default_head_rate(model, rows.tokens.dataset, plain)
-        trainer: Trainer = PTuneTrainer(model=model, args=args, head_learning_rate=rate, **given)
+        steps = HeadSteps.measured(model, rows.tokens.dataset, plain, rate=recipe.head_learning_rate)
+        trainer: Trainer = PTuneTrainer(model=model, args=args, head_steps=steps, **given)
     else:
         trainer = Trainer(model=model, args=args, **given)
     trainer.remove_callback(PrinterCallback)

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from ptune.choices import CLASSIFY, INITS_FROM_ROWS, PREFIX, QA, TAG
+from ptune.choices import CLASSIFY, INITS_FROM_ROWS, PREFIX, WITH_HEAD
 from ptune.data.blocks import tokens_in_text
 from ptune.data.own_tokens import ROWS, frequent_tokens, own_tokens
 from ptune.deep_config import DeepPromptConfig, PromptConfig
@@ -140,7 +140,7 @@ def vectors_of_rows(
     Where the rows have fewer tokens than the prompt, the rest is sampled vocabulary.
     """
     first, special = list(rows.select(range(min(ROWS, len(rows))))), tokenizer.all_special_ids
-    if recipe.start != "frequent" and recipe.task in (CLASSIFY, TAG, QA):
+    if recipe.start != "frequent" and recipe.task in WITH_HEAD:
         ids = label_tokens(labels, first, tokenizer, recipe.virtual_tokens)
     else:
         typical = frequent_tokens if recipe.start == "frequent" else own_tokens

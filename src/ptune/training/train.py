@@ -40,7 +40,7 @@ from ptune.saved.hub import upload_prompt
 from ptune.training.batches import Collator, batches_line, choose_collator
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.deep_run import notes_of
-from ptune.training.head_rate import default_head_rate
+from ptune.training.head_steps import HeadSteps
 from ptune.training.held_out_metrics import HeldOutMetrics, choose_best_by, metrics_of_run
 from ptune.training.learning_rate import take_learning_rate
 from ptune.training.output import OutputFolder
@@ -112,12 +112,12 @@ def train(
         rate = take_learning_rate(model, recipe, args, given)
         check_context(rows, model.active_peft_config.leading_tokens, model.context_length, recipe.max_length)
         collate = choose_collator(recipe, args, model, tokenizer, given or ())
-        head_rate = recipe.head_learning_rate or default_head_rate(model, rows.tokens.dataset, collate)
+        head_steps = HeadSteps.measured(model, rows.tokens.dataset, collate, rate=recipe.head_learning_rate)
         details = prompt_details(recipe, args, tokenizer, rows) | ({} if teaching is None else dict(teaching.details))
         changed = [] if resume is None else check_same_run(resume, details)
         trainer = build_trainer(
             model, args, rows, collate, recipe,
-            head_rate=head_rate, more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
+            head_steps=head_steps, more_metrics=metrics_of_run(model, tokenizer, rows, recipe, args),
             details=details, console=say, name_row=partial(place_of, rows, tokenizer, recipe),
             callbacks=[ProgressReporter(say, bar=not args.disable_tqdm), MetricsFile(folder.metrics)],
         )  # fmt: skip
@@ -125,7 +125,7 @@ def train(
         # Whatever is wrong with the request has been said by now, in one line and with nothing written.
         show_rows(rows, say)
         show_parameters(model, say)
-        rate += "" if head_rate is None else f"; of the head {head_rate:g}"
+        rate += "" if head_steps is None else f"; of the head {head_steps.rate:g}"
         lines = [*notes_of(model, rows), rate, batches_line(recipe, args, model, collate, trainer.budget_sampler)]
         lines += processes_lines(args, sharded=mesh is not None)
         for line in [*lines, *([] if resume is None else [*changed, f"going on from {resume}"])]:
@@ -252,7 +252,7 @@ def build_trainer(
     collate: Collator,
     recipe: TrainRecipe,
     *,
-    head_rate: float | None = None,
+    head_steps: HeadSteps | None = None,
     more_metrics: HeldOutMetrics | None = None,
     details: dict[str, Any],
     console: Console,
@@ -281,7 +281,7 @@ def build_trainer(
             callbacks=list(callbacks),
             prompt_details=details,
             tokens_per_batch=recipe.tokens_per_batch,
-            head_learning_rate=head_rate,
+            head_steps=head_steps,
             more_metrics=more_metrics,
             stop=StopRequest(say),
             say=say,

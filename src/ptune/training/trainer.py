@@ -48,7 +48,7 @@ from ptune.training.checkpoint_store import CheckpointStore
 from ptune.training.checkpoints import find_checkpoint
 from ptune.training.evaluation_loss import EvaluationLoss
 from ptune.training.generators import set_generators
-from ptune.training.head_rate import let_head_learn
+from ptune.training.head_steps import HeadSteps
 from ptune.training.micro_batches import text_tokens
 from ptune.training.optimizer_step import OptimizerStep
 from ptune.training.processes import shard, take_over_sharding
@@ -65,7 +65,7 @@ class PTuneTrainer(Trainer):
 
     Args:
         tokens_per_batch: Training batches of up to so many text tokens, in place of `per_device_train_batch_size` rows.
-        head_learning_rate: Of a classifier's head that trains with the prompt; that of the prompt by default.
+        head_steps: How a classifier's head learns that trains with the prompt; at the prompt's rate by default.
         more_metrics: Gives more scores of each evaluation, by their names without `eval_`.
         prompt_details: Plain values noted in every saved prompt's `ptune.json` (template, data, …).
         stop: While it is entered, a signal ends the training after the step at hand, with a checkpoint.
@@ -86,7 +86,7 @@ class PTuneTrainer(Trainer):
         args: TrainingArguments | None = None,
         *more: Any,
         tokens_per_batch: int | None = None,
-        head_learning_rate: float | None = None,
+        head_steps: HeadSteps | None = None,
         more_metrics: Callable[[], Mapping[str, float]] | None = None,
         prompt_details: Mapping[str, Any] | None = None,
         stop: StopRequest | None = None,
@@ -106,7 +106,7 @@ class PTuneTrainer(Trainer):
         warn_of_missing_names()
         self.stop = stop
         self.more_metrics = more_metrics
-        self.head_learning_rate = head_learning_rate
+        self.head_steps = head_steps
         self.store = CheckpointStore(self, prompt_details or {})
         self.tokens = TokenRate()
         self.run_state = RunState(self, self.store, self.tokens, stop)
@@ -156,8 +156,9 @@ class PTuneTrainer(Trainer):
                     "own, and save each: save_pretrained(DIR, prompt_name=NAME).",
                 )
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if model is not None and self.head_learning_rate is not None:
-            let_head_learn(optimizer, model.encoder_of(model.active_adapter).head, self.head_learning_rate)
+        head = None if model is None else model.encoder_of(model.active_adapter).head
+        if head is not None and self.head_steps is not None:
+            self.head_steps.begin(optimizer, head)
         return optimizer
 
     def _run_epoch(self, model: nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
