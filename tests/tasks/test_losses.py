@@ -119,6 +119,24 @@ def test_micro_batches_share_what_is_computed_of_the_prompt(name: str, kind: str
     assert same_gradients(*found)
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("name", "task"), SETUPS)
+def test_a_step_without_logits_is_the_same_step(name: str, task: TaskType, kind: str) -> None:
+    """As a trainer asks for it, whose loss is all that it reads; asked for, or not said, logits are there."""
+    model = prompted(name, task, kind)
+    whole = batch_of(name, task, rows_of(task), "left")
+    every, more = model(**whole), model(**whole, return_logits=True)
+    alone = model(**whole, return_logits=False)
+    named = {"start_logits", "end_logits"} if task is TaskType.QUESTION_ANS else {"logits"}
+    assert list(every) == list(more)
+    assert named <= set(every)
+    assert set(alone) == set(every) - named
+    assert all(torch.equal(every[key], more[key]) for key in named)
+    assert torch.equal(alone.loss, every.loss)
+    gradients = [torch.autograd.grad(one.loss, list(model.prompts.parameters())) for one in (alone, every)]
+    assert all(torch.equal(*both) for both in zip(*gradients, strict=True))
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_an_answer_is_looked_for_in_the_text_alone(name: str, side: str) -> None:

@@ -103,14 +103,13 @@ class RunsTasks(HoldsPrompts):
             end_positions: See there.
             prompt_names: As for `PTunedModel.forward`.
             num_items_in_batch: Labels of the whole optimizer step, by which the summed loss is divided.
-            return_logits: Without meaning here; `PTuneTrainer` says it.
+            return_logits: False returns none, which saves putting them where their tokens stood.
             kwargs: For the part that reads text, or, of an encoder-decoder, the model.
 
         Raises:
             ConfigError: Shapes that do not fit, or a row without any token.
             ModelError: Prompt and text are longer than the context.
         """
-        del return_logits
         given = {"labels": labels, "start_positions": start_positions, "end_positions": end_positions}
         if self._disabled:
             kwargs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
@@ -130,7 +129,8 @@ class RunsTasks(HoldsPrompts):
         rows = LinedUp.of(input_ids, inputs_embeds, attention_mask, device_of(self.base))
         rows, prompts = self._prompts_of(rows, prompt_names, kwargs)
         if self.task is TaskType.SEQ_2_SEQ_LM:
-            return self._answered(rows, prompts, labels, num_items_in_batch, kwargs)
+            answered = self._answered(rows, prompts, labels, num_items_in_batch, kwargs)
+            return _without_logits(answered) if return_logits is False else answered
         types = None if token_type_ids is None else rows.flat(token_type_ids, "token_type_ids")
         if self._pools_virtual(prompts):
             read = with_virtual(reads_text(self.base), prompts.each(), rows, types, kwargs)
@@ -142,6 +142,7 @@ class RunsTasks(HoldsPrompts):
         loss = self._loss(
             rows, output, {name: value for name, value in given.items() if value is not None}, num_items_in_batch
         )
+        output = _without_logits(output) if return_logits is False else output
         return _lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
 
     def _mask_of(self, ids: torch.Tensor | None) -> torch.Tensor | None:
@@ -362,6 +363,10 @@ class RunsTasks(HoldsPrompts):
     @property
     def _disabled(self) -> bool:
         return id(self) in DISABLED.get()
+
+
+def _without_logits(output: ModelOutput) -> ModelOutput:
+    return type(output)(**{name: value for name, value in output.items() if not name.endswith("logits")})
 
 
 def _lined_up(

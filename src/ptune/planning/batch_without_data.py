@@ -49,25 +49,24 @@ def batch_for(task: TaskType, shape: Shape, *, packed: bool, prompt: bool) -> di
         packed: Whether the rows of a causal model stand one after another.
         prompt: Whether one of ptune's prompts stands before them.
     """
+    unread: dict[str, Any] = {"return_logits": False} if prompt else {}
     if task is TaskType.CAUSAL_LM:
-        return _causal(shape, packed=packed, prompt=prompt)
+        return unread | _causal(shape, packed=packed)
     size = (shape.rows, shape.length)
-    batch = {"input_ids": _zeros(size), "attention_mask": torch.ones(size, dtype=torch.long)}
+    batch = {"input_ids": _zeros(size), "attention_mask": torch.ones(size, dtype=torch.long), **unread}
     if task is TaskType.QUESTION_ANS:
         return {**batch, "start_positions": _zeros(shape.rows), "end_positions": _zeros(shape.rows)}
     of_rows = {TaskType.SEQ_CLS: (shape.rows,), TaskType.SEQ_2_SEQ_LM: (shape.rows, shape.learned or 1)}
     return {**batch, "labels": _zeros(of_rows.get(task, size))}
 
 
-def _causal(shape: Shape, *, packed: bool, prompt: bool) -> dict[str, Any]:
+def _causal(shape: Shape, *, packed: bool) -> dict[str, Any]:
     size = (1, shape.rows * shape.length) if packed else (shape.rows, shape.length)
     batch: dict[str, Any] = {"input_ids": _zeros(size), "labels": _zeros(size)}
     if packed:
         batch["row_lengths"] = [shape.length] * shape.rows
     else:
         batch["attention_mask"] = torch.ones(size, dtype=torch.long)
-    if prompt:
-        batch["return_logits"] = False
     return batch
 
 

@@ -29,7 +29,7 @@ from ptune.memory.measure import GIB
 from ptune.methods.apply import MethodSettings
 from ptune.methods.names import DEFAULT_METHODS, METHODS, check_checkpointing, find_method
 from ptune.packed.chunked_loss import positions_at_once
-from ptune.planning.batch_without_data import Shape, logits_width
+from ptune.planning.batch_without_data import Shape
 from ptune.planning.planned_config import planned_config
 from ptune.planning.simulate import ROWS_APART, ROWS_SIMULATED, StepCost, body_of, encoder_cost, step_cost
 from ptune.planning.without_data import adapted
@@ -252,10 +252,6 @@ class Forecaster:
             checkpointing=self.checkpointing,
             task=self.task,
         )
-        if self.task is TaskType.MASKED_LM and METHODS[method].is_ptune:
-            # Rows of one length are simulated; where they differ, logits are put where their tokens stood, twice.
-            width = logits_width(self.config, self.task)
-            return cost.with_copies(2 * rows * length * width * DTYPES[self.dtype].itemsize)
         if not cost.packed or self.task is not TaskType.CAUSAL_LM:
             return cost
         # It was simulated on the CPU, whose LM head takes fewer positions at once.

@@ -90,11 +90,6 @@ class StepCost:
         )
         return replace(self, early=early, late=late)
 
-    def with_copies(self, nbytes: float) -> StepCost:
-        """With so many bytes of further logits at the loss."""
-        early = replace(self.early, total=self.early.total + nbytes, logits=self.early.logits + nbytes)
-        return replace(self, early=early)
-
     def grown(self, other: StepCost, layers: float) -> StepCost:
         """Extrapolated by layers."""
 

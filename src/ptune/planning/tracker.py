@@ -59,6 +59,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch'
         kwargs = kwargs or {}
         if func is _device:  # a question, which tensors without data are asked all the time
             return func(*args, **kwargs)
+        if func is _aten.index_put.default and len(args) > 3 and args[3]:
+            # Autograd sums the gradient of an index into zeros of its own: in place, unless a mode looks on.
+            func = _aten.index_put_.default
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor):
                 self._was_there(leaf)
