@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptune.cli.begun import with_begun
 from ptune.cli.flags import Parser, add_fields, dashed
 from ptune.cli.recipe_file import own_names, own_values, read_recipe
 from ptune.cli.train import check_keys
@@ -76,7 +77,9 @@ def run(argv: Sequence[str]) -> int:
     as_json, file = values.pop("json"), values.pop("config", None)
     from_file = {} if file is None else read_recipe(file)
     if values.get("resume", from_file.get("resume")):
-        file, from_file = with_begun(values, from_file, file)
+        file, from_file = with_begun(
+            values, from_file, file, command="compress", what="compression", settings=SETTINGS_FILE
+        )
     train = {key: name for key, name in own_names().items() if name not in NOT_HERE}
     names = {**train, **own_names(CompressSettings)}
     foreign = {key: value for key, value in from_file.items() if key not in names}
@@ -105,30 +108,6 @@ def run(argv: Sequence[str]) -> int:
     elif result.report is not None:
         show_tables([report_table(result.report)], output(width=120))
     return 0
-
-
-def with_begun(
-    values: dict[str, Any], from_file: Mapping[str, Any], file: Path | None
-) -> tuple[Path | None, dict[str, Any]]:
-    """Put the settings of the compression that goes on behind those of the file; note in `values` where it lies.
-
-    Returns:
-        The file to name in errors, and the settings.
-
-    Raises:
-        ConfigError: There is none, or nothing says where to look.
-    """
-    resume = values.get("resume", from_file.get("resume"))
-    output = values.get("output") or (resume if isinstance(resume, str) else from_file.get("output"))
-    if output is None:
-        raise ConfigError(
-            "nothing says which compression to resume.", hint="Name its folder: ptune compress --resume OUTPUT."
-        )
-    values |= {"output": str(output), "resume": True}
-    begun = Path(str(output)) / SETTINGS_FILE
-    if not begun.is_file():
-        raise ConfigError(f"there is no compression in {output} to resume.", hint="Leave --resume out to begin one.")
-    return file or begun, {**read_recipe(begun), **from_file}
 
 
 def _settings(values: Mapping[str, Any]) -> tuple[CompressSettings, TrainRecipe]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptune.cli.begun import with_begun
 from ptune.cli.flags import Parser, add_fields, dashed
 from ptune.cli.recipe_file import own_names, own_values, read_recipe
 from ptune.cli.train import check_keys
@@ -59,7 +60,9 @@ def run(argv: Sequence[str]) -> int:
     as_json, file = values.pop("json"), values.pop("config", None)
     from_file = {} if file is None else read_recipe(file)
     if values.get("resume", from_file.get("resume")):
-        file, from_file = with_begun(values, from_file, file)
+        file, from_file = with_begun(
+            values, from_file, file, command="tune", what="search", settings=SETTINGS_FILE, may_begin=True
+        )
     names = {**own_names(), **own_names(TuneSettings)}
     foreign = {key: value for key, value in from_file.items() if key not in names}
     trainer = None
@@ -82,30 +85,6 @@ def run(argv: Sequence[str]) -> int:
     else:
         show_trials(result, output(width=160))
     return 0
-
-
-def with_begun(
-    values: dict[str, Any], from_file: Mapping[str, Any], file: Path | None
-) -> tuple[Path | None, dict[str, Any]]:
-    """Put the settings of the search that goes on behind those of the file; note in `values` where it lies.
-
-    Returns:
-        The file to name in errors, and the settings.
-
-    Raises:
-        ConfigError: There is none where one is named, or nothing says where to look.
-    """
-    resume = values.get("resume", from_file.get("resume"))
-    output = values.get("output") or (resume if isinstance(resume, str) else from_file.get("output"))
-    if output is None:
-        raise ConfigError("nothing says which search to resume.", hint="Name its folder: ptune tune --resume OUTPUT.")
-    values |= {"output": str(output), "resume": True}
-    begun = Path(str(output)) / SETTINGS_FILE
-    if begun.is_file():
-        return file or begun, {**read_recipe(begun), **from_file}
-    if isinstance(resume, str):
-        raise ConfigError(f"there is no search in {resume} to resume.", hint="Leave --resume out to begin one.")
-    return file, dict(from_file)
 
 
 def _settings(values: Mapping[str, Any]) -> tuple[TuneSettings, TrainRecipe]:
