@@ -406,3 +406,23 @@ def test_quoted_accuracies_of_classifiers_are_the_committed_ones() -> None:
             assert f"| {' | '.join(cells)} |" in tasks, cells
     scores = json.loads((ROOT / "benchmarks/results/task_scores.json").read_text(encoding="utf-8"))
     assert scores["status"] == "ok"
+
+
+def test_quoted_trials_of_keys_and_values_are_the_committed_ones() -> None:
+    """Half the steps behind keys and values, below what the reference reaches in all of them."""
+    text = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    trials = json.loads((ROOT / "benchmarks/results/learning_trials.json").read_text(encoding="utf-8"))["trials"]
+    compared = json.loads((ROOT / "benchmarks/results/learning.json").read_text(encoding="utf-8"))["compared"]
+    for length in (20, 10):
+        cells = [str(length)]
+        for task in ("trec", "sst2", "e2e"):
+            wanted = {"task": task, "num_virtual_tokens": length, "encoder": "prefix", "max_steps": 30}
+            (one,) = [trial["loss"] for trial in trials if wanted.items() <= trial.items() and "rows" in trial]
+            cells.append(f"{statistics.fmean(one):.3f} ({min(one):.3f} to {max(one):.3f})")
+            (other,) = [part for part in compared if (part["task"], part["virtual_tokens"]) == (task, length)]
+            assert statistics.fmean(one) < statistics.fmean(other["held_out_loss"]["reference"])
+        assert f"| {' | '.join(cells)} |" in text, cells
+    rates = {trial["rate_factor"]: trial["loss"][0] for trial in trials if "Gemma" in trial.get("model", "")}
+    for factor in (0.1, 0.3, 1.0, 3.0, 10.0):
+        assert f"{rates[factor]:.3f}" in text
+    assert min(rates, key=rates.__getitem__) == 1.0
