@@ -356,12 +356,12 @@ class TrainRecipe:
 
         The learning rate depends on the model: `ptune.prompt.default_rate`.
         """
-        table = self.encoder in (choices.EMBEDDING, choices.PREFIX)
+        is_table = self.encoder in (choices.EMBEDDING, choices.PREFIX)
         return {
             "load_best_model_at_end": self.early_stopping_patience is not None,
             "lr_scheduler_type": "linear",
             # Beside a head, and for the weights of a network.
-            "warmup_steps": 0.1 if self.task in choices.WITH_HEAD else 0.0 if table else 0.05,
+            "warmup_steps": 0.1 if self.task in choices.WITH_HEAD else 0.0 if is_table else 0.05,
             **choices.ADAM_BETAS,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 8,

@@ -58,21 +58,22 @@ class HeadSteps:
         Args:
             model: The model with its prompt.
             rows: Tokenized rows; the first few are run.
-            collate: Makes a batch of them.
+            collate: Makes a batch of them, with its attention mask.
             rate: A rate that somebody chose.
         """
         head = model.encoder_of(model.active_adapter).head
         layers = {} if head is None else {name: one for name, one in head.named_modules() if isinstance(one, nn.Linear)}
         if not layers:
             return None
-        common, own = {}, 1.0
+        common = {}
         for name, read in _what_is_read(model, layers, rows, collate).items():
             mean = read.mean(dim=0)
             deviation, length = (read - mean).norm(dim=1).mean(), mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)
             common[name] = (mean / length, min(float(deviation / length), 1.0) or 1.0)
-            sums = _scaled(read, *common[name]).abs().sum(dim=1).mean()
-            own = float(f"{1 / float(sums):.2g}") if float(sums) > 0 else 1.0
-        return cls(rate=rate or own, common=common)
+        if not rate:  # of the last layer, which makes the logits
+            sums = float(_scaled(read, *common[name]).abs().sum(dim=1).mean())
+            rate = float(f"{1 / sums:.2g}") if sums > 0 else 1.0
+        return cls(rate=rate, common=common)
 
     def begin(self, optimizer: torch.optim.Optimizer, head: nn.ModuleDict) -> None:
         """Let a head learn so, before the first step.
@@ -154,8 +155,7 @@ def _what_is_read(
         for first in range(0, min(_BATCHES * _ROWS, len(rows)), _ROWS):
             batch = collate([rows[row] for row in range(first, min(first + _ROWS, len(rows)))])
             given = {name: value for name, value in batch.items() if name in _READ}
-            mask = given.get("attention_mask")
-            lengths = torch.ones_like(given["input_ids"]).sum(dim=1) if mask is None else mask.sum(dim=1)
+            lengths = given["attention_mask"].sum(dim=1)
             model(**given)
     finally:
         for handle in handles:
