@@ -119,6 +119,7 @@ SEARCH = tuple(
             ("holds a search already", "--resume"),
         ),
         ("nothing to resume", _flags("--resume", "nothing"), ("no search in nothing",)),
+        ("two folders to resume", _again("--output", "elsewhere"), ("name two folders", "leave --output out")),
         ("settings that are cut", _settings_broken, ("tune.yaml:2:", "not YAML")),
         ("a study of another model", _other_model, ("was begun with another model", "another --output")),
         ("a study of other rows", _other_rows, ("was begun with other training rows",)),

@@ -37,16 +37,20 @@ def with_begun(
     Raises:
         ConfigError: There is none, or nothing says where to look.
     """
-    resume = values.get("resume", from_file.get("resume"))
-    output = values.get("output") or (resume if isinstance(resume, str) else from_file.get("output"))
-    if output is None:
+    resume, output = values.get("resume", from_file.get("resume")), values.get("output")
+    named = resume if isinstance(resume, str) else None
+    folder = named or output or from_file.get("output")
+    if folder is None:
         raise ConfigError(
             f"nothing says which {what} to resume.", hint=f"Name its folder: ptune {command} --resume OUTPUT."
         )
-    values |= {"output": str(output), "resume": True}
-    begun = Path(str(output)) / settings
-    if begun.is_file():
-        return file or begun, {**read_recipe(begun), **from_file}
-    if isinstance(resume, str) or not may_begin:
-        raise ConfigError(f"there is no {what} in {output} to resume.", hint="Leave --resume out to begin one.")
-    return file, dict(from_file)
+    begun = Path(str(folder)) / settings
+    if not begun.is_file() and (named or not may_begin):
+        raise ConfigError(f"there is no {what} in {folder} to resume.", hint="Leave --resume out to begin one.")
+    if named and output is not None and Path(str(output)) != Path(named):
+        raise ConfigError(
+            f"--resume {named} and --output {output} name two folders.",
+            hint=f"A {what} goes on in its own folder; leave --output out.",
+        )
+    values |= {"output": str(folder), "resume": True}
+    return (file or begun, {**read_recipe(begun), **from_file}) if begun.is_file() else (file, dict(from_file))
