@@ -25,6 +25,7 @@ from ptune.data.tasks.task_example import TaskExample
 from ptune.data.tasks.task_templates import TaskTemplate, task_template
 from ptune.data.tasks.verbalizer import verbalizer_ids
 from ptune.errors import ConfigError, DataError
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.parameters import device_of
 from ptune.model.task_model import PTunedTaskModel
 from ptune.saved.frozen_of_prompt import frozen_of_prompt
@@ -212,15 +213,11 @@ class TaskAnswerer:
         if not examples:
             return []
         run = _Run(self, self.encode(examples, learned=losses), with_prompt, options if answers else None)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with in_eval_mode(self.model):
             for numbers in run.batches(batch_size):
                 run.one(numbers)
                 if progress is not None:
                     progress(len(numbers))
-        finally:
-            self.model.train(was_training)
         if self.task == QA:
             return run.answers(examples, null_threshold)
         return [run.found[at] for at in range(len(examples))]

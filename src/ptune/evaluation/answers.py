@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ptune.choices import GREEDY
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.parameters import device_of
 from ptune.model.wrapper import PTunedModel
 
@@ -39,28 +40,26 @@ def generate_answers(
     """
     if "stop_strings" in options:
         options["tokenizer"] = tokenizer
-    was_training = model.training
-    model.eval()
     order = sorted(range(len(questions)), key=lambda index: len(questions[index]))
     answers = [""] * len(questions)
     device = device_of(model.base)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(questions[row]) for row in rows)
-        padded = torch.full((len(rows), width), int(tokenizer.pad_token_id or 0))
-        mask = torch.zeros_like(padded)
-        for at, row in enumerate(rows):
-            padded[at, width - len(questions[row]) :] = torch.tensor(questions[row])
-            mask[at, width - len(questions[row]) :] = 1
-        output = model.generate(
-            padded.to(device),
-            attention_mask=mask.to(device),
-            prompt_names=[prompt_names[row] for row in rows],
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **{**GREEDY, **options},
-        )
-        for at, row in enumerate(rows):
-            answers[row] = str(tokenizer.decode(output[at, width:], skip_special_tokens=True))
-    model.train(was_training)
+    with in_eval_mode(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            width = max(len(questions[row]) for row in rows)
+            padded = torch.full((len(rows), width), int(tokenizer.pad_token_id or 0))
+            mask = torch.zeros_like(padded)
+            for at, row in enumerate(rows):
+                padded[at, width - len(questions[row]) :] = torch.tensor(questions[row])
+                mask[at, width - len(questions[row]) :] = 1
+            output = model.generate(
+                padded.to(device),
+                attention_mask=mask.to(device),
+                prompt_names=[prompt_names[row] for row in rows],
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                **{**GREEDY, **options},
+            )
+            for at, row in enumerate(rows):
+                answers[row] = str(tokenizer.decode(output[at, width:], skip_special_tokens=True))
     return answers

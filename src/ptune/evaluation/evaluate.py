@@ -33,6 +33,7 @@ from ptune.evaluation.predictions import Predictions
 from ptune.evaluation.tasks.evaluate_task import run_task_evaluation
 from ptune.evaluation.told_in_words import Telling, told_in_words
 from ptune.evaluation.unrelated import UNRELATED, compared, unrelated_scores
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.saved.hub import prompt_folder
 from ptune.saved.opened_folder import open_folder
 from ptune.saved.task_of_folder import task_notes
@@ -76,12 +77,8 @@ def run_evaluation(open_prompt: Callable[[], Answerer], settings: EvaluateSettin
     """`evaluate` for answers to texts, with the prompt opened when the rows have been read."""
     asked = read_asked(settings)
     answerer = open_prompt()
-    was_training = answerer.model.training
-    answerer.model.eval()
-    try:
+    with in_eval_mode(answerer.model):
         evaluation = _measured(_Run(answerer, asked, settings, say))
-    finally:
-        answerer.model.train(was_training)
     if settings.output is not None:
         write_reports(evaluation, Path(settings.output))
     return evaluation

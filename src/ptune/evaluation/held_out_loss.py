@@ -17,6 +17,7 @@ from datasets import Dataset
 from ptune.data.first_labels import without_first_labels
 from ptune.data.labels import supervised
 from ptune.data.soft_labels import TEACHER_IDS
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.parameters import device_of
 from ptune.model.prompted import PromptedModel
 from ptune.model.taught import divergence
@@ -86,25 +87,23 @@ def held_out_loss(
         processes: Processes that measure a share each; every one gets the loss over all of them.
         progress: Called with the number of rows done.
     """
-    was_training = model.training
-    model.eval()
     summed, done = LossSum(), 0
     lengths = [len(ids) for ids in dataset["input_ids"]]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        rows = [dataset[row] for row in order[start : start + batch_size]]
-        batch = collate(rows)
-        names = None if with_prompt else [None] * len(rows)
-        if isinstance(model, PTunedModel) and not (with_prompt and model.predicts_first_tokens):
-            batch = without_first_labels(batch)
-        # It goes to the model's device by itself; labels and lengths are the host's to look at.
-        if TEACHER_IDS in batch and isinstance(model, PTunedModel):
-            loss = divergence(model, batch, prompt_names=names, num_items=1)
-        else:
-            loss = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False).loss
-        summed.add(loss, supervised(batch))
-        done += len(rows)
-        if progress is not None:
-            progress(done)
-    model.train(was_training)
+    with in_eval_mode(model):
+        for start in range(0, len(order), batch_size):
+            rows = [dataset[row] for row in order[start : start + batch_size]]
+            batch = collate(rows)
+            names = None if with_prompt else [None] * len(rows)
+            if isinstance(model, PTunedModel) and not (with_prompt and model.predicts_first_tokens):
+                batch = without_first_labels(batch)
+            # It goes to the model's device by itself; labels and lengths are the host's to look at.
+            if TEACHER_IDS in batch and isinstance(model, PTunedModel):
+                loss = divergence(model, batch, prompt_names=names, num_items=1)
+            else:
+                loss = model(**batch, prompt_names=names, num_items_in_batch=1, return_logits=False).loss
+            summed.add(loss, supervised(batch))
+            done += len(rows)
+            if progress is not None:
+                progress(done)
     return summed.mean(processes, device_of(model.base))

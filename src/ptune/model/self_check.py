@@ -34,6 +34,7 @@ from ptune.encoders import build_encoder
 from ptune.errors import ModelError, one_line
 from ptune.frozen.cache_argument import CACHE_NAMES
 from ptune.frozen.capability import Capability, not_causal
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.filler_ids import fed, filler_of
 from ptune.frozen.parameters import device_of
 from ptune.frozen.parts import output_head
@@ -76,19 +77,18 @@ def self_check(
     Raises:
         ModelError: The model sees the text ahead, or cannot be run on virtual tokens.
     """
-    modes = {module: module.training for module in base.modules()}
     place = device_of(base)
     devices = [place] if place.type == "cuda" else []
-    with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        base.eval()  # type: ignore[no-untyped-call]  # transformers' own
-        try:
-            probe = _Probe(base, declared)
-            capability = probe.answers(probe.prefixed(), answering)
-            if packing_obstacle is None:
-                packing_obstacle = probe.packed(capability, packed)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=devices),
+        in_eval_mode(base),
+    ):
+        probe = _Probe(base, declared)
+        capability = probe.answers(probe.prefixed(), answering)
+        if packing_obstacle is None:
+            packing_obstacle = probe.packed(capability, packed)
     return capability, packing_obstacle
 
 

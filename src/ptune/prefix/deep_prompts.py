@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from ptune.errors import ModelError
 from ptune.frozen.cache_argument import as_cache
 from ptune.frozen.capability import prefix_capability
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.parameters import device_of, has_weights
 from ptune.frozen.parts import output_head
 from ptune.prefix.keys_values import Prefix, keys_and_values
@@ -186,15 +187,14 @@ def _kept(base: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Prefix, torch.
     In eval mode, whatever mode the model is in.
     """
     # A cache built without the configuration keeps every position, in sliding-window layers too.
-    cache, was_training = DynamicCache(), base.training
+    cache = DynamicCache()
     whole: Any = cache
     if base.config.is_encoder_decoder:
         whole = EncoderDecoderCache(cache, DynamicCache())
         read = {name.replace("input", "decoder_input", 1): value for name, value in inputs.items() if "input" in name}
         inputs = {**inputs, **read}
-    base.train(False)
-    output = base(**inputs, **as_cache(base, whole), use_cache=True)
-    base.train(was_training)
+    with in_eval_mode(base):
+        output = base(**inputs, **as_cache(base, whole), use_cache=True)
     found = output.logits if output_head(base) is not None else output.last_hidden_state
     logits = found[:, -1] if output_head(base) is not None else found.new_zeros(1, 1)
     return Prefix(layers=keys_and_values(cache), logits=logits), found[0]

@@ -26,6 +26,7 @@ from ptune.encoders import DeepEncoder, build_deep_encoder
 from ptune.encoders.initialise import repeated, sampled_tokens
 from ptune.errors import ConfigError
 from ptune.frozen.capability import context_length
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.frozen.filler_ids import filler_of
 from ptune.frozen.parameters import device_of, has_weights
 from ptune.frozen.parts import embedding_table, output_head, token_dim
@@ -168,11 +169,8 @@ def _given_rows(base: PreTrainedModel, start: torch.Tensor | Prefix, count: int,
     if isinstance(start, torch.Tensor):
         vectors = repeated(start, count).to(device_of(base), embedding_table(base).dtype)
         causal = output_head(base) is not None and not base.config.is_encoder_decoder
-        was_training = base.training
-        base.train(False)
-        with torch.no_grad():
+        with torch.no_grad(), in_eval_mode(base):
             start = encode_prefix(base, vectors, filler_id=filler_of(base)) if causal else encode_vectors(base, vectors)
-        base.train(was_training)
     rows = rows_of(start).cpu()
     if rows.shape[1] != shape.numbers:
         raise ConfigError(

@@ -16,6 +16,7 @@ Shapes: `N` places that are read, `T` tokens of the longest row, `D` width of wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from ptune.config import TaskType
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.model.prompted import PromptedModel
 
 _BATCHES, _ROWS = 4, 8
@@ -148,17 +150,13 @@ def _what_is_read(
             states = states[(at == ends - 1) if model.task is TaskType.SEQ_CLS else (at < ends)]
         read.setdefault(name, []).append(states)
 
-    was_training = model.training
-    handles = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
-    try:
-        model.eval()
+    with ExitStack() as while_reading:
+        while_reading.enter_context(in_eval_mode(model))
+        for name, layer in layers.items():
+            while_reading.enter_context(layer.register_forward_pre_hook(partial(note, name)))
         for first in range(0, min(_BATCHES * _ROWS, len(rows)), _ROWS):
             batch = collate([rows[row] for row in range(first, min(first + _ROWS, len(rows)))])
             given = {name: value for name, value in batch.items() if name in _READ}
             lengths = given["attention_mask"].sum(dim=1)
             model(**given)
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
     return {name: torch.cat(values) for name, values in read.items()}

@@ -24,6 +24,7 @@ from ptune.evaluation.measured import outcomes
 from ptune.evaluation.metrics import LOWER_IS_BETTER, METRICS, needs_of
 from ptune.evaluation.outcomes import Outcome
 from ptune.evaluation.text_metrics import check_packages
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.model.prompted import PromptedModel
 from ptune.model.wrapper import PTunedModel
 from ptune.recipe import TrainRecipe
@@ -77,16 +78,14 @@ class HeldOutMetrics:
 
     def __call__(self) -> dict[str, float]:
         """The scores by the metrics' names, the same in every process. Every process must call it."""
-        was_training = self._model.training
-        self._model.eval()
         mine = range(self._args.process_index, len(self._items), self._args.world_size)
         found: dict[int, Outcome] = {}
-        for numbers in self._column.batches(mine, self._args.per_device_eval_batch_size):
-            made = outcomes(
-                self._model, self._tokenizer, self._column, numbers, self._needs, max_new_tokens=self._new_tokens
-            )
-            found |= dict(zip(numbers, made, strict=True))
-        self._model.train(was_training)
+        with in_eval_mode(self._model):
+            for numbers in self._column.batches(mine, self._args.per_device_eval_batch_size):
+                made = outcomes(
+                    self._model, self._tokenizer, self._column, numbers, self._needs, max_new_tokens=self._new_tokens
+                )
+                found |= dict(zip(numbers, made, strict=True))
         if self._args.world_size > 1:
             every: list[Any] = [None] * self._args.world_size
             torch.distributed.all_gather_object(every, found)

@@ -26,6 +26,7 @@ from ptune.evaluation.tasks.asked_task import AskedTask, read_asked_task, rows_o
 from ptune.evaluation.tasks.task_facts import task_facts, what_is_asked_of_a_task
 from ptune.evaluation.tasks.task_metrics import breakdown, task_metrics
 from ptune.evaluation.tasks.task_outcomes import ask, constant, is_whole
+from ptune.frozen.eval_mode import in_eval_mode
 from ptune.task_answering import TaskAnswerer
 
 _BATCHES = 4
@@ -55,12 +56,8 @@ def run_task_evaluation(
     asked = read_asked_task(settings, task, said)
     answerer = _within(open_prompt(), settings)
     asked.check_labels(answerer.labels)
-    was_training = answerer.model.training
-    answerer.model.eval()
-    try:
+    with in_eval_mode(answerer.model):
         evaluation = _measured(_Run(answerer, asked, settings, say))
-    finally:
-        answerer.model.train(was_training)
     if settings.output is not None:
         write_reports(evaluation, Path(settings.output))
     return evaluation
