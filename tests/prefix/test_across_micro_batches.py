@@ -39,7 +39,7 @@ def micro_batches(side: str | None = None, first: int = 0) -> list[dict[str, Any
 
 
 def gradients(model: PTunedModel, batches: Sequence[dict[str, Any]], *, shared: bool) -> list[torch.Tensor]:
-    """The gradient of every parameter of the prompt encoder after some micro-batches."""
+    """The gradient of every parameter of the prompt encoders that train, after some micro-batches."""
     model.train().zero_grad()
     for number, batch in enumerate(batches):
         if shared:
@@ -47,7 +47,8 @@ def gradients(model: PTunedModel, batches: Sequence[dict[str, Any]], *, shared: 
                 model(**batch, num_items_in_batch=40, return_logits=False).loss.backward()
         else:
             model(**batch, num_items_in_batch=40, return_logits=False).loss.backward()
-    return [parameter.grad.clone() for parameter in model.prompts[model.active_prompt].parameters()]
+    trained = [one for one in model.prompts.parameters() if one.requires_grad]
+    return [one.grad.clone() for one in trained if one.grad is not None]
 
 
 def assert_same(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], tolerance: float) -> None:
@@ -197,15 +198,36 @@ def test_changed_parameters_drop_what_was_shared() -> None:
     assert_same(found, gradients(model, batches, shared=False), 1e-12)
 
 
-def test_other_active_prompt_gets_its_own_gradient() -> None:
+@pytest.mark.parametrize("way", ["packed", "prefix", "concatenated"])
+def test_a_prompt_of_earlier_micro_batches_alone_gets_its_gradient(way: str) -> None:
+    model = moved(encoder_prompt(build("gpt2").double(), "LSTM"))
+    model.add_prompt("other", model.prompt_configs["default"])
+    model.to(torch.float64).train_prompts(["default", "other"])
+    model.pack_batches = False
+    if way == "concatenated":
+        checkpoint_activations(model.base)
+    batches = micro_batches(None if way == "packed" else "right")
+    names = (("default", "other", None), ("default", "other"), ("other", None, "other"))
+    batches = [{**batch, "prompt_names": each} for batch, each in zip(batches, names, strict=True)]
+    wanted = gradients(model, batches, shared=False)
+    assert len(wanted) == sum(1 for _ in model.prompts.parameters())
+    for _ in range(2):
+        assert_same(gradients(model, batches, shared=True), wanted, 1e-12)
+
+
+def test_a_prompt_that_was_changed_before_the_last_micro_batch_gets_none() -> None:
     model, batches = encoder_prompt(build("gpt2").double()), micro_batches()
     model.add_prompt("other", model.prompt_configs["default"])
-    model.to(torch.float64)
+    model.to(torch.float64).train()
     with model.prefix_scope(last=False):
         model(**batches[0], num_items_in_batch=40).loss.backward()
+    with torch.no_grad():
+        model.prompts["default"].embedding.weight.mul_(0.5)
     model.set_prompt("other")
-    assert_same(gradients(model, batches, shared=True), gradients(model, batches, shared=False), 1e-12)
+    with model.prefix_scope(last=True):
+        model(**batches[1], num_items_in_batch=40).loss.backward()
     assert all(parameter.grad is None for parameter in model.prompts["default"].parameters())
+    assert all(parameter.grad is not None for parameter in model.prompts["other"].parameters())
 
 
 def test_rows_of_other_prompts_in_the_same_batches() -> None:

@@ -5,7 +5,8 @@ the last, and so do the virtual tokens and their keys and values. Here they are 
 micro-batch but the last works on detached leaves, whose gradients are summed; the last one works on the tensors
 themselves, and on its backward the sums are added, so that one backward through prefix and encoder carries the gradient
 of the whole step. To whoever watches the parameters (DistributedDataParallel does) it is the one ordinary backward of
-the last micro-batch. Gradients are summed in float32 at least, whatever the model's dtype.
+the last micro-batch. A prompt that only earlier micro-batches name gets its gradient in a backward of its own, behind
+the last one's. Gradients are summed in float32 at least, whatever the model's dtype.
 
 It is the mathematics of separate runs, except for dropout: prefix and encoder draw one mask a step, as for one big
 batch, where separate runs would draw one a micro-batch.
@@ -57,7 +58,10 @@ class SharedPrefix:
         finally:
             self._owner = None
         if last:
+            entries = tuple(self._entries.values())
             self.reset()
+            for entry in entries:
+                entry.finish()
         for entry in self._entries.values():
             entry.collect()
 
@@ -82,7 +86,7 @@ class SharedPrefix:
             vectors = _encoded(encoder, dtype)
             if self._last:
                 return vectors
-            entry = self._entries[name] = _Entry(stamp, _Junction([vectors]))
+            entry = self._entries[name] = _Entry(encoder, stamp, _Junction([vectors]))
         return entry.vectors.tensors(last=self._last)[0]
 
     def holds(self, name: str) -> bool:
@@ -123,6 +127,7 @@ class SharedPrefix:
 class _Entry:
     """One prompt."""
 
+    encoder: PromptEncoder
     stamp: tuple[Any, ...]
     vectors: _Junction
     prefix: _Junction | None = None
@@ -143,6 +148,14 @@ class _Entry:
             outputs, totals = zip(*reached, strict=True)
             self.vectors.add(torch.autograd.grad(outputs, self.vectors.joined, totals))
         self.prefix = None
+
+    def finish(self) -> None:
+        """Hand all that is left on to the encoder's parameters, unless they have changed since."""
+        if self.stamp == _stamp(self.encoder):
+            self.settle()
+            (made,), (total,) = self.vectors.made, self.vectors.sums
+            if total is not None:
+                torch.autograd.backward(made, total.to(made.dtype))
 
 
 class _Junction:
@@ -175,7 +188,10 @@ class _Junction:
 
 
 class _AddSums(torch.autograd.Function):
-    """Identity; the backward adds the sums. One function for all tensors: reaching one of them hands on every sum."""
+    """Identity; the backward adds the sums and clears them.
+
+    One function for all tensors: reaching one of them hands on every sum.
+    """
 
     @staticmethod
     def forward(ctx: Any, sums: list[torch.Tensor | None], *made: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -187,6 +203,7 @@ class _AddSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         totals = [_plus(total, grad) for total, grad in zip(ctx.sums, grads, strict=True)]
+        ctx.sums[:] = [None] * len(grads)
         return None, *(
             None if total is None else total.to(dtype) for total, dtype in zip(totals, ctx.dtypes, strict=True)
         )
