@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 from collections.abc import Callable
@@ -136,8 +137,13 @@ def allocated(step: Callable[[], None], folder: Path) -> int:
 
     It knows nothing of the tracker: it tells what kernels allocate for themselves too, and steps run in it as they are.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+    gc.collect()
+    gc.disable()  # what earlier tests held would count where it is freed meanwhile
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+    finally:
+        gc.enable()
     profiler.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     taken = sorted((one["ts"], one["args"]["Bytes"]) for one in events if one["name"] == "[memory]")
