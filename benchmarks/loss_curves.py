@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,7 @@ from plots import plot_loss_curves
 from ptune import CompareSettings, compare
 from ptune.comparison.summary import Comparison
 from ptune.data.records import load_examples
+from ptune.loading.load import chosen_dtype
 from ptune.methods.names import METHODS
 from ptune.recipe import TrainRecipe
 
@@ -49,8 +51,11 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     result: dict[str, Any] = {
         **heading(WHAT, "python benchmarks/loss_curves.py"),
         "settings": {
-            name: getattr(options, name)
-            for name in ("model", "rows", "held_out", "batch", "epochs", "rate_epochs", "max_length", "n", "seeds")
+            **{
+                name: getattr(options, name)
+                for name in ("model", "rows", "held_out", "batch", "epochs", "rate_epochs", "max_length", "n", "seeds")
+            },
+            "dtype": str(chosen_dtype(options.dtype, torch.device("cpu"))).removeprefix("torch."),
         },
         "status": "not finished",
         "data": [],
@@ -116,6 +121,7 @@ def _compare(
         eval_rows=options.held_out,
         max_length=options.max_length,
         num_virtual_tokens=options.n,
+        dtype=options.dtype,
     )
     settings = CompareSettings(
         methods=",".join(NAMES), seeds=1 if rates_only else options.seeds, learning_rates=dict(rates)
@@ -178,6 +184,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=WHAT)
     parser.add_argument("--model", default="builtin:smollm2-135m", help="default %(default)s")
+    parser.add_argument("--dtype", default="auto", help="as of `ptune train`, default %(default)s")
     parser.add_argument("--data", nargs="+", default=(ENGLISH, CHINESE), help="files or folders of instructions")
     numbers = {"rows": 300, "held-out": 40, "batch": 4, "epochs": 2, "rate-epochs": 1, "max-length": 256, "n": 10}
     for name, default in {**numbers, "seeds": 3}.items():
