@@ -116,11 +116,16 @@ def own_columns(found: Sequence[str]) -> dict[str, str]:
     return {name.strip().lower(): name for name in reversed(found)} | {name: name for name in found}
 
 
-def available_fields(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """The fields that a row with these columns has, and the column of each. The mapping comes first."""
+def mapped_columns(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """The fields of a mapping whose column is there, and the column as the row has it."""
     loose = own_columns(found)
     given = {field: loose.get(column, loose.get(column.strip().lower())) for field, column in mapping.items()}
-    mapped = {field: column for field, column in given.items() if column is not None}
+    return {field: column for field, column in given.items() if column is not None}
+
+
+def available_fields(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """The fields that a row with these columns has, and the column of each. The mapping comes first."""
+    loose, mapped = own_columns(found), mapped_columns(found, mapping)
     taken = set(mapped.values())
     own = {field: loose[field] for field in FIELDS if field in loose and field not in mapping}
     return {field: column for field, column in own.items() if column not in taken} | mapped

@@ -1,8 +1,8 @@
 """`load_examples`: files, folders or hub ids become a sequence of `Example`, with a report of what was left out.
 
 Reading is split by concern: `sources` finds the files, `json_files`, `csv_files`, `excel` and `tables` read rows with
-their places, `layouts` and `row_parser` turn a row into an `Example`. Here rows without an answer and repeated rows are
-dropped, and counted.
+their places, `layouts` and `row_parser` turn a row into an `Example`, and `read_sources` drops rows without an answer
+and repeated ones.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from typing import overload
 
 from ptune.data.data_report import DataReport
 from ptune.data.example import Example
-from ptune.data.layouts import check_columns, no_such_column
+from ptune.data.layouts import check_columns
 from ptune.data.opened import ReadOptions
-from ptune.data.row_parser import RowReader
-from ptune.data.sources import find_rows
-from ptune.errors import ConfigError, DataError
+from ptune.data.read_sources import Rules, read_sources, sources_in
+from ptune.data.row_parser import EMPTY_ANSWER, EMPTY_QUESTION, RowReader
 
 __all__ = ["Example", "Examples", "load_examples"]
+_REASONS = {
+    EMPTY_ANSWER: "have no answer",
+    EMPTY_QUESTION: "ask nothing",
+    "duplicates": "repeat rows of the sources before",
+}
 
 
 class Examples(Sequence[Example]):
@@ -83,83 +87,15 @@ def load_examples(
         ConfigError: `columns` names an unknown field, no source is named, or `limit` is below 1.
     """
     mapping = check_columns(columns or {})
-    sources = sources_in(source, limit)
-    rows: list[Example] = []
-    reports: list[DataReport] = []
-    seen: set[tuple[object, ...]] | None = set() if drop_duplicates else None
-    unmet = mapping
-    for one in sources:
-        report = DataReport(source=str(one))
-        found = find_rows(one, ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes))
-        report.skipped_files = found.skipped
-        reader = RowReader(mapping, report, require_output=require_output, all_answers=all_answers)
-        rows += _kept(reader.examples(found.tables), report, seen, limit=limit, require_output=require_output)
-        reports.append(report)
-        missing = reader.finish()
-        unmet = {field: column for field, column in unmet.items() if field in missing}
-    whole = DataReport.of(reports)
-    if unmet:
-        there = dict.fromkeys([*(column for column, _ in whole.columns), *whole.unused_columns])
-        raise no_such_column(whole.source, there, *next(iter(unmet.items())))
-    return Examples(rows, whole)
-
-
-def sources_in(source: str | Path | Sequence[str | Path], limit: int | None) -> list[str | Path]:
-    """The sources that a caller names, one or several.
-
-    Raises:
-        ConfigError: There is none, or `limit` is below 1.
-    """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, not {limit}.", hint="Leave it out to read everything.")
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    if not sources:
-        raise ConfigError("no data are named.", hint="Give at least one file, folder or hub id.")
-    return sources
-
-
-def _kept(
-    examples: Iterable[Example | None],
-    report: DataReport,
-    seen: set[tuple[object, ...]] | None,
-    *,
-    limit: int | None,
-    require_output: bool,
-) -> list[Example]:
-    """The examples that can be learned and did not come before; what is dropped is counted."""
-    rows: list[Example] = []
-    for example in examples:
-        report.rows_read += 1
-        if example is None:
-            report.empty_questions += 1
-            continue
-        if require_output and not example.answered:
-            report.empty_answers += 1
-            continue
-        if seen is not None:
-            content = example.content()
-            if content in seen:
-                report.duplicates += 1
-                continue
-            seen.add(content)
-        rows.append(example)
-        if len(rows) == limit:
-            break
-    report.kept = len(rows)
-    if not rows:
-        raise _nothing_left(report)
-    return rows
-
-
-def _nothing_left(report: DataReport) -> DataError:
-    """The error for a source of which no row is kept."""
-    counts = (
-        (report.empty_answers, "have no answer"),
-        (report.empty_questions, "ask nothing"),
-        (report.duplicates, "repeat rows of the sources before"),
-    )
-    why = ", ".join(f"{count:,} {what}" for count, what in counts if count)
-    return DataError(
-        f"{report.source}: none of the {report.rows_read:,} rows can be learned: {why}.",
+    rules = Rules(
+        reader=lambda report: RowReader(mapping, report, require_output=require_output, all_answers=all_answers),
+        mapping=mapping,
+        limit=limit,
+        drop_duplicates=drop_duplicates,
+        reasons=_REASONS,
         hint="Fill the answer column, or map the right one with columns, e.g. output=<column>.",
     )
+    rows, report, _ = read_sources(
+        sources_in(source, limit), ReadOptions(split=split, encoding=encoding, sheet=sheet), rules
+    )
+    return Examples(rows, report)

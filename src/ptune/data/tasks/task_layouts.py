@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptune.choices import CLASSIFY, FILL, QA, SEQ2SEQ, TAG
-from ptune.data.layouts import check_columns, own_columns
+from ptune.data.layouts import check_columns, mapped_columns, own_columns
 from ptune.data.tasks.task_kinds import check_task
 from ptune.data.values import kind
 from ptune.errors import ConfigError, DataError, listed, shown, unknown
@@ -109,13 +109,6 @@ def check_task_columns(columns: Mapping[str, str], task: str) -> dict[str, str]:
                 f"columns: {part} must name a column, not {shown(column)}.", hint=f"Write {part}=<column>."
             )
     return dict(columns)
-
-
-def mapped_columns(found: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
-    """The parts of a mapping whose column is there, and the column as the row has it."""
-    loose = own_columns(found)
-    given = {part: loose.get(column, loose.get(column.strip().lower())) for part, column in mapping.items()}
-    return {part: column for part, column in given.items() if column is not None}
 
 
 def find_task_layout(

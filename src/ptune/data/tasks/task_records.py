@@ -6,21 +6,26 @@ are those of `load_examples` itself, a question and its answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ptune.choices import SEQ2SEQ, TAG
-from ptune.data.data_report import DataReport
 from ptune.data.example import Example
-from ptune.data.layouts import no_such_column
 from ptune.data.opened import Reader, ReadOptions
-from ptune.data.records import load_examples, sources_in
-from ptune.data.sources import find_rows
+from ptune.data.read_sources import Rules, read_sources, sources_in
+from ptune.data.records import load_examples
 from ptune.data.tasks.conll import CONLL_SUFFIXES, conll_rows
 from ptune.data.tasks.task_example import TaskExample, TaskExamples
 from ptune.data.tasks.task_layouts import check_task_columns
-from ptune.data.tasks.task_rows import Parsed, TaskRowReader
+from ptune.data.tasks.task_rows import EMPTY, HIDDEN, UNLABELLED, TaskRowReader
 from ptune.errors import DataError
+
+_REASONS = {
+    UNLABELLED: "have no label",
+    HIDDEN: "have the label -1, which stands for none",
+    EMPTY: "have no text",
+    "duplicates": "repeat rows of the sources before",
+}
 
 
 def load_task_examples(
@@ -72,29 +77,18 @@ def load_task_examples(
             sheet=sheet,
         )
         return TaskExamples(map(_written, examples), task, examples.report)
-    rows: list[TaskExample] = []
-    reports: list[DataReport] = []
-    names: dict[str, None] = {}
-    seen: set[tuple[object, ...]] | None = set() if drop_duplicates else None
-    unmet = mapping
+    rules = Rules(
+        reader=lambda report: TaskRowReader(task, mapping, report, require_labels=require_labels),
+        mapping=mapping,
+        limit=limit,
+        drop_duplicates=drop_duplicates,
+        reasons=_REASONS,
+        hint="Fill the column of labels, take a split that has them, or map the right column with columns.",
+    )
     readers: dict[str, Reader] = dict.fromkeys(CONLL_SUFFIXES, conll_rows) if task == TAG else {}
-    for one in sources:
-        report = DataReport(source=str(one))
-        options = ReadOptions(split=split, encoding=encoding, sheet=sheet, notes=report.notes, readers=readers)
-        found = find_rows(one, options)
-        report.skipped_files = found.skipped
-        reader = TaskRowReader(task, mapping, report, require_labels=require_labels)
-        rows += _kept(reader.examples(found.tables), report, seen, limit)
-        reports.append(report)
-        missing = reader.finish()
-        unmet = {part: column for part, column in unmet.items() if part in missing}
-        for column in reader.label_columns():
-            names |= dict.fromkeys(options.class_names.get(column, ()))
-    whole = DataReport.of(reports)
-    if unmet:
-        there = dict.fromkeys([*(column for column, _ in whole.columns), *whole.unused_columns])
-        raise no_such_column(whole.source, there, *next(iter(unmet.items())))
-    return TaskExamples(rows, task, whole, tuple(names))
+    options = ReadOptions(split=split, encoding=encoding, sheet=sheet, readers=readers)
+    rows, report, names = read_sources(sources, options, rules)
+    return TaskExamples(rows, task, report, (*names.get("label", ()), *names.get("tags", ())))
 
 
 def _written(example: Example) -> TaskExample:
@@ -120,44 +114,4 @@ def _written(example: Example) -> TaskExample:
         second=example.input or None,
         target=example.output,
         source=example.source,
-    )
-
-
-def _kept(
-    parsed: Iterable[Parsed], report: DataReport, seen: set[tuple[object, ...]] | None, limit: int | None
-) -> list[TaskExample]:
-    """The rows that can be used and did not come before; what is dropped is counted."""
-    rows: list[TaskExample] = []
-    for example in parsed:
-        report.rows_read += 1
-        if isinstance(example, str):
-            setattr(report, example, getattr(report, example) + 1)
-            continue
-        if seen is not None:
-            content = example.content()
-            if content in seen:
-                report.duplicates += 1
-                continue
-            seen.add(content)
-        rows.append(example)
-        if len(rows) == limit:
-            break
-    report.kept = len(rows)
-    if not rows:
-        raise _nothing_left(report)
-    return rows
-
-
-def _nothing_left(report: DataReport) -> DataError:
-    """The error for a source of which no row is kept."""
-    counts = (
-        (report.unlabelled, "have no label"),
-        (report.hidden_labels, "have the label -1, which stands for none"),
-        (report.empty_texts, "have no text"),
-        (report.duplicates, "repeat rows of the sources before"),
-    )
-    why = ", ".join(f"{count:,} {what}" for count, what in counts if count)
-    return DataError(
-        f"{report.source}: none of the {report.rows_read:,} rows can be learned: {why}.",
-        hint="Fill the column of labels, take a split that has them, or map the right column with columns.",
     )

@@ -1,32 +1,31 @@
 """Rows of named values become examples of a task, each by the layout of its own columns.
 
-There is a parser for every set of columns that comes up, as in `ptune.data.row_parser`; what was used and what was not
-is counted in rows. A row of which nothing can be learned is not an example but the name of the count it goes into.
+A row of which nothing can be learned is not an example but the name of the count it goes into.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from ptune.choices import CLASSIFY, FILL, QA, TAG
 from ptune.data.data_report import DataReport
-from ptune.data.layouts import no_such_column
-from ptune.data.sources import Table
-from ptune.data.squad import flat_rows
+from ptune.data.layouts import mapped_columns, no_such_column
+from ptune.data.table_reader import RowParser, TableReader
 from ptune.data.tasks.answer_spans import answers_given, placed
 from ptune.data.tasks.label_values import NO_LABEL, label_text, tag_texts
 from ptune.data.tasks.task_example import TaskExample
 from ptune.data.tasks.task_layouts import (
     TaskLayout,
     find_task_layout,
-    mapped_columns,
     no_task_layout,
     refuse_choices,
 )
-from ptune.data.values import Texts, described
+from ptune.data.values import described
 from ptune.errors import DataError, shown
 
 Parsed = TaskExample | str
@@ -35,27 +34,21 @@ EMPTY, UNLABELLED, HIDDEN = "empty_texts", "unlabelled", "hidden_labels"
 
 
 @dataclass(kw_only=True)
-class _TaskRowParser:
+class _TaskRowParser(RowParser):
     """Turns rows with one set of columns into examples of a task."""
 
     layout: TaskLayout
-    columns: Mapping[str, str]
-    """Part of a row → column."""
-    file_columns: tuple[str, ...]
-    report: DataReport
-    texts: Texts
     require_labels: bool
-    rows: int = 0
 
     def classified(self, row: Mapping[str, Any], place: str) -> Parsed:
         """A text or a pair with its label."""
-        text = self._text(row, "text", place)
-        second = self._text(row, "second", place) if "second" in self.columns else None
+        text = self.text(row, "text", place)
+        second = self.text(row, "second", place) if "second" in self.columns else None
         if not text.strip() and not (second or "").strip():
             return EMPTY
         label = None
         if "label" in self.columns:
-            label = label_text(row[self.columns["label"]], self._name("label"), place)
+            label = label_text(row[self.columns["label"]], self.name_of("label"), place)
         if label in (None, NO_LABEL) and self.require_labels:
             return HIDDEN if label else UNLABELLED
         return TaskExample(text=text, second=second, label=None if label == NO_LABEL else label, source=place)
@@ -63,14 +56,14 @@ class _TaskRowParser:
     def tagged(self, row: Mapping[str, Any], place: str) -> Parsed:
         """Words with their tags."""
         words = tuple(
-            self.texts.of(word, self.columns["words"], f"word {number} of {self._name('words')}", place)
+            self.texts.of(word, self.columns["words"], f"word {number} of {self.name_of('words')}", place)
             for number, word in enumerate(self._list(row, "words", place), start=1)
         )
         if not any(word.strip() for word in words):
             return EMPTY
         tags: tuple[str, ...] = ()
         if "tags" in self.columns and row[self.columns["tags"]] is not None:
-            tags = tag_texts(self._list(row, "tags", place), self._name("tags"), place)
+            tags = tag_texts(self._list(row, "tags", place), self.name_of("tags"), place)
             if len(tags) != len(words):
                 raise DataError(
                     f"{place}: there are {len(words):,} words and {len(tags):,} tags.",
@@ -85,7 +78,7 @@ class _TaskRowParser:
 
     def asked(self, row: Mapping[str, Any], place: str) -> Parsed:
         """A question, its context, and where the answers stand in it."""
-        question, context = (self._text(row, part, place) for part in ("question", "context"))
+        question, context = (self.text(row, part, place) for part in ("question", "context"))
         if not question.strip() or not context.strip():
             return EMPTY
         start = row[self.columns["start"]] if "start" in self.columns else None
@@ -93,7 +86,7 @@ class _TaskRowParser:
         impossible = self._impossible(row, place)
         if impossible and given:
             raise DataError(
-                f"{place}: {self._name('impossible')} is true, and there is an answer ({shown(given[0][0], 40)}).",
+                f"{place}: {self.name_of('impossible')} is true, and there is an answer ({shown(given[0][0], 40)}).",
                 hint="Leave the answers empty, or say that the question can be answered.",
             )
         if given is None and not impossible and self.require_labels:
@@ -110,14 +103,14 @@ class _TaskRowParser:
             context=context,
             answers=distinct,
             impossible=impossible or given == [],
-            key=self._text(row, "key", place) if "key" in self.columns else "",
+            key=self.text(row, "key", place) if "key" in self.columns else "",
             source=place,
         )
 
     def _impossible(self, row: Mapping[str, Any], place: str) -> bool:
         if "impossible" not in self.columns:
             return False
-        said = label_text(row[self.columns["impossible"]], self._name("impossible"), place)
+        said = label_text(row[self.columns["impossible"]], self.name_of("impossible"), place)
         return said in ("true", "True", "1")
 
     def _list(self, row: Mapping[str, Any], part: str, place: str) -> list[Any]:
@@ -132,17 +125,10 @@ class _TaskRowParser:
                 value = row[self.columns[part]]
         if not isinstance(value, list):
             raise DataError(
-                f"{place}: {self._name(part)} is {described(value)}, not a list.",
+                f"{place}: {self.name_of(part)} is {described(value)}, not a list.",
                 hint='Write a list of texts (["EU", "rejects"]), a text with blanks between, or a CoNLL file.',
             )
         return value
-
-    def _text(self, row: Mapping[str, Any], part: str, place: str) -> str:
-        return self.texts.of(row[self.columns[part]], self.columns[part], self._name(part), place)
-
-    def _name(self, part: str) -> str:
-        column = self.columns[part]
-        return repr(column) if column == part else f"{shown(column)} ({part})"
 
 
 _PARSERS: dict[str, Callable[[_TaskRowParser, Mapping[str, Any], str], Parsed]] = {
@@ -153,7 +139,7 @@ _PARSERS: dict[str, Callable[[_TaskRowParser, Mapping[str, Any], str], Parsed]] 
 }
 
 
-class TaskRowReader:
+class TaskRowReader(TableReader[_TaskRowParser, TaskExample]):
     """Reads the tables of one source; what it meets stands in the report after `finish`.
 
     Args:
@@ -164,31 +150,18 @@ class TaskRowReader:
     """
 
     def __init__(self, task: str, mapping: Mapping[str, str], report: DataReport, *, require_labels: bool) -> None:
-        self.task, self.mapping, self.report, self.require_labels = task, mapping, report, require_labels
-        self.texts = Texts(report.converted)
-        self._parsers: list[_TaskRowParser] = []
+        super().__init__(mapping, report)
+        self.task, self.require_labels = task, require_labels
 
-    def examples(self, tables: Iterable[Table]) -> Iterator[Parsed]:
-        """Every row of the tables, in order.
+    @override
+    def parse(self, parser: _TaskRowParser, row: Mapping[str, Any], place: str) -> Parsed:
+        return _PARSERS[self.task](parser, row, place)
 
-        Raises:
-            DataError: A table without rows, or a row that cannot be used.
-        """
-        parse = _PARSERS[self.task]
-        for table in tables:
-            self.report.files += (table.name,)
-            parsers: dict[tuple[str, ...], _TaskRowParser] = {}
-            for place, row in flat_rows(table.rows()):
-                columns = tuple(row)
-                parser = parsers.get(columns)
-                if parser is None:
-                    parser = parsers[columns] = self._new_parser(row, place, table.name, bool(parsers))
-                parser.rows += 1
-                yield parse(parser, row, place)
-            if not parsers:
-                raise DataError(f"{table.name} holds no rows.", hint="Give a file with at least one row.")
-
-    def _new_parser(self, row: Mapping[str, Any], place: str, file: str, later: bool) -> _TaskRowParser:
+    @override
+    def new_parser(
+        self, row: Mapping[str, Any], place: str, file: str, before: Sequence[_TaskRowParser]
+    ) -> _TaskRowParser:
+        later = bool(before)
         if not self.mapping:
             refuse_choices(place if later else file, row, self.task)
         found = find_task_layout(tuple(row), self.mapping, self.task, require_labels=self.require_labels)
@@ -199,7 +172,7 @@ class TaskRowReader:
                     raise no_such_column(place if later else file, row, part, column)
             raise no_task_layout(place if later else file, row, self.task)
         layout, columns = found
-        parser = _TaskRowParser(
+        return _TaskRowParser(
             layout=layout,
             columns=columns,
             file_columns=tuple(row),
@@ -207,27 +180,3 @@ class TaskRowReader:
             texts=self.texts,
             require_labels=self.require_labels,
         )
-        self._parsers.append(parser)
-        return parser
-
-    def label_columns(self) -> list[str]:
-        """The columns that labels or tags were read from."""
-        parts = ("label", "tags")
-        return list(dict.fromkeys(one.columns[part] for one in self._parsers for part in parts if part in one.columns))
-
-    def finish(self) -> dict[str, str]:
-        """Put columns and layouts into the report.
-
-        Returns:
-            What of the mapping names a column that no row had.
-        """
-        for parser in self._parsers:
-            self.report.layouts[parser.layout.name] += parser.rows
-            for part, column in parser.columns.items():
-                self.report.columns[column, part] += parser.rows
-            for column in parser.file_columns:
-                if column not in parser.columns.values():
-                    self.report.unused_columns[column] += parser.rows
-        there = tuple(dict.fromkeys(column for parser in self._parsers for column in parser.file_columns))
-        available = mapped_columns(there, self.mapping)
-        return {part: column for part, column in self.mapping.items() if part not in available}
