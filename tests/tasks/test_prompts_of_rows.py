@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,6 +219,29 @@ def test_hidden_states_of_rows_with_heads_of_their_own(task: TaskType) -> None:
             assert len(together) == len(alone)
             for states, own in zip(together, alone, strict=True):
                 assert close(states[at][mask[at].bool()], own[0])
+
+
+def test_gaps_of_rows_with_heads_of_their_own() -> None:
+    """Where no logits are asked for, heads read the gaps alone, with the same loss and gradients."""
+    task = TaskType.MASKED_LM
+    configs = {one: replace(CONFIGS["vectors"], modules_to_save=["cls"]) for one in "ab"}
+    model = several("bert", task, configs)
+    ids, mask = padded(texts(), "left", pad_of("bert"))
+    labels = torch.where((torch.arange(ids.shape[1]) % 3 == 0) & mask.bool(), ids, -100)
+    read: list[int] = []
+    for encoder in model.prompts.values():
+        encoder.head["cls"].register_forward_pre_hook(lambda _, given: read.append(given[0].shape[:-1].numel()))
+    found = []
+    for return_logits in (False, True):
+        model.zero_grad()
+        loss = model(ids, mask, labels, prompt_names=["b", "a", None, "a", "b"], return_logits=return_logits).loss
+        loss.backward()
+        found.append((loss.detach(), {key: one.grad.clone() for key, one in model.prompts.named_parameters()}))
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
+    assert same_gradients(found[0][1], found[1][1])
+    assert all(bool(one.any()) for one in found[0][1].values())
+    own = [int((labels[rows] != -100).sum()) for rows in ([0, 4], [1, 3])]
+    assert read == [*own, 2 * ids.shape[1], 2 * ids.shape[1]]
 
 
 def test_a_row_without_prompt_is_the_bare_models() -> None:

@@ -20,7 +20,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from transformers.utils.generic import ModelOutput
 
 from ptune.batch.row_prompts import BASE_MODEL, RowNames, RowPrompts, names_of_rows, no_embeddings
@@ -40,7 +41,7 @@ from ptune.tasks import losses
 from ptune.tasks.behind_head import BehindHead
 from ptune.tasks.both_ways import behind_keys, concatenated, with_virtual
 from ptune.tasks.encoder_decoder import answer_inputs, answering_behind
-from ptune.tasks.lined_up import LinedUp, read_inputs
+from ptune.tasks.lined_up import LinedUp, output_lined_up, read_inputs, without_logits
 from ptune.tasks.task_parts import reads_text
 
 _OF_ANSWERS = (
@@ -130,20 +131,22 @@ class RunsTasks(HoldsPrompts):
         rows, prompts = self._prompts_of(rows, prompt_names, kwargs)
         if self.task is TaskType.SEQ_2_SEQ_LM:
             answered = self._answered(rows, prompts, labels, num_items_in_batch, kwargs)
-            return _without_logits(answered) if return_logits is False else answered
+            return without_logits(answered) if return_logits is False else answered
         types = None if token_type_ids is None else rows.flat(token_type_ids, "token_type_ids")
         if self._pools_virtual(prompts):
             read = with_virtual(reads_text(self.base), prompts.each(), rows, types, kwargs)
         else:
             read = self._read(rows, prompts, types, kwargs), rows.mask
         if self._behind is None:
-            return _lined_up(rows, read[0])
+            return output_lined_up(rows, read[0])
+        if self.task is TaskType.MASKED_LM and labels is not None and return_logits is False:
+            return self._gaps_learned(rows, prompts, read[0], labels, num_items_in_batch)
         output = self._behind_head(prompts, *read)
         loss = self._loss(
             rows, output, {name: value for name, value in given.items() if value is not None}, num_items_in_batch
         )
-        output = _without_logits(output) if return_logits is False else output
-        return _lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
+        output = without_logits(output) if return_logits is False else output
+        return output_lined_up(rows, output, loss, whole=self.task is TaskType.SEQ_CLS)
 
     def _mask_of(self, ids: torch.Tensor | None) -> torch.Tensor | None:
         """The mask of a decoder's rows to classify where nobody gave one.
@@ -242,13 +245,11 @@ class RunsTasks(HoldsPrompts):
         """What the model's class makes of hidden states, by each row's own head."""
         assert self._behind is not None
         run = self._behind
-        names = list(dict.fromkeys(prompts.names))
-        heads = [None if name is None else prompts.encoders[name].head for name in names]
-        if len(names) == 1 or all(head is None for head in heads):
-            return run(output, mask, heads[0])
-        made, order = [], []
-        for name, head in zip(names, heads, strict=True):
-            chosen = [row for row, its in enumerate(prompts.names) if its == name]
+        groups = _by_head(prompts)
+        if len(groups) == 1:
+            return run(output, mask, groups[0][1])
+        made, order = [], list[int]()
+        for chosen, head in groups:
             own = {key: value[chosen] for key, value in output.items() if isinstance(value, torch.Tensor)}
             made.append(run(type(output)(**own), mask[chosen], head))
             order += chosen
@@ -262,6 +263,27 @@ class RunsTasks(HoldsPrompts):
         back = torch.tensor(order, device=mask.device).argsort()
         states = {key: output[key] for key in ("hidden_states", "attentions") if output.get(key) is not None}
         return type(made[0])(**{key: torch.cat(values)[back] for key, values in parts.items()}, **states)
+
+    def _gaps_learned(
+        self,
+        rows: LinedUp,
+        prompts: RowPrompts,
+        output: Any,
+        labels: torch.Tensor,
+        count: torch.Tensor | int | None,
+    ) -> ModelOutput:
+        """The loss of a masked language model; its head reads the places that have labels, and no others."""
+        assert self._behind is not None
+        moved, states = rows.moved(labels, "labels", IGNORE_INDEX), output["last_hidden_state"]
+        made, wanted = [], []
+        for chosen, head in _by_head(prompts):
+            gaps = moved[chosen] != IGNORE_INDEX
+            own = type(output)(last_hidden_state=states[chosen][gaps][None])
+            made.append(self._behind(own, rows.mask[chosen][gaps][None], head)["logits"])
+            wanted.append(moved[chosen][gaps][None])
+        loss = losses.vocabulary_loss(torch.cat(made, dim=1), torch.cat(wanted, dim=1), count)
+        kept = {name: output[name] for name in ("hidden_states", "attentions") if output.get(name) is not None}
+        return output_lined_up(rows, MaskedLMOutput(**kept), loss)
 
     def _loss(
         self, rows: LinedUp, output: Any, given: dict[str, torch.Tensor], count: torch.Tensor | int | None
@@ -365,29 +387,11 @@ class RunsTasks(HoldsPrompts):
         return id(self) in DISABLED.get()
 
 
-def _without_logits(output: ModelOutput) -> ModelOutput:
-    return type(output)(**{name: value for name, value in output.items() if not name.endswith("logits")})
-
-
-def _lined_up(
-    rows: LinedUp, output: ModelOutput, loss: torch.Tensor | None = None, *, whole: bool = False
-) -> ModelOutput:
-    """An output with its loss first, and what belongs to tokens where they stood.
-
-    Args:
-        rows: The rows.
-        output: What came out of them.
-        loss: Of the task.
-        whole: Whether `logits` belong to rows.
-    """
-    values = {name: value for name, value in output.items() if name != "loss" and value is not None}
-    for name in ("last_hidden_state", "start_logits", "end_logits", *(() if whole else ("logits",))):
-        if name in values:
-            values[name] = rows.back(values[name])
-    for name in {"start_logits", "end_logits"} & set(values):
-        # What stands at padding is no answer, wherever the padding stands.
-        outside = rows.back(rows.mask) == 0
-        values[name] = values[name].masked_fill(outside, torch.finfo(values[name].dtype).min)
-    if "hidden_states" in values:
-        values["hidden_states"] = tuple(rows.back(one) for one in values["hidden_states"])
-    return type(output)(**({} if loss is None else {"loss": loss}), **values)
+def _by_head(prompts: RowPrompts) -> list[tuple[list[int], nn.ModuleDict | None]]:
+    """The heads of a batch, None standing for the frozen model's, and the rows of each."""
+    names = list(dict.fromkeys(prompts.names))
+    heads = [None if name is None else prompts.encoders[name].head for name in names]
+    if len(names) == 1 or all(head is None for head in heads):
+        return [(list(range(len(prompts.names))), heads[0])]
+    rows = [[row for row, its in enumerate(prompts.names) if its == name] for name in names]
+    return list(zip(rows, heads, strict=True))

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from ptune.batch.text import Text
 from ptune.errors import ConfigError
@@ -100,3 +101,32 @@ def read_inputs(
     padded = pad_sequence(joined, batch_first=True)
     mask = (torch.arange(padded.shape[1], device=text.device) < whole[:, None]).long()
     return {"inputs_embeds": padded, "attention_mask": mask}
+
+
+def without_logits(output: ModelOutput) -> ModelOutput:
+    """An output without what nobody is going to read."""
+    return type(output)(**{name: value for name, value in output.items() if not name.endswith("logits")})
+
+
+def output_lined_up(
+    rows: LinedUp, output: ModelOutput, loss: torch.Tensor | None = None, *, whole: bool = False
+) -> ModelOutput:
+    """An output with its loss first, and what belongs to tokens where they stood.
+
+    Args:
+        rows: The rows.
+        output: What came out of them.
+        loss: Of the task.
+        whole: Whether `logits` belong to rows.
+    """
+    values = {name: value for name, value in output.items() if name != "loss" and value is not None}
+    for name in ("last_hidden_state", "start_logits", "end_logits", *(() if whole else ("logits",))):
+        if name in values:
+            values[name] = rows.back(values[name])
+    for name in {"start_logits", "end_logits"} & set(values):
+        # What stands at padding is no answer, wherever the padding stands.
+        outside = rows.back(rows.mask) == 0
+        values[name] = values[name].masked_fill(outside, torch.finfo(values[name].dtype).min)
+    if "hidden_states" in values:
+        values["hidden_states"] = tuple(rows.back(one) for one in values["hidden_states"])
+    return type(output)(**({} if loss is None else {"loss": loss}), **values)
