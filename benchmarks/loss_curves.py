@@ -34,7 +34,7 @@ from ptune.loading.load import chosen_dtype
 from ptune.methods.names import METHODS
 from ptune.recipe import TrainRecipe
 
-ENGLISH, CHINESE = "../shared/data/alpaca_en/alpaca_data.json", "../shared/data/alpaca_zh"
+ENGLISH, CHINESE = "../shared/data/alpaca_en", "../shared/data/alpaca_zh"
 NAMES = ("prompt-tuning", "mlp", "lstm")
 RATES = {"prompt-tuning": 3e-2, "mlp": 1e-3, "lstm": 1e-3}
 FACTORS = (0.3, 1.0, 3.0, 10.0)
