@@ -71,8 +71,7 @@ def guide(library: Any, base: Path, task: str, folder: Path) -> tuple[list[float
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = library.get_peft_model(loader.from_pretrained(base, **options), configured(library, base, task))
     data = batches(tokenizer, task)
-    # With Adam's usual epsilon a gradient that is rounding alone makes a whole step, in one direction or the other.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=4 * len(data))
     losses = []
     model.train()
@@ -100,11 +99,11 @@ def guide(library: Any, base: Path, task: str, folder: Path) -> tuple[list[float
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("task", ["SEQ_2_SEQ_LM", "CAUSAL_LM"])
 def test_a_guide_with_one_import_changed(task: str, tmp_path: Path) -> None:
-    base = (save_t5 if task == "SEQ_2_SEQ_LM" else save_llama)(tmp_path / "base")
+    # Wider weights would let rounding grow to a percent in these eight steps.
+    base = save_llama(tmp_path / "base") if task == "CAUSAL_LM" else save_t5(tmp_path / "base", wide=1.0)
     wanted, theirs = guide(peft, base, task, tmp_path / "theirs")
     found, mine = guide(ptune, base, task, tmp_path / "mine")
-    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-    assert found == pytest.approx(wanted, rel=1e-3)
+    assert found == pytest.approx(wanted, rel=1e-5)
     assert found[-2] < found[0]
     # PEFT's folder is a prompt here, and the other way round.
     assert torch.equal(mine[:, -6:], theirs[:, -6:])
@@ -113,4 +112,4 @@ def test_a_guide_with_one_import_changed(task: str, tmp_path: Path) -> None:
         model = library.PeftModel.from_pretrained(loader.from_pretrained(base), tmp_path / folder).eval()
         with torch.no_grad():
             loss = float(model(**batches(AutoTokenizer.from_pretrained(base), task)[0]).loss)
-        assert loss == pytest.approx(wanted[-2], rel=1e-3)
+        assert loss == pytest.approx(wanted[-2], rel=1e-5)
