@@ -51,12 +51,10 @@ def measure(options: argparse.Namespace, say: Console) -> dict[str, Any]:
     result: dict[str, Any] = {
         **heading(WHAT, "python benchmarks/loss_curves.py"),
         "settings": {
-            **{
-                name: getattr(options, name)
-                for name in ("model", "rows", "held_out", "batch", "epochs", "rate_epochs", "max_length", "n", "seeds")
-            },
-            "dtype": str(chosen_dtype(options.dtype, torch.device("cpu"))).removeprefix("torch."),
-        },
+            name: getattr(options, name)
+            for name in ("model", "rows", "held_out", "batch", "epochs", "rate_epochs", "max_length", "n", "seeds")
+        }
+        | {"dtype": str(chosen_dtype(options.dtype, torch.device("cpu"))).removeprefix("torch.")},
         "status": "not finished",
         "data": [],
     }

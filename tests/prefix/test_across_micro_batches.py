@@ -47,8 +47,12 @@ def gradients(model: PTunedModel, batches: Sequence[dict[str, Any]], *, shared: 
                 model(**batch, num_items_in_batch=40, return_logits=False).loss.backward()
         else:
             model(**batch, num_items_in_batch=40, return_logits=False).loss.backward()
-    trained = [one for one in model.prompts.parameters() if one.requires_grad]
-    return [one.grad.clone() for one in trained if one.grad is not None]
+    found = []
+    for one in model.prompts.parameters():
+        if one.requires_grad:
+            assert one.grad is not None
+            found.append(one.grad.clone())
+    return found
 
 
 def assert_same(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor], tolerance: float) -> None:
@@ -215,17 +219,27 @@ def test_a_prompt_of_earlier_micro_batches_alone_gets_its_gradient(way: str) -> 
         assert_same(gradients(model, batches, shared=True), wanted, 1e-12)
 
 
+def test_other_active_prompt_gets_its_own_gradient() -> None:
+    model, batches = encoder_prompt(build("gpt2").double()), micro_batches()
+    model.add_prompt("other", model.prompt_configs["default"])
+    model.to(torch.float64)
+    with model.prefix_scope(last=False):
+        model(**batches[0], num_items_in_batch=40).loss.backward()
+    model.set_prompt("other")
+    assert_same(gradients(model, batches, shared=True), gradients(model, batches, shared=False), 1e-12)
+    assert all(parameter.grad is None for parameter in model.prompts["default"].parameters())
+
+
 def test_a_prompt_that_was_changed_before_the_last_micro_batch_gets_none() -> None:
     model, batches = encoder_prompt(build("gpt2").double()), micro_batches()
     model.add_prompt("other", model.prompt_configs["default"])
-    model.to(torch.float64).train()
+    model.to(torch.float64).train().train_prompts(["default", "other"])
     with model.prefix_scope(last=False):
-        model(**batches[0], num_items_in_batch=40).loss.backward()
+        model(**batches[0], prompt_names="default", num_items_in_batch=40).loss.backward()
     with torch.no_grad():
         model.prompts["default"].embedding.weight.mul_(0.5)
-    model.set_prompt("other")
     with model.prefix_scope(last=True):
-        model(**batches[1], num_items_in_batch=40).loss.backward()
+        model(**batches[1], prompt_names="other", num_items_in_batch=40).loss.backward()
     assert all(parameter.grad is None for parameter in model.prompts["default"].parameters())
     assert all(parameter.grad is not None for parameter in model.prompts["other"].parameters())
 

@@ -21,8 +21,8 @@ from ptune.data.layouts import (
     unknown_layout,
 )
 from ptune.data.squad import answers_in
-from ptune.data.table_reader import RowParser, TableReader
-from ptune.errors import DataError, listed, shown
+from ptune.data.table_reader import RowParser, TableReader, column_name
+from ptune.errors import DataError, listed
 
 EMPTY_QUESTION, EMPTY_ANSWER = "empty_questions", "empty_answers"
 
@@ -139,8 +139,7 @@ class RowReader(TableReader[_ExampleParser, Example]):
         for parser in before:
             for field in parser.layout.needed(self.require_output):
                 if field not in available:
-                    column = self.mapping.get(field, field)
-                    name = f"{field!r}" if column == field else f"{shown(column)} ({field})"
+                    name = column_name(self.mapping.get(field, field), field)
                     return DataError(f"{place}: the row has no {name}.", hint=f"Its columns: {listed(row) or 'none'}.")
         for field, column in self.mapping.items():
             if field not in available:

@@ -19,6 +19,11 @@ from ptune.data.values import Texts
 from ptune.errors import DataError, shown
 
 
+def column_name(column: str, part: str) -> str:
+    """A column and the part of a row that it holds, for messages."""
+    return repr(column) if column == part else f"{shown(column)} ({part})"
+
+
 class NamedLayout(Protocol):
     """A kind of columns."""
 
@@ -53,8 +58,7 @@ class RowParser:
 
     def name_of(self, part: str) -> str:
         """The column of a part, for messages."""
-        column = self.columns[part]
-        return repr(column) if column == part else f"{shown(column)} ({part})"
+        return column_name(self.columns[part], part)
 
 
 P = TypeVar("P", bound=RowParser)

@@ -275,12 +275,14 @@ class RunsTasks(HoldsPrompts):
         """The loss of a masked language model; its head reads the places that have labels, and no others."""
         assert self._behind is not None
         moved, states = rows.moved(labels, "labels", IGNORE_INDEX), output["last_hidden_state"]
-        made, wanted = [], []
+        gaps, made, wanted = moved != IGNORE_INDEX, [], []
         for chosen, head in _by_head(prompts):
-            gaps = moved[chosen] != IGNORE_INDEX
-            own = type(output)(last_hidden_state=states[chosen][gaps][None])
-            made.append(self._behind(own, rows.mask[chosen][gaps][None], head)["logits"])
-            wanted.append(moved[chosen][gaps][None])
+            own_rows = torch.zeros_like(gaps)
+            own_rows[chosen] = True
+            own = gaps & own_rows
+            given = type(output)(last_hidden_state=states[own][None])
+            made.append(self._behind(given, rows.mask[own][None], head)["logits"])
+            wanted.append(moved[own][None])
         loss = losses.vocabulary_loss(torch.cat(made, dim=1), torch.cat(wanted, dim=1), count)
         kept = {name: output[name] for name in ("hidden_states", "attentions") if output.get(name) is not None}
         return output_lined_up(rows, MaskedLMOutput(**kept), loss)
